@@ -1,0 +1,147 @@
+"""What to quantize, and how: frozen, checked on construction."""
+
+from __future__ import annotations
+
+import fnmatch
+import re
+from dataclasses import asdict, dataclass, field, fields
+from typing import Any, Literal, get_args
+
+from qdiff_fx.errors import ConfigError
+from qdiff_fx.qparams import ACTIVATION_BITS, SOFTMAX_BITS, WEIGHT_BITS
+
+SplitPolicy = Literal["shortcut", "all", "off"]
+WeightRange = Literal["max", "mse"]
+ActRange = Literal["minmax", "moving_average", "percentile", "mse"]
+ActGranularity = Literal["tensor", "timestep"]
+
+
+def _check_choice(name: str, value: object, choices: tuple[object, ...]) -> None:
+    if value not in choices:
+        raise ConfigError(f"{value!r} is not supported", where=name, fix=f"Choose one of {sorted(map(str, choices))}")
+
+
+def _check_bits(name: str, value: object, allowed: Any) -> None:
+    if not isinstance(value, int) or isinstance(value, bool) or value not in allowed:
+        raise ConfigError(f"{value!r} bits are not supported", where=name, fix=f"Choose one of {list(allowed)}")
+
+
+@dataclass(frozen=True)
+class Rule:
+    """An exception for the layers whose module path matches.
+
+    Attributes:
+        pattern: a glob over dotted module paths ("up_blocks.*.conv_shortcut"), or a regular expression after "re:".
+        weight_bits, act_bits, softmax_bits, act_range: override the global setting where not ``None``.
+        quantize: ``False`` keeps the layer in float.
+    """
+
+    pattern: str
+    weight_bits: int | None = None
+    act_bits: int | None = None
+    softmax_bits: int | None = None
+    act_range: ActRange | None = None
+    quantize: bool = True
+
+    def __post_init__(self) -> None:
+        where = f"Rule({self.pattern!r})"
+        if self.weight_bits is not None:
+            _check_bits(f"{where}.weight_bits", self.weight_bits, WEIGHT_BITS)
+        if self.act_bits is not None:
+            _check_bits(f"{where}.act_bits", self.act_bits, ACTIVATION_BITS)
+        if self.softmax_bits is not None:
+            _check_bits(f"{where}.softmax_bits", self.softmax_bits, SOFTMAX_BITS)
+        if self.act_range is not None:
+            _check_choice(f"{where}.act_range", self.act_range, get_args(ActRange))
+        try:
+            self.matches("")
+        except re.error as error:
+            raise ConfigError(f"the regular expression is invalid ({error})", where=where) from error
+
+    def matches(self, path: str) -> bool:
+        """Whether the dotted module path is covered by this rule."""
+        if self.pattern.startswith("re:"):
+            return re.fullmatch(self.pattern[3:], path) is not None
+        return fnmatch.fnmatchcase(path, self.pattern)
+
+
+@dataclass(frozen=True)
+class LayerSettings:
+    """The configuration as it applies to one layer, rules resolved."""
+
+    weight_bits: int
+    act_bits: int
+    softmax_bits: int
+    act_range: ActRange
+    quantize: bool
+
+
+@dataclass(frozen=True)
+class QDiffConfig:
+    """How a UNet is quantized.
+
+    Attributes:
+        weight_bits: 2 to 8, symmetric, one scale per output channel.
+        act_bits: 4 to 8, asymmetric, one scale per tensor or per tensor and timestep bin.
+        softmax_bits: bits of the attention probabilities (zero-point 0), 4 to 8 or 16.
+        split: "shortcut" quantizes the chunks of a concat that feeds a conv or linear separately (the paper,
+            section 4.2), "all" also splits convs behind the norm and activation of a concat, "off" none.
+        weight_range: "max", or "mse": the paper's L2.4 search over 80 candidates.
+        act_range: how activation ranges come from the statistics.
+        act_granularity: "tensor", or "timestep": a table of scales indexed by the timestep bin.
+        quantize_attention: put both attention matmuls in int8.
+        num_train_timesteps: length of the training schedule; timesteps lie in [0, num_train_timesteps).
+        timestep_bins: how many equal parts of the schedule get statistics of their own.
+        rules: exceptions by module path; the last matching rule wins, field by field.
+    """
+
+    weight_bits: int = 8
+    act_bits: int = 8
+    softmax_bits: int = 8
+    split: SplitPolicy = "shortcut"
+    weight_range: WeightRange = "mse"
+    act_range: ActRange = "mse"
+    act_granularity: ActGranularity = "tensor"
+    quantize_attention: bool = True
+    num_train_timesteps: int = 1000
+    timestep_bins: int = 25
+    rules: tuple[Rule, ...] = field(default=())
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "rules", tuple(self.rules))
+        _check_bits("weight_bits", self.weight_bits, WEIGHT_BITS)
+        _check_bits("act_bits", self.act_bits, ACTIVATION_BITS)
+        _check_bits("softmax_bits", self.softmax_bits, SOFTMAX_BITS)
+        _check_choice("split", self.split, get_args(SplitPolicy))
+        _check_choice("weight_range", self.weight_range, get_args(WeightRange))
+        _check_choice("act_range", self.act_range, get_args(ActRange))
+        _check_choice("act_granularity", self.act_granularity, get_args(ActGranularity))
+        for rule in self.rules:
+            if not isinstance(rule, Rule):
+                raise ConfigError(f"{rule!r} is not a Rule", where="rules", fix="Write Rule(pattern, ...)")
+        if self.num_train_timesteps < 1:
+            raise ConfigError(f"{self.num_train_timesteps} is not a schedule length", where="num_train_timesteps")
+        if not 1 <= self.timestep_bins <= self.num_train_timesteps:
+            raise ConfigError(
+                f"{self.timestep_bins} bins do not fit a schedule of {self.num_train_timesteps} timesteps",
+                where="timestep_bins",
+            )
+
+    def settings_for(self, path: str) -> LayerSettings:
+        """The settings of the layer at a dotted module path, with every matching rule applied in order."""
+        names = [f.name for f in fields(LayerSettings)]
+        chosen = {name: True if name == "quantize" else getattr(self, name) for name in names}
+        for rule in self.rules:
+            if rule.matches(path):
+                chosen |= {name: getattr(rule, name) for name in names if getattr(rule, name) is not None}
+        return LayerSettings(**chosen)
+
+    def to_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+    @staticmethod
+    def from_json(data: dict[str, Any]) -> QDiffConfig:
+        try:
+            return QDiffConfig(**{**data, "rules": tuple(Rule(**rule) for rule in data.get("rules", ()))})
+        except TypeError as error:
+            raise ConfigError(f"the saved configuration has unknown fields ({error})", where="config") from error
