@@ -1,0 +1,1 @@
+"""Graph rewrites: one per file, each saying what it matches, why it may, and what it becomes."""
