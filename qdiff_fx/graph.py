@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -128,3 +129,24 @@ def _drop_unread_tensors(gm: fx.GraphModule) -> None:
         for name in [*module._parameters, *module._buffers]:
             if (f"{path}.{name}" if path else name) not in read:
                 delattr(module, name)
+
+
+def copy_graph(gm: fx.GraphModule) -> fx.GraphModule:
+    """A copy to rewrite freely: its own graph and module tree, the same tensors; called modules are shared."""
+    root = nn.Module()
+    called = {str(node.target) for node in gm.graph.nodes if node.op == "call_module"}
+    for path in called:
+        owner, _, name = path.rpartition(".")
+        _owner(root, owner).add_module(name, gm.get_submodule(path))
+    for node in gm.graph.nodes:
+        if node.op == "get_attr":
+            owner, _, name = str(node.target).rpartition(".")
+            tensor = get_attr_tensor(gm, node)
+            holder = _owner(root, owner)
+            if isinstance(tensor, nn.Parameter):
+                holder.register_parameter(name, tensor)
+            else:
+                holder.register_buffer(name, tensor)
+    copied = fx.GraphModule(root, copy.deepcopy(gm.graph))
+    copied.meta.update(gm.meta)
+    return copied

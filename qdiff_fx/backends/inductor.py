@@ -1,0 +1,63 @@
+"""oneDNN int8 convolutions and linears and int8 attention under ``torch.compile``."""
+
+from __future__ import annotations
+
+import hashlib
+import inspect
+
+import torch
+from torch import fx
+from torch._inductor.custom_graph_pass import CustomGraphPass
+
+from qdiff_fx.backends import onednn
+from qdiff_fx.backends.base import ATTENTION, Backend, Lowered, LoweringOptions, quantized_layers, report
+from qdiff_fx.backends.compute_dtype import set_compute_dtype
+from qdiff_fx.graph import clean, copy_graph, is_op
+
+
+class AccumulateSums(CustomGraphPass):
+    """Runs ``onednn.accumulate_sums`` on Inductor's graph, where post-ops may write in place."""
+
+    def __call__(self, graph: fx.Graph) -> None:
+        onednn.accumulate_sums(graph)
+
+    def uuid(self) -> bytes:
+        return hashlib.sha256(inspect.getsource(onednn).encode()).digest()
+
+
+class InductorBackend(Backend):
+    """Quantize and dequantize become part of the generated loops around the integer kernels."""
+
+    name = "inductor"
+
+    def unavailable(self) -> str:
+        if not torch.backends.mkldnn.is_available():
+            return "this build of torch has no oneDNN"
+        if not hasattr(torch.ops.onednn, "qconv_pointwise"):
+            return "this build of torch has no int8 oneDNN operators"
+        return ""
+
+    def supports(self, layer: fx.Node) -> str:
+        return onednn.refusal(layer)
+
+    def lower(self, gm: fx.GraphModule, options: LoweringOptions) -> Lowered:
+        layers = tuple(report(gm, node, _kernel_name(node), self.supports(node)) for node in quantized_layers(gm))
+        lowered = copy_graph(gm)
+        onednn.lower_to_onednn(lowered, options.compute_dtype)
+        for node in lowered.graph.nodes:
+            if is_op(node, ATTENTION):
+                node.target = torch.ops.qdiff.int_attention_vnni.default
+                node.update_arg(10, options.compute_dtype)
+        if options.compute_dtype != torch.float32:
+            set_compute_dtype(lowered, options.compute_dtype)
+        clean(lowered)
+        if options.compile:
+            compile_options = {"post_grad_custom_post_pass": AccumulateSums()}
+            return Lowered(torch.compile(lowered, options=compile_options), layers)  # type: ignore[arg-type]
+        return Lowered(lowered, layers)
+
+
+def _kernel_name(layer: fx.Node) -> str:
+    if is_op(layer, ATTENTION):
+        return "qdiff::int_attention_vnni"
+    return f"onednn::q{layer.meta['layer'].kind}_pointwise"

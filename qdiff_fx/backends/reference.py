@@ -1,0 +1,45 @@
+"""Float arithmetic on integer codes: the oracle the other backends are judged against."""
+
+from __future__ import annotations
+
+import torch
+from torch import fx
+
+from qdiff_fx.backends.base import Backend, Lowered, LoweringOptions, quantized_layers, report
+from qdiff_fx.graph import clean, copy_graph, insert_call
+from qdiff_fx.qparams import LayerInfo
+
+qd = torch.ops.quantized_decomposed
+
+
+class ReferenceBackend(Backend):
+    """Runs the q/dq graph as it is written."""
+
+    name = "reference"
+
+    def supports(self, layer: fx.Node) -> str:
+        return ""
+
+    def lower(self, gm: fx.GraphModule, options: LoweringOptions) -> Lowered:
+        lowered = copy_graph(gm)
+        if options.output_quantizers:
+            quantize_outputs(lowered)
+        layers = tuple(report(gm, node, "float arithmetic on codes") for node in quantized_layers(gm))
+        return Lowered(clean(lowered), layers)
+
+
+def quantize_outputs(gm: fx.GraphModule) -> None:
+    """Quantize and dequantize the output of every weight layer, as kernels do that return u8."""
+    for node in quantized_layers(gm):
+        info: LayerInfo = node.meta["layer"]
+        if info.output is None:
+            continue
+        spec = info.output.spec
+        tail = (info.output.scale[0], info.output.zero_point[0], spec.qmin, spec.qmax, spec.dtype)
+        codes = insert_call(gm.graph, node.next, qd.quantize_per_tensor.default, (node, *tail), like=node)
+        values = insert_call(gm.graph, codes.next, qd.dequantize_per_tensor.default, (codes, *tail), like=node)
+        if node.meta["val"].dtype != torch.float32:
+            cast = torch.ops.aten.to.dtype
+            values = insert_call(gm.graph, values.next, cast, (values, node.meta["val"].dtype), like=node)
+        first = codes
+        node.replace_all_uses_with(values, delete_user_cb=lambda user, first=first: user is not first)

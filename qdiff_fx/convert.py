@@ -1,0 +1,213 @@
+"""Observed graph → q/dq graph with constant parameters: what every backend and the saved folder start from."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import cast
+
+import torch
+from torch import fx
+
+from qdiff_fx.config import QDiffConfig
+from qdiff_fx.errors import ConversionError
+from qdiff_fx.graph import add_buffer, clean, copy_graph, get_attr_tensor, insert_call, insert_get_attr
+from qdiff_fx.numerics import choose_qparams, quantize, weight_scales
+from qdiff_fx.observers import TimestepObserver, choose_range
+from qdiff_fx.passes.annotate import ActivationPlan, LayerPlan
+from qdiff_fx.qparams import QParams, TensorSpec
+
+aten, qd = torch.ops.aten, torch.ops.quantized_decomposed
+
+
+@dataclass
+class QuantizedActivation:
+    """The nodes of one quantized activation: codes, dequantized values, and its parameters as nodes or numbers."""
+
+    params: QParams
+    scale: float | fx.Node
+    zero_point: int | fx.Node
+    codes: fx.Node
+    values: fx.Node
+
+
+def convert(prepared: fx.GraphModule, config: QDiffConfig) -> fx.GraphModule:
+    """A new graph in which observers became quantize/dequantize nodes and weights integer codes.
+
+    Args:
+        prepared: an observed, calibrated graph; it is left as it is.
+        config: the configuration it was prepared with.
+
+    Returns:
+        The q/dq graph; ``node.meta["layer"]`` of each layer is its ``LayerInfo``.
+
+    Raises:
+        CalibrationError: an observer saw no data.
+        ConversionError: the graph was not prepared.
+    """
+    if "observed" not in prepared.meta.get("properties", ()):
+        raise ConversionError("the graph has no observers", fix="Call prepare_qdiff and calibrate first")
+    gm = copy_graph(prepared)
+    tables = _TimestepTables(gm, config)
+    activations = {
+        node: _quantize_activation(gm, node, config, tables)
+        for node in gm.graph.nodes
+        if node.op == "call_module" and "activation_plan" in node.meta
+    }
+    for node in [n for n in gm.graph.nodes if "plan" in n.meta]:
+        _convert_layer(gm, node, config, activations)
+    for observer in [n for n in gm.graph.nodes if n.op == "call_module"]:
+        observer.replace_all_uses_with(cast(fx.Node, observer.args[0]))
+        gm.graph.erase_node(observer)
+    gm.meta["properties"] = {"canonical", "quantized"}
+    return clean(gm)
+
+
+def _convert_layer(
+    gm: fx.GraphModule, node: fx.Node, config: QDiffConfig, activations: dict[fx.Node, QuantizedActivation]
+) -> None:
+    plan: LayerPlan = node.meta.pop("plan")
+    node.meta.pop("observed", None)
+    info = plan.info
+    if not info.quantized:
+        node.meta["layer"] = info
+        return
+    if plan.weight is None:
+        _convert_attention(gm, node, plan, activations)
+        return
+    observer = gm.get_submodule(node.meta.pop("output_observer"))
+    output_plan = ActivationPlan(TensorSpec(8), plan.inputs[0].act_range)
+    output = _measure(cast(TimestepObserver, observer), output_plan, per_timestep=False)
+    node.meta["layer"] = replace(info, output=output)
+    node.update_arg(0, activations[cast(fx.Node, node.args[0])].values)
+    node.update_arg(1, _quantize_weight(gm, node, plan, config))
+
+
+def _measure(observer: TimestepObserver, plan: ActivationPlan, *, per_timestep: bool) -> QParams:
+    spec = plan.spec
+    lo, hi = choose_range(
+        observer.statistics(), plan.act_range, bits=spec.bits, per_timestep=per_timestep, symmetric=spec.symmetric
+    )
+    scale, zero_point = choose_qparams(lo, hi, spec.bits, symmetric=spec.symmetric, signed=spec.signed)
+    return QParams(spec, tuple(scale.reshape(-1).tolist()), tuple(zero_point.reshape(-1).tolist()))
+
+
+def _quantize_activation(
+    gm: fx.GraphModule, node: fx.Node, config: QDiffConfig, tables: _TimestepTables
+) -> QuantizedActivation:
+    plan: ActivationPlan = node.meta["activation_plan"]
+    observer = cast(TimestepObserver, gm.get_submodule(str(node.target)))
+    params = _measure(observer, plan, per_timestep=config.act_granularity == "timestep")
+    scale: float | fx.Node = params.scale[0]
+    zero_point: int | fx.Node = params.zero_point[0]
+    quantize_op, dequantize_op = qd.quantize_per_tensor.default, qd.dequantize_per_tensor.default
+    if params.per_timestep:
+        scale, zero_point = tables.lookup(node, params)
+        quantize_op, dequantize_op = qd.quantize_per_tensor.tensor, qd.dequantize_per_tensor.tensor
+    spec = params.spec
+    tail = (scale, zero_point, spec.qmin, spec.qmax, spec.dtype)
+    codes = insert_call(gm.graph, node, quantize_op, (node.args[0], *tail))
+    values = insert_call(gm.graph, node, dequantize_op, (codes, *tail))
+    values = _cast_like(gm, node, values)
+    return QuantizedActivation(params, scale, zero_point, codes, values)
+
+
+def _cast_like(gm: fx.GraphModule, node: fx.Node, values: fx.Node) -> fx.Node:
+    """Dequantizing gives float32; a network in another dtype goes on in its own."""
+    dtype = node.meta["val"].dtype
+    if dtype == torch.float32:
+        return values
+    return insert_call(gm.graph, node, aten.to.dtype, (values, dtype))
+
+
+class _TimestepTables:
+    """Scales and zero-points looked up by the timestep's bin, which is computed once per call."""
+
+    def __init__(self, gm: fx.GraphModule, config: QDiffConfig):
+        self.gm, self.config = gm, config
+        self._bin: fx.Node | None = None
+
+    def lookup(self, before: fx.Node, params: QParams) -> tuple[fx.Node, fx.Node]:
+        scale = self._row(before, "scale", torch.tensor(params.scale, dtype=torch.float32))
+        zero_point = self._row(before, "zero_point", torch.tensor(params.zero_point, dtype=torch.int64))
+        return scale, zero_point
+
+    def _row(self, before: fx.Node, suffix: str, table: torch.Tensor) -> fx.Node:
+        name = add_buffer(self.gm, f"timestep_tables.{before.name}_{suffix}", table)
+        node = insert_get_attr(self.gm, before, name)
+        return insert_call(self.gm.graph, before, aten.index_select.default, (node, 0, self._bin_node()))
+
+    def _bin_node(self) -> fx.Node:
+        if self._bin is None:
+            timestep = next((n for n in self.gm.graph.nodes if n.meta.get("timestep")), None)
+            if timestep is None:
+                raise ConversionError(
+                    "the network has no timestep input", fix='Use act_granularity="tensor" for this network'
+                )
+            target = torch.ops.qdiff.timestep_bin.default
+            config = self.config
+            args = (timestep, config.timestep_bins, config.num_train_timesteps)
+            self._bin = insert_call(self.gm.graph, timestep.next, target, args, like=timestep)
+        return self._bin
+
+
+def _quantize_weight(gm: fx.GraphModule, node: fx.Node, plan: LayerPlan, config: QDiffConfig) -> fx.Node:
+    """Replace the weight by ``dequantize(codes, scales)``; one scale per output channel, zero-point 0."""
+    weight_node = cast(fx.Node, node.args[1])
+    weight = get_attr_tensor(gm, weight_node).detach()
+    spec = plan.weight
+    assert spec is not None
+    axis = 0
+    if plan.info.kind == "conv_transpose":
+        axis = 1
+        groups = node.args[6] if len(node.args) > 6 else 1
+        if groups != 1:
+            raise ConversionError("a grouped transposed convolution has no per-output-channel axis", where=node.name)
+    scales = weight_scales(weight.float(), spec.bits, axis=axis, method=config.weight_range)
+    zero_points = torch.zeros_like(scales, dtype=torch.int64)
+    codes = quantize(weight.float(), scales, zero_points, spec.qmin, spec.qmax, axis=axis, dtype=spec.dtype)
+    base = str(weight_node.target)
+    codes_node = insert_get_attr(gm, node, add_buffer(gm, f"{base}_codes", codes))
+    scales_node = insert_get_attr(gm, node, add_buffer(gm, f"{base}_scales", scales))
+    # Symmetric weights: no zero-points to store.
+    args = (codes_node, scales_node, None, axis, spec.qmin, spec.qmax, spec.dtype)
+    values = insert_call(gm.graph, node, qd.dequantize_per_channel.default, args)
+    codes_node.meta["weight_bits"] = spec.bits
+    if weight.dtype != torch.float32:
+        values = insert_call(gm.graph, node, aten.to.dtype, (values, weight.dtype))
+    return values
+
+
+def _convert_attention(
+    gm: fx.GraphModule, node: fx.Node, plan: LayerPlan, activations: dict[fx.Node, QuantizedActivation]
+) -> None:
+    """``sdpa(q, k, v)`` becomes one integer attention on the codes of q, k and v."""
+    query, key, value = (activations[cast(fx.Node, node.args[i])] for i in range(3))
+    mask = node.args[3] if len(node.args) > 3 else node.kwargs.get("attn_mask")
+    softmax_scale = node.kwargs.get("scale")
+    if softmax_scale is None:
+        softmax_scale = float(node.args[0].meta["val"].shape[-1]) ** -0.5  # type: ignore[union-attr]
+    constants = [
+        _as_tensor(gm, node, number, dtype)
+        for number, dtype in (
+            (query.scale, torch.float32),
+            (query.zero_point, torch.int64),
+            (key.scale, torch.float32),
+            (value.scale, torch.float32),
+        )
+    ]
+    args = (
+        *(query.codes, key.codes, value.codes, mask),
+        *constants,
+        *(softmax_scale, plan.info.softmax_bits, node.meta["val"].dtype),
+    )
+    attention = insert_call(gm.graph, node, torch.ops.qdiff.int_attention.default, args)
+    attention.meta["layer"] = plan.info
+    node.replace_all_uses_with(attention)
+    gm.graph.erase_node(node)
+
+
+def _as_tensor(gm: fx.GraphModule, before: fx.Node, value: float | int | fx.Node, dtype: torch.dtype) -> fx.Node:
+    if isinstance(value, fx.Node):
+        return value
+    name = add_buffer(gm, f"attention_constants.{before.name}", torch.tensor(value, dtype=dtype))
+    return insert_get_attr(gm, before, name)
