@@ -144,9 +144,7 @@ class DenoiserTraining:
         name = f"state-{self.step:06d}.safetensors"
         save_file({key: value.contiguous() for key, value in tensors.items()}, folder / name)
         draft = folder / "state.json.new"
-        draft.write_text(
-            json.dumps({"step": self.step, "tensors": name, "settings": settings(self.args)}, indent=2)
-        )
+        draft.write_text(json.dumps({"step": self.step, "tensors": name, "settings": settings(self.args)}, indent=2))
         draft.replace(folder / "state.json")
         for old in folder.glob("state-*.safetensors"):
             if old.name != name:
@@ -158,9 +156,7 @@ class DenoiserTraining:
             return False
         state = json.loads((folder / "state.json").read_text())
         if state["settings"] != settings(self.args):
-            raise SystemExit(
-                f"{folder} holds a run with other settings: {state['settings']}; choose another --out"
-            )
+            raise SystemExit(f"{folder} holds a run with other settings: {state['settings']}; choose another --out")
         tensors = load_file(folder / state["tensors"])
         self.model.load_state_dict(part(tensors, "model."))
         self.average.load_state_dict(part(tensors, "average."))
@@ -175,9 +171,7 @@ class DenoiserTraining:
 
 def settings(args: argparse.Namespace) -> dict[str, float | int | bool]:
     """The options that decide the weights of a run."""
-    return {
-        name: getattr(args, name) for name in ("seed", "steps", "batch", "lr", "ema", "drop_labels", "bf16")
-    }
+    return {name: getattr(args, name) for name in ("seed", "steps", "batch", "lr", "ema", "drop_labels", "bf16")}
 
 
 def part(tensors: dict[str, torch.Tensor], prefix: str) -> dict[str, torch.Tensor]:
@@ -291,35 +285,21 @@ def report(args: argparse.Namespace, folder: Path, test: Split, sheet: Path | No
 
 def parse_args() -> argparse.Namespace:
     """The command line."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, required=True, help="MNIST as a NumPy archive")
     parser.add_argument("--out", type=Path, default=Path("runs/digits"), help="folder of the run")
     parser.add_argument("--only", choices=("classifier", "unet"), help="train one of the two networks")
-    parser.add_argument(
-        "--evaluate", action="store_true", help="train nothing; measure the latest checkpoint"
-    )
-    parser.add_argument(
-        "--shipped", action="store_true", help="train nothing; measure the package's own weights"
-    )
-    parser.add_argument(
-        "--steps", type=int, default=3000, help="length of the run (and of its learning-rate curve)"
-    )
+    parser.add_argument("--evaluate", action="store_true", help="train nothing; measure the latest checkpoint")
+    parser.add_argument("--shipped", action="store_true", help="train nothing; measure the package's own weights")
+    parser.add_argument("--steps", type=int, default=3000, help="length of the run (and of its learning-rate curve)")
     parser.add_argument("--until", type=int, help="stop at this step; a later call resumes")
-    parser.add_argument(
-        "--minutes", type=float, default=math.inf, help="stop after this long; a later call resumes"
-    )
+    parser.add_argument("--minutes", type=float, default=math.inf, help="stop after this long; a later call resumes")
     parser.add_argument("--save-every", type=float, default=3.0, help="minutes between checkpoints")
     parser.add_argument("--batch", type=int, default=64)
     parser.add_argument("--lr", type=float, default=2e-3)
     parser.add_argument("--ema", type=float, default=0.998)
-    parser.add_argument(
-        "--drop-labels", type=float, default=0.12, help="share of labels replaced by the null label"
-    )
-    parser.add_argument(
-        "--bf16", action=argparse.BooleanOptionalAction, default=True, help="bfloat16 autocast"
-    )
+    parser.add_argument("--drop-labels", type=float, default=0.12, help="share of labels replaced by the null label")
+    parser.add_argument("--bf16", action=argparse.BooleanOptionalAction, default=True, help="bfloat16 autocast")
     parser.add_argument("--classifier-epochs", type=int, default=4)
     parser.add_argument("--samples", type=int, default=500, help="generated images in the evaluation")
     parser.add_argument("--sample-steps", type=int, default=25)

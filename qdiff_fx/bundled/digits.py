@@ -71,9 +71,7 @@ def load_digit_classifier(folder: Path = FOLDER) -> DigitClassifier:
 
 def load_digits_pipeline(folder: Path = FOLDER) -> DigitsPipeline:
     """The whole model as a diffusers pipeline."""
-    return DigitsPipeline(
-        load_digits_unet(folder), load_digits_embedding(folder), make_digits_scheduler(folder=folder)
-    )
+    return DigitsPipeline(load_digits_unet(folder), load_digits_embedding(folder), make_digits_scheduler(folder=folder))
 
 
 def sample_digits(
@@ -124,9 +122,7 @@ def _save_half(module: nn.Module, path: Path) -> None:
 
 def _with_weights(module: Loaded, path: Path) -> Loaded:
     state = load_file(_existing(path))
-    module.load_state_dict(
-        {key: value.float() if value.is_floating_point() else value for key, value in state.items()}
-    )
+    module.load_state_dict({key: value.float() if value.is_floating_point() else value for key, value in state.items()})
     return module.eval()
 
 

@@ -35,8 +35,6 @@ class DigitsPipeline(DiffusionPipeline):
     returns an object with `.sample`; `scheduler` by any diffusers scheduler built from this one's config.
     """
 
-    model_cpu_offload_seq = "embedding->unet"  # type: ignore[assignment]
-
     def __init__(self, unet: nn.Module, embedding: nn.Module, scheduler: Any) -> None:
         super().__init__()
         self.register_modules(unet=unet, embedding=embedding, scheduler=scheduler)
@@ -66,7 +64,8 @@ class DigitsPipeline(DiffusionPipeline):
         """
         if output_type not in OUTPUT_TYPES:
             raise ValueError(f"output_type must be one of {OUTPUT_TYPES}, got {output_type!r}")
-        device = self._execution_device
+        # The embedding says where to run: a replaced UNet need not have a `device`, nor any parameters.
+        device = next(self.embedding.parameters()).device
         targets = _as_labels(labels).to(device)
         guided = guidance_scale > 1.0
         if guided:
@@ -95,7 +94,6 @@ class DigitsPipeline(DiffusionPipeline):
                 noise = without + guidance_scale * (conditional - without)
             sample = self.scheduler.step(noise, t, sample, **extra).prev_sample
 
-        self.maybe_free_model_hooks()
         images = _convert(sample.clamp(-1.0, 1.0), output_type)
         return DigitsOutput(images=images) if return_dict else (images,)
 
@@ -104,9 +102,7 @@ def _as_labels(labels: torch.Tensor | Sequence[int] | int) -> torch.Tensor:
     """Labels in any accepted form -> int64 tensor (B,), checked to be within 0-10."""
     tensor = torch.as_tensor([labels] if isinstance(labels, int) else labels, dtype=torch.int64)
     if tensor.ndim != 1 or tensor.numel() == 0:
-        raise ValueError(
-            f"labels must be one digit or a non-empty list of digits, got shape {tuple(tensor.shape)}"
-        )
+        raise ValueError(f"labels must be one digit or a non-empty list of digits, got shape {tuple(tensor.shape)}")
     if int(tensor.min()) < 0 or int(tensor.max()) > NULL_LABEL:
         raise ValueError(f"labels must lie in 0-9 (or {NULL_LABEL} for none), got {tensor.tolist()}")
     return tensor

@@ -31,9 +31,7 @@ class Recorder(nn.Module):
         super().__init__()
         self.calls: list[tuple[torch.Tensor, torch.Tensor, torch.Tensor]] = []
 
-    def forward(
-        self, sample: torch.Tensor, t: torch.Tensor, encoder_hidden_states: torch.Tensor
-    ) -> SimpleNamespace:
+    def forward(self, sample: torch.Tensor, t: torch.Tensor, encoder_hidden_states: torch.Tensor) -> SimpleNamespace:
         self.calls.append((sample, t, encoder_hidden_states))
         return SimpleNamespace(sample=sample * 0.1)
 
@@ -161,8 +159,7 @@ def test_other_schedulers(kind: type) -> None:
 def test_output_types(pipe: digits.DigitsPipeline) -> None:
     latents = torch.randn(2, 1, 32, 32, generator=torch.Generator().manual_seed(2))
     tensor, array, pictures = (
-        pipe([0, 1], num_inference_steps=2, latents=latents, output_type=kind).images
-        for kind in ("pt", "np", "pil")
+        pipe([0, 1], num_inference_steps=2, latents=latents, output_type=kind).images for kind in ("pt", "np", "pil")
     )
     assert array.shape == (2, 32, 32, 1)
     np.testing.assert_allclose(array[..., 0], tensor[:, 0].numpy() / 2 + 0.5, atol=1e-6)
@@ -200,9 +197,7 @@ def test_saved_folder_loads_back(tmp_path: Path) -> None:
         (digits.load_digit_classifier(tmp_path), classifier),
     ):
         assert all(torch.equal(a, b) for a, b in zip(mine.parameters(), theirs.parameters(), strict=True))
-    assert dict(digits.make_digits_scheduler(folder=tmp_path).config) == dict(
-        digits.make_digits_scheduler().config
-    )
+    assert dict(digits.make_digits_scheduler(folder=tmp_path).config) == dict(digits.make_digits_scheduler().config)
 
 
 def test_pipeline_survives_save_pretrained(tmp_path: Path) -> None:
