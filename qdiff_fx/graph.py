@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from torch import fx, nn
+from torch._dispatch.python import enable_python_dispatcher
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 
 
@@ -93,7 +94,9 @@ def insert_call(
 def refresh_value(node: fx.Node) -> None:
     """Recompute meta["val"] of a call_function from its inputs' values."""
     values = fx.map_arg((node.args, node.kwargs), lambda n: n.meta["val"])
-    with fake_mode(node.graph), torch.no_grad():
+    # Without the Python dispatcher, composite ops (pad, linear) read sizes as plain integers in C++, which
+    # pins a symbolic batch to the value it was captured with.
+    with fake_mode(node.graph), enable_python_dispatcher(), torch.no_grad():
         node.meta["val"] = node.target(*values[0], **values[1])  # type: ignore[operator]
 
 
