@@ -11,7 +11,7 @@ from torch import fx
 from qdiff_fx.config import QDiffConfig
 from qdiff_fx.errors import ConversionError
 from qdiff_fx.graph import add_buffer, clean, copy_graph, get_attr_tensor, insert_call, insert_get_attr
-from qdiff_fx.numerics import choose_qparams, quantize, weight_scales
+from qdiff_fx.numerics import choose_qparams, quantize, weight_range, weight_scales
 from qdiff_fx.observers import TimestepObserver, choose_range
 from qdiff_fx.passes.annotate import ActivationPlan, LayerPlan
 from qdiff_fx.qparams import QParams, TensorSpec
@@ -71,7 +71,7 @@ def _convert_layer(
     if not info.quantized:
         node.meta["layer"] = info
         return
-    if plan.weight is None:
+    if plan.info.kind == "attention":
         _convert_attention(gm, node, plan, activations)
         return
     observer = gm.get_submodule(node.meta.pop("output_observer"))
@@ -154,24 +154,24 @@ def _quantize_weight(gm: fx.GraphModule, node: fx.Node, plan: LayerPlan, config:
     """Replace the weight by ``dequantize(codes, scales)``; one scale per output channel, zero-point 0."""
     weight_node = cast(fx.Node, node.args[1])
     weight = get_attr_tensor(gm, weight_node).detach()
-    spec = plan.weight
-    assert spec is not None
+    bits = plan.info.weight_bits
+    qmin, qmax = weight_range(bits)
     axis = 0
     if plan.info.kind == "conv_transpose":
         axis = 1
         groups = node.args[6] if len(node.args) > 6 else 1
         if groups != 1:
             raise ConversionError("a grouped transposed convolution has no per-output-channel axis", where=node.name)
-    scales = weight_scales(weight.float(), spec.bits, axis=axis, method=config.weight_range)
+    scales = weight_scales(weight.float(), bits, axis=axis, method=config.weight_range)
     zero_points = torch.zeros_like(scales, dtype=torch.int64)
-    codes = quantize(weight.float(), scales, zero_points, spec.qmin, spec.qmax, axis=axis, dtype=spec.dtype)
+    codes = quantize(weight.float(), scales, zero_points, qmin, qmax, axis=axis, dtype=torch.int8)
     base = str(weight_node.target)
     codes_node = insert_get_attr(gm, node, add_buffer(gm, f"{base}_codes", codes))
     scales_node = insert_get_attr(gm, node, add_buffer(gm, f"{base}_scales", scales))
     # Symmetric weights: no zero-points to store.
-    args = (codes_node, scales_node, None, axis, spec.qmin, spec.qmax, spec.dtype)
+    args = (codes_node, scales_node, None, axis, qmin, qmax, torch.int8)
     values = insert_call(gm.graph, node, qd.dequantize_per_channel.default, args)
-    codes_node.meta["weight_bits"] = spec.bits
+    codes_node.meta["weight_bits"] = bits
     if weight.dtype != torch.float32:
         values = insert_call(gm.graph, node, aten.to.dtype, (values, weight.dtype))
     return values

@@ -42,12 +42,10 @@ class LayerPlan:
     Attributes:
         info: the row ``explain()`` prints, before measuring.
         inputs: argument index → plan of that activation; empty when the layer stays in float.
-        weight: integers of the weight (argument 1), ``None`` for attention or float.
     """
 
     info: LayerInfo
     inputs: dict[int, ActivationPlan]
-    weight: TensorSpec | None = None
 
 
 def layer_path(node: fx.Node) -> str:
@@ -103,7 +101,7 @@ def _plan_weight_layer(node: fx.Node, settings: LayerSettings) -> LayerPlan:
         return LayerPlan(LayerInfo(layer_path(node), kind, float_reason=reason), {})
     info = LayerInfo(layer_path(node), kind, weight_bits=settings.weight_bits, act_bits=settings.act_bits)
     activation = ActivationPlan(TensorSpec(settings.act_bits), settings.act_range)
-    return LayerPlan(info, {0: activation}, TensorSpec(settings.weight_bits, signed=True, symmetric=True))
+    return LayerPlan(info, {0: activation})
 
 
 def _weight_layer_refusal(node: fx.Node, settings: LayerSettings) -> str:

@@ -39,7 +39,7 @@ class InsertObservers(Pass):
                 continue
             for index, activation in plan.inputs.items():
                 self._observe_input(gm, node, index, activation, timestep, shared)
-            if plan.weight is not None:
+            if plan.info.kind != "attention":
                 self._observe_output(gm, node, timestep)
             node.meta["observed"] = True
             changes.append(Change(node.name, plan.info.path, f"{len(plan.inputs)} inputs observed"))

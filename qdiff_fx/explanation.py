@@ -1,0 +1,72 @@
+"""What each layer of a quantized network runs on, and why some do not run on integers."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from qdiff_fx.backends import LayerReport
+
+
+@dataclass(frozen=True)
+class Explanation:
+    """Every weight layer and attention in execution order; ``str()`` of it is a table."""
+
+    backend: str
+    rows: tuple[LayerReport, ...]
+
+    @property
+    def integer(self) -> tuple[LayerReport, ...]:
+        return tuple(row for row in self.rows if row.integer)
+
+    @property
+    def in_float(self) -> tuple[LayerReport, ...]:
+        return tuple(row for row in self.rows if not row.integer)
+
+    def __iter__(self) -> Iterator[LayerReport]:
+        return iter(self.rows)
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def to_json(self) -> list[dict[str, Any]]:
+        return [
+            {
+                **{name: getattr(row.info, name) for name in ("path", "kind", "weight_bits", "act_bits", "softmax_bits")},
+                **{name: getattr(row, name) for name in ("kernel", "reason", "weight_scale", "act_scale")},
+            }
+            for row in self.rows
+        ]
+
+    def table(self) -> Table:
+        table = Table(title=f"{len(self.integer)} layers on integers, {len(self.in_float)} in float ({self.backend})")
+        for column in ("layer", "kind", "W", "A", "weight scale", "activation scale", "kernel", "why float"):
+            table.add_column(column, overflow="fold")
+        for row in self.rows:
+            info = row.info
+            table.add_row(
+                info.path,
+                info.kind,
+                *(str(bits or "–") for bits in (info.weight_bits, info.act_bits)),
+                *(_range(scale) for scale in (row.weight_scale, row.act_scale)),
+                row.kernel,
+                row.reason,
+            )
+        return table
+
+    def __str__(self) -> str:
+        console = Console(file=io.StringIO(), width=160)
+        console.print(self.table())
+        return console.file.getvalue()  # type: ignore[attr-defined]
+
+
+def _range(scale: tuple[float, float] | None) -> str:
+    if scale is None:
+        return "–"
+    low, high = scale
+    return f"{low:.3g}" if low == high else f"{low:.3g} … {high:.3g}"
