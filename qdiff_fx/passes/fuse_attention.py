@@ -9,14 +9,8 @@ from torch import fx
 
 from qdiff_fx.graph import insert_call, insert_get_attr
 from qdiff_fx.passes.arguments import bound
-from qdiff_fx.passes.attention_pattern import (
-    Attention,
-    Factor,
-    Mask,
-    NotAttention,
-    read_attention,
-    resembles_attention,
-)
+from qdiff_fx.passes.attention_pattern import Attention, read_attention, resembles_attention
+from qdiff_fx.passes.attention_scores import Factor, Mask, NotAttention
 from qdiff_fx.passes.constants import scalar, share_buffer
 from qdiff_fx.passes.rule import Rule, replace_node
 from qdiff_fx.passes.shapes import is_tensor, same_dtype_and_device, same_shape, swap_last_two, value
