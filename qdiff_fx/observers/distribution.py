@@ -1,0 +1,97 @@
+"""The distribution behind a record: a density that is constant between edges, and what quantizing it costs."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from qdiff_fx.numerics import choose_qparams, integer_range
+from qdiff_fx.observers.statistics import Statistics
+
+
+@dataclass(frozen=True)
+class Distribution:
+    """Probability `mass[m]` spread evenly over `[edges[m], edges[m + 1])`; float64 on the CPU.
+
+    Attributes:
+        edges: [M + 1], strictly rising.
+        mass: [M], >= 0, sums to 1.
+    """
+
+    edges: Tensor
+    mass: Tensor
+
+
+def distribution_at(stats: Statistics, index: int) -> Distribution:
+    """The distribution in one timestep bin that holds data."""
+    width = 2.0 ** int(stats.exponent[index])
+    first, last = (int(float(end[index]) // width) for end in (stats.min_val, stats.max_val))
+    half = stats.hist.shape[1] // 2
+    mass = stats.hist[index, first + half : last + half + 1].cpu().double()
+    return Distribution(torch.arange(first, last + 2, dtype=torch.float64) * width, mass / mass.sum())
+
+
+def pooled_distribution(stats: Statistics) -> Distribution:
+    """The distribution over all timesteps, every timestep bin that holds data weighted evenly.
+
+    The grids are nested (see `Statistics`), so their union has few edges and represents the mixture exactly.
+    """
+    parts = [distribution_at(stats, index) for index in stats.seen.nonzero().flatten().tolist()]
+    edges = torch.cat([part.edges for part in parts]).unique()
+    cumulative = torch.stack([_cumulative(part, edges) for part in parts]).mean(dim=0)
+    return Distribution(edges, cumulative.diff().clamp(min=0))
+
+
+def quantile(distribution: Distribution, probability: float) -> float:
+    """The value x with P(X < x) = probability."""
+    cumulative = torch.cat([distribution.mass.new_zeros(1), distribution.mass.cumsum(0)])
+    return float(_interpolate(cumulative, distribution.edges, torch.tensor([probability], dtype=torch.float64)))
+
+
+def quantization_error(
+    distribution: Distribution, lo: Tensor, hi: Tensor, bits: int, *, symmetric: bool, p: float
+) -> Tensor:
+    """The mean of `|x - x̂|^p` under each of K candidate ranges: lo, hi [K] -> [K].
+
+    x̂ is what `choose_qparams` and `quantize` make of x, clipping and zero-point rounding included. The integral
+    over the density is exact, so histogram bins may be as wide as a quantization step, or wider.
+    """
+    scale, zero_point = choose_qparams(lo, hi, bits, symmetric=symmetric, signed=True)
+    qmin, qmax = integer_range(bits, signed=True)
+    integral = _error_integral(
+        distribution.edges,
+        scale.double()[:, None],
+        (qmin - zero_point).double()[:, None],
+        (qmax - zero_point).double()[:, None],
+        p,
+    )
+    return integral.diff(dim=1) @ (distribution.mass / distribution.edges.diff())
+
+
+def _error_integral(x: Tensor, scale: Tensor, first: Tensor, last: Tensor, p: float) -> Tensor:
+    """An antiderivative in x of `|x - scale * clamp(round(x / scale), first, last)|^p`: x [M], others [K, 1] -> [K, M].
+
+    Every grid point contributes one cell of width `scale` with the integral `2 (scale/2)^(p+1) / (p+1)`; the rest
+    is the part of a cell, or of the clipped tail, between x and its grid point.
+    """
+    point = (x / scale).round().clamp(first, last)
+    rest = x - point * scale
+    cell = 2 * (scale / 2) ** (p + 1)
+    return (point * cell + rest.sign() * rest.abs() ** (p + 1)) / (p + 1)
+
+
+def _cumulative(distribution: Distribution, x: Tensor) -> Tensor:
+    """P(X < x) for every x [K]."""
+    cumulative = torch.cat([distribution.mass.new_zeros(1), distribution.mass.cumsum(0)])
+    return _interpolate(distribution.edges, cumulative, x)
+
+
+def _interpolate(xs: Tensor, ys: Tensor, x: Tensor) -> Tensor:
+    """Piecewise linear through (xs, ys), xs rising, constant beyond its ends."""
+    right = torch.searchsorted(xs, x).clamp(1, xs.numel() - 1)
+    left = right - 1
+    run = (xs[right] - xs[left]).clamp(min=torch.finfo(xs.dtype).tiny)
+    share = ((x - xs[left]) / run).clamp(0, 1)
+    return ys[left] + share * (ys[right] - ys[left])

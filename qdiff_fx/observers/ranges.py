@@ -1,0 +1,175 @@
+"""From statistics to ranges: pure functions `Statistics -> (lo, hi)`.
+
+Static ranges are 0-d, and count every timestep bin that holds data the same, however many samples fell into it.
+With `per_timestep` they are tables [T]; bins without data copy the nearest bin that has some.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Literal, get_args
+
+import torch
+from torch import Tensor
+
+from qdiff_fx.errors import CalibrationError, ConfigError
+from qdiff_fx.observers.distribution import (
+    Distribution,
+    distribution_at,
+    pooled_distribution,
+    quantile,
+    quantization_error,
+)
+from qdiff_fx.observers.statistics import Statistics
+
+Range = tuple[Tensor, Tensor]
+RangeMethod = Literal["minmax", "moving_average", "percentile", "mse"]
+
+DESCENT_ROUNDS = 3  # of the asymmetric search; it has always settled before
+SHRINK = 0.01
+
+
+def choose_range(
+    stats: Statistics, method: RangeMethod, bits: int, per_timestep: bool = False, symmetric: bool = False
+) -> Range:
+    """The range by a named method with the paper's settings; arguments that a method has no use for are ignored.
+
+    Returns:
+        lo, hi float32: 0-d, or [T] with `per_timestep`. Pass them to `numerics.choose_qparams`.
+    Raises:
+        ConfigError: an unknown method.
+        CalibrationError: the observer saw no data, or kept no histogram where the method needs one.
+    """
+    if method not in RANGES:
+        raise ConfigError(
+            f"unknown range method {method!r}", where=stats.name, fix=f"Choose one of {list(get_args(RangeMethod))}"
+        )
+    return RANGES[method](stats, bits, per_timestep, symmetric)
+
+
+def minmax_range(stats: Statistics, per_timestep: bool = False) -> Range:
+    """The smallest and the largest value seen."""
+    _require_data(stats)
+    if per_timestep:
+        return _fill_missing(stats, stats.min_val), _fill_missing(stats, stats.max_val)
+    return stats.min_val.min(), stats.max_val.max()
+
+
+def moving_average_range(stats: Statistics, momentum: float = 0.95, per_timestep: bool = False) -> Range:
+    """Running min and max along the denoising trajectory, `m ← momentum * m + (1 - momentum) * min_t`.
+
+    Q-Diffusion updates such an average once per calibration batch, so its result depends on the order of the data.
+    Here the update goes over the timestep bins from the noisiest down, each with its exact range: the same
+    smoothing along t, independent of order and batch size. With `per_timestep`, bin t gets the average as of t.
+    """
+    _require_data(stats)
+    lo, hi = torch.zeros_like(stats.min_val), torch.zeros_like(stats.max_val)
+    newest = None
+    for index in reversed(stats.seen.nonzero().flatten().tolist()):
+        keep = 0.0 if newest is None else momentum
+        previous = index if newest is None else newest
+        lo[index] = keep * lo[previous] + (1 - keep) * stats.min_val[index]
+        hi[index] = keep * hi[previous] + (1 - keep) * stats.max_val[index]
+        newest = index
+    if per_timestep:
+        return _fill_missing(stats, lo), _fill_missing(stats, hi)
+    return lo[newest], hi[newest]
+
+
+def percentile_range(stats: Statistics, percentile: float = 99.99, per_timestep: bool = False) -> Range:
+    """The range that leaves out `100 - percentile` percent of the values at each end."""
+    if not 50 < percentile <= 100:
+        raise ConfigError(f"{percentile} is not in (50, 100]", where="percentile")
+
+    def chosen(distribution: Distribution, lo: float, hi: float) -> tuple[float, float]:
+        tail = 1 - percentile / 100
+        low, high = (min(max(quantile(distribution, share), lo), hi) for share in (tail, 1 - tail))
+        return low, high
+
+    return _from_distribution(stats, per_timestep, chosen)
+
+
+def mse_range(
+    stats: Statistics,
+    bits: int,
+    p: float = 2.4,
+    candidates: int = 80,
+    symmetric: bool = False,
+    per_timestep: bool = False,
+) -> Range:
+    """The range with the least mean `|x - x̂|^p` among shrunk ranges (Q-Diffusion: 80 candidates, 1 % each, L2.4).
+
+    Symmetric ranges shrink as one. For asymmetric ones that is only the start: then each end is searched with the
+    other held, in turn, until neither moves, because activations after SiLU or softmax have one long tail.
+    """
+    if candidates < 1 or SHRINK * (candidates - 1) >= 1 or p <= 0:
+        raise ConfigError(f"{candidates} candidates and error |.|^{p} cannot be searched", where="mse_range")
+    fractions = 1 - SHRINK * torch.arange(candidates, dtype=torch.float64)
+
+    def chosen(distribution: Distribution, lo: float, hi: float) -> tuple[float, float]:
+        def best(lows: Tensor, highs: Tensor) -> tuple[Tensor, Tensor]:
+            lows, highs = torch.broadcast_tensors(lows, highs)
+            errors = quantization_error(distribution, lows, highs, bits, symmetric=symmetric, p=p)
+            return lows[errors.argmin()], highs[errors.argmin()]
+
+        if symmetric:
+            lo, hi = -max(-lo, hi), max(-lo, hi)
+        low, high = best(min(lo, 0.0) * fractions, max(hi, 0.0) * fractions)
+        for _ in range(0 if symmetric else DESCENT_ROUNDS):
+            before = low, high
+            low, _ = best(min(lo, 0.0) * fractions, high)
+            _, high = best(low, max(hi, 0.0) * fractions)
+            if before == (low, high):
+                break
+        return float(low), float(high)
+
+    return _from_distribution(stats, per_timestep, chosen)
+
+
+RANGES: dict[RangeMethod, Callable[[Statistics, int, bool, bool], Range]] = {
+    "minmax": lambda stats, bits, per_timestep, symmetric: minmax_range(stats, per_timestep),
+    "moving_average": lambda stats, bits, per_timestep, symmetric: moving_average_range(
+        stats, per_timestep=per_timestep
+    ),
+    "percentile": lambda stats, bits, per_timestep, symmetric: percentile_range(stats, per_timestep=per_timestep),
+    "mse": lambda stats, bits, per_timestep, symmetric: mse_range(
+        stats, bits, symmetric=symmetric, per_timestep=per_timestep
+    ),
+}
+
+
+def _from_distribution(
+    stats: Statistics, per_timestep: bool, chosen: Callable[[Distribution, float, float], tuple[float, float]]
+) -> Range:
+    """Apply `chosen(distribution, min, max)` to the even mixture of all timesteps, or to each timestep bin."""
+    _require_data(stats)
+    if stats.hist.shape[1] == 0:
+        raise CalibrationError(
+            "this range needs a histogram and the observer keeps none",
+            where=stats.name,
+            fix='Observe with TimestepObserver, or choose "minmax" or "moving_average"',
+        )
+    if not per_timestep:
+        lo, hi = chosen(pooled_distribution(stats), float(stats.min_val.min()), float(stats.max_val.max()))
+        return torch.tensor(lo, dtype=torch.float32), torch.tensor(hi, dtype=torch.float32)
+    lows, highs = torch.zeros(len(stats.seen)), torch.zeros(len(stats.seen))
+    for index in stats.seen.nonzero().flatten().tolist():
+        ends = float(stats.min_val[index]), float(stats.max_val[index])
+        lows[index], highs[index] = chosen(distribution_at(stats, index), *ends)
+    return _fill_missing(stats, lows), _fill_missing(stats, highs)
+
+
+def _require_data(stats: Statistics) -> None:
+    if not bool(stats.seen.any()):
+        raise CalibrationError(
+            "the observer saw no data",
+            where=stats.name,
+            fix="Run calibrate(prepared, batches), or a pipeline with the prepared network, before converting",
+        )
+
+
+def _fill_missing(stats: Statistics, values: Tensor) -> Tensor:
+    """values [T] with every bin that saw nothing replaced by its nearest neighbour that did (ties: the lower)."""
+    known = stats.seen.nonzero().flatten()
+    distance = (torch.arange(len(values), device=known.device)[:, None] - known[None, :]).abs()
+    return values[known[distance.argmin(dim=1)]]
