@@ -1,0 +1,205 @@
+"""Build and load the C++ kernels on first use, once per user and machine; or say why not."""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import logging
+import os
+import platform
+import shutil
+import subprocess
+import tempfile
+import threading
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from filelock import FileLock
+from torch.utils.cpp_extension import include_paths, library_paths
+
+from qdiff_fx.errors import KernelError
+
+_log = logging.getLogger(__name__)
+_FOLDER = Path(__file__).parent / "csrc"
+_SWITCH = "QDIFF_KERNELS"  # "0" or "reference": plain torch only
+_CACHE = "QDIFF_KERNELS_CACHE"  # folder of the built libraries
+_COMPILERS = ("g++", "clang++", "c++")
+_COMPILE_FLAGS = ("-std=c++20", "-O3", "-fPIC", "-fopenmp", "-ffp-contract=off")
+_COMPILE_SECONDS = 600
+
+
+@dataclass(frozen=True)
+class Variant:
+    """A kernel source for one instruction set."""
+
+    source: str
+    machine: str
+    needs: tuple[str, ...]  # keys of torch.cpu.get_capabilities()
+    flags: tuple[str, ...]
+
+
+# A new instruction set adds a line here and its function to best_kernel() in attention.cpp.
+_VARIANTS = (
+    Variant(
+        source="attention_vnni.cpp",
+        machine="x86_64",
+        needs=("avx512_f", "avx512_bw", "avx512_vl", "avx512_dq", "avx512_vnni"),
+        flags=("-mavx512f", "-mavx512bw", "-mavx512vl", "-mavx512dq", "-mavx512vnni", "-mfma"),
+    ),
+)
+
+
+@dataclass(frozen=True)
+class Status:
+    """Whether the C++ kernels run in this process, and if not, why."""
+
+    available: bool
+    reason: str = ""
+    kernel: str = ""
+    library: Path | None = None
+    disabled: bool = False  # by the user, not by a lack of something
+
+    def __post_init__(self) -> None:
+        if self.available == bool(self.reason):
+            raise ValueError("a reason is given exactly when the kernels are not available")
+
+
+_lock = threading.Lock()
+
+
+def status() -> Status:
+    """Build (first use on this machine: some seconds) and load the kernels; later calls repeat the answer."""
+    with _lock:
+        return _load_once()
+
+
+@functools.cache
+def _load_once() -> Status:
+    choice = os.environ.get(_SWITCH, "").lower()
+    if choice in ("0", "reference"):
+        return Status(False, f"{_SWITCH}={choice} asks for the plain-torch reference", disabled=True)
+    try:
+        _check_machine()
+        library = _built_library()
+        kernel = torch.ops.qdiff_native.kernel_name()
+    except KernelError as error:
+        return Status(False, str(error))
+    if not kernel:
+        return Status(False, "no compiled kernel runs on this CPU")
+    return Status(True, kernel=kernel, library=library)
+
+
+def _check_machine() -> None:
+    capabilities = torch.cpu.get_capabilities() if hasattr(torch.cpu, "get_capabilities") else None
+    local = [variant for variant in _VARIANTS if variant.machine == platform.machine()]
+    if not local:
+        raise KernelError(f"no kernel for {platform.machine()} processors yet")
+    if capabilities is None:  # cannot tell yet: the library checks again
+        return
+    if not any(all(capabilities.get(need, False) for need in variant.needs) for variant in local):
+        needed = " or ".join(variant.needs[-1] for variant in local)
+        raise KernelError(f"this CPU has no {needed}")
+
+
+def _built_library() -> Path:
+    """Path of the loaded library; rebuilt when the cached file is damaged or does not load."""
+    compiler = _find_compiler()
+    path = _cache_folder() / f"qdiff_kernels-{_key(compiler)}.so"
+    for last_try in (False, True):
+        with FileLock(f"{path}.lock"):
+            if not _is_intact(path):
+                _build(compiler, path)
+        try:
+            torch.ops.load_library(str(path))
+            return path
+        except OSError as error:
+            path.unlink(missing_ok=True)
+            if last_try:
+                raise KernelError(f"the built library does not load: {error}", where=str(path)) from error
+    raise AssertionError("unreachable")
+
+
+def _find_compiler() -> str:
+    for name in (os.environ.get("CXX", ""), *_COMPILERS):
+        found = shutil.which(name) if name else None
+        if found:
+            return found
+    raise KernelError("no C++ compiler", fix=f"Install one of {', '.join(_COMPILERS)}, or set CXX")
+
+
+def _cache_folder() -> Path:
+    chosen = os.environ.get(_CACHE)
+    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    folder = Path(chosen) if chosen else Path(base) / "qdiff_fx" / "kernels"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise KernelError(f"cannot be created: {error}", where=str(folder), fix=f"Set {_CACHE}") from error
+    if not os.access(folder, os.W_OK):
+        raise KernelError("cannot be written", where=str(folder), fix=f"Set {_CACHE}")
+    return folder
+
+
+def _key(compiler: str) -> str:
+    """Digest of everything the binary depends on."""
+    digest = hashlib.sha256()
+    for path in sorted((*_FOLDER.glob("*.h"), *_FOLDER.glob("*.cpp"))):
+        digest.update(path.name.encode() + path.read_bytes())
+    version = _run([compiler, "--version"]).splitlines()[:1]
+    parts = (torch.__version__, platform.machine(), version, _COMPILE_FLAGS, _VARIANTS)
+    digest.update(repr(parts).encode())
+    return digest.hexdigest()[:16]
+
+
+def _is_intact(library: Path) -> bool:
+    # dlopen of a truncated file can kill the process, so compare digests first.
+    try:
+        return _digest_file(library).read_text() == hashlib.sha256(library.read_bytes()).hexdigest()
+    except OSError:
+        return False
+
+
+def _digest_file(library: Path) -> Path:
+    return library.with_suffix(".sha256")
+
+
+def _build(compiler: str, library: Path) -> None:
+    _log.info("building the attention kernels into %s", library)
+    with tempfile.TemporaryDirectory(dir=library.parent, prefix="build-") as name:
+        folder = Path(name)
+        objects = [_compile(compiler, source, flags, folder) for source, flags in _sources()]
+        made = folder / library.name
+        search = [f"-L{path}" for path in library_paths()]
+        # No -fopenmp here: torch's own OpenMP runtime, already loaded, is the only one wanted.
+        _run([compiler, "-shared", *map(str, objects), "-o", str(made), *search, "-ltorch_cpu", "-lc10"])
+        digest = _digest_file(made)
+        digest.write_text(hashlib.sha256(made.read_bytes()).hexdigest())
+        os.replace(digest, _digest_file(library))
+        os.replace(made, library)
+
+
+def _sources() -> Iterator[tuple[str, list[str]]]:
+    abi = f"-D_GLIBCXX_USE_CXX11_ABI={int(torch.compiled_with_cxx11_abi())}"
+    yield "attention.cpp", [abi, *(f"-isystem{path}" for path in include_paths())]
+    for variant in _VARIANTS:
+        # Off its machine a variant compiles to a function that returns nothing.
+        yield variant.source, list(variant.flags) if variant.machine == platform.machine() else []
+
+
+def _compile(compiler: str, source: str, flags: list[str], folder: Path) -> Path:
+    made = folder / f"{source}.o"
+    _run([compiler, *_COMPILE_FLAGS, *flags, "-c", str(_FOLDER / source), "-o", str(made)])
+    return made
+
+
+def _run(command: list[str]) -> str:
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=_COMPILE_SECONDS)
+    except (OSError, subprocess.TimeoutExpired) as error:
+        raise KernelError(f"could not run: {error}", where=command[0]) from error
+    if done.returncode != 0:
+        last = " | ".join(done.stderr.strip().splitlines()[-5:])
+        raise KernelError(f"failed with exit code {done.returncode}: {last}", where=command[0])
+    return done.stdout

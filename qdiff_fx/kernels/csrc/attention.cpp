@@ -1,0 +1,213 @@
+// qdiff::int_attention_vnni on CPU: checks, memory layout, threads. The arithmetic is in a Kernel.
+
+#include "attention.h"
+
+#include <ATen/ExpandUtils.h>
+#include <ATen/Parallel.h>
+#include <ATen/core/Tensor.h>
+#include <ATen/core/dispatch/Dispatcher.h>
+#include <ATen/ops/empty.h>
+#include <torch/library.h>
+
+#include <algorithm>
+#include <cmath>
+#include <limits>
+#include <optional>
+#include <string>
+#include <vector>
+
+namespace {
+
+using at::Tensor;
+using OptionalTensor = std::optional<Tensor>;
+
+// The best kernel of this machine. A new instruction set adds its function here.
+const qdiff::Kernel* best_kernel() {
+  for (const auto candidate : {qdiff::vnni_kernel}) {
+    if (const qdiff::Kernel* kernel = candidate()) return kernel;
+  }
+  return nullptr;
+}
+
+std::string kernel_name() {
+  const qdiff::Kernel* kernel = best_kernel();
+  return kernel ? kernel->name : "";
+}
+
+void check_codes(const Tensor& q, const Tensor& k, const Tensor& v) {
+  TORCH_CHECK(q.scalar_type() == at::kByte && k.scalar_type() == at::kChar && v.scalar_type() == at::kChar,
+              "int_attention: q must be uint8, k and v int8, not ", q.scalar_type(), ", ", k.scalar_type(),
+              ", ", v.scalar_type());
+  TORCH_CHECK(q.dim() >= 2, "int_attention: q needs at least 2 dims (..., L, D), not ", q.dim());
+  const bool same_lead = k.dim() == q.dim() && k.size(-1) == q.size(-1) &&
+                         k.sizes().slice(0, k.dim() - 2) == q.sizes().slice(0, q.dim() - 2);
+  TORCH_CHECK(k.sizes() == v.sizes() && same_lead,
+              "int_attention: shapes must be q (..., L, D), k and v (..., S, D), not ", q.sizes(), ", ",
+              k.sizes(), ", ", v.sizes());
+}
+
+void check_mask(const Tensor& mask, at::IntArrayRef scores) {
+  TORCH_CHECK(mask.scalar_type() == at::kBool || at::isFloatingType(mask.scalar_type()),
+              "int_attention: mask must be bool or floating, not ", mask.scalar_type());
+  TORCH_CHECK(at::is_expandable_to(mask.sizes(), scores), "int_attention: mask ", mask.sizes(),
+              " does not broadcast to ", scores);
+}
+
+void check_options(double softmax_scale, int64_t prob_bits, at::ScalarType out_dtype) {
+  TORCH_CHECK(softmax_scale > 0 && std::isfinite(softmax_scale),
+              "int_attention: softmax_scale must be a positive finite number, not ", softmax_scale);
+  TORCH_CHECK(prob_bits >= 1 && prob_bits <= 16, "int_attention: prob_bits must be 1..16, not ", prob_bits);
+  TORCH_CHECK(at::isFloatingType(out_dtype), "int_attention: out_dtype must be floating, not ", out_dtype);
+}
+
+double positive(const Tensor& scale, const char* name) {
+  const double value = scale.item<double>();
+  TORCH_CHECK(value > 0 && std::isfinite(value), "int_attention: ", name,
+              " must be a positive finite number, not ", value);
+  return value;
+}
+
+int32_t zero_point(const Tensor& tensor) {
+  const int64_t value = tensor.item<int64_t>();
+  TORCH_CHECK(value >= 0 && value <= 255, "int_attention: q_zero_point must be 0..255, not ", value);
+  return static_cast<int32_t>(value);
+}
+
+// (..., T, D) as (batch, heads, T, D).
+Tensor as_heads(const Tensor& x) {
+  if (x.dim() == 4) return x;
+  if (x.dim() == 3) return x.unsqueeze(1);
+  if (x.dim() == 2) return x.unsqueeze(0).unsqueeze(0);
+  return x.flatten(0, -3).unsqueeze(1);
+}
+
+Tensor with_unit_stride(const Tensor& x) { return x.stride(-1) == 1 || x.size(-1) == 1 ? x : x.contiguous(); }
+
+// Without the dims that only repeat one element, so converting it does not materialise the repetition.
+Tensor without_repeats(Tensor mask) {
+  for (int64_t dim = 0; dim < mask.dim(); ++dim) {
+    if (mask.stride(dim) == 0) mask = mask.narrow(dim, 0, std::min<int64_t>(mask.size(dim), 1));
+  }
+  return mask;
+}
+
+Tensor as_additive(const Tensor& mask) {
+  if (mask.scalar_type() != at::kBool) return mask.to(at::kFloat);
+  Tensor added = at::empty(mask.sizes(), mask.options().dtype(at::kFloat));
+  return added.zero_().masked_fill_(mask.logical_not(), -std::numeric_limits<float>::infinity());
+}
+
+// The mask as float to add, (batch, heads, L, S), unit stride over keys.
+OptionalTensor additive_mask(const OptionalTensor& mask, const Tensor& q, int64_t key_len) {
+  if (!mask.has_value()) return std::nullopt;
+  std::vector<int64_t> scores = q.sizes().vec();
+  scores.back() = key_len;
+  check_mask(*mask, scores);
+  Tensor added = as_additive(without_repeats(*mask));
+  std::vector<int64_t> rows = added.sizes().vec();
+  if (rows.empty()) rows.push_back(1);
+  rows.back() = key_len;
+  return as_heads(with_unit_stride(added.expand(rows)).expand(scores));
+}
+
+// Tokens outside heads when q is laid out so: the caller transposes the result back for free.
+Tensor allocate_output(const Tensor& q, at::ScalarType dtype) {
+  const auto options = q.options().dtype(dtype);
+  const bool tokens_outside = q.dim() == 4 && q.size(1) > 1 && q.size(2) > 1 && q.stride(1) < q.stride(2);
+  if (!tokens_outside) return at::empty(q.sizes(), options);
+  return at::empty({q.size(0), q.size(2), q.size(1), q.size(3)}, options).transpose(1, 2);
+}
+
+void copy_strides(int64_t (&to)[3], const Tensor& x) {
+  for (int64_t dim = 0; dim < 3; ++dim) to[dim] = x.stride(dim);
+}
+
+void execute(const qdiff::Kernel& kernel, const qdiff::Attention& problem) {
+  const qdiff::Plan plan = kernel.plan(problem);
+  const auto bytes = at::TensorOptions().dtype(at::kByte);
+  const Tensor packed = at::empty({static_cast<int64_t>(plan.packed_bytes)}, bytes);
+  const int64_t scratch_bytes = static_cast<int64_t>(plan.scratch_bytes);
+  uint8_t* packed_data = packed.data_ptr<uint8_t>();
+  constexpr int64_t kPackGrain = 4;
+  at::parallel_for(0, plan.pack_tasks, kPackGrain,
+                   [&](int64_t begin, int64_t end) { kernel.pack(problem, packed_data, begin, end); });
+  // A thread is worth waking for about a hundred microseconds of work.
+  constexpr int64_t kMacsPerThread = 8'000'000;
+  const int64_t grain = std::max<int64_t>(1, kMacsPerThread / std::max<int64_t>(1, plan.attend_macs));
+  at::parallel_for(0, plan.attend_tasks, grain, [&](int64_t begin, int64_t end) {
+    const Tensor scratch = at::empty({scratch_bytes}, bytes);
+    kernel.attend(problem, packed_data, scratch.data_ptr<uint8_t>(), begin, end);
+  });
+}
+
+bool takes(const qdiff::Kernel* kernel, const Tensor& q, const Tensor& k, int64_t prob_bits) {
+  return kernel && q.size(-1) <= kernel->max_head_dim && k.size(-2) <= kernel->max_key_len &&
+         (int64_t{1} << prob_bits) - 1 <= kernel->max_levels;
+}
+
+using Signature = Tensor(const Tensor&, const Tensor&, const Tensor&, const OptionalTensor&, const Tensor&,
+                         const Tensor&, const Tensor&, const Tensor&, double, int64_t, at::ScalarType);
+
+// The plain-torch operator, for calls no kernel takes.
+const c10::TypedOperatorHandle<Signature>& reference() {
+  static const auto handle =
+      c10::Dispatcher::singleton().findSchemaOrThrow("qdiff::int_attention", "").typed<Signature>();
+  return handle;
+}
+
+qdiff::Attention describe(const Tensor& queries, const Tensor& keys, const Tensor& values,
+                          const OptionalTensor& mask, const Tensor& out) {
+  qdiff::Attention problem{};
+  problem.q = queries.const_data_ptr<uint8_t>();
+  problem.k = keys.const_data_ptr<int8_t>();
+  problem.v = values.const_data_ptr<int8_t>();
+  problem.mask = mask ? mask->const_data_ptr<float>() : nullptr;
+  problem.out = out.data_ptr();
+  problem.batch = queries.size(0);
+  problem.heads = queries.size(1);
+  problem.query_len = queries.size(2);
+  problem.key_len = keys.size(2);
+  problem.head_dim = queries.size(3);
+  copy_strides(problem.q_stride, queries);
+  copy_strides(problem.k_stride, keys);
+  copy_strides(problem.v_stride, values);
+  copy_strides(problem.out_stride, out);
+  if (mask) copy_strides(problem.mask_stride, *mask);
+  problem.out_bfloat16 = out.scalar_type() == at::kBFloat16;
+  return problem;
+}
+
+Tensor int_attention(const Tensor& q, const Tensor& k, const Tensor& v, const OptionalTensor& mask,
+                     const Tensor& q_scale, const Tensor& q_zero_point, const Tensor& k_scale,
+                     const Tensor& v_scale, double softmax_scale, int64_t prob_bits,
+                     at::ScalarType out_dtype) {
+  check_codes(q, k, v);
+  check_options(softmax_scale, prob_bits, out_dtype);
+  const qdiff::Kernel* kernel = best_kernel();
+  if (!takes(kernel, q, k, prob_bits)) {
+    return reference().call(q, k, v, mask, q_scale, q_zero_point, k_scale, v_scale, softmax_scale, prob_bits,
+                            out_dtype);
+  }
+  const Tensor queries = with_unit_stride(as_heads(q));
+  const Tensor keys = with_unit_stride(as_heads(k));
+  const Tensor values = with_unit_stride(as_heads(v));
+  const OptionalTensor added = additive_mask(mask, q, k.size(-2));
+  const Tensor out = allocate_output(q, out_dtype == at::kBFloat16 ? at::kBFloat16 : at::kFloat);
+
+  qdiff::Attention problem = describe(queries, keys, values, added, as_heads(out));
+  problem.q_zero_point = zero_point(q_zero_point);
+  problem.score_scale =
+      static_cast<float>(softmax_scale * positive(q_scale, "q_scale") * positive(k_scale, "k_scale"));
+  problem.v_scale = static_cast<float>(positive(v_scale, "v_scale"));
+  problem.levels = static_cast<int32_t>((int64_t{1} << prob_bits) - 1);
+
+  if (out.numel() > 0 && problem.key_len == 0) out.zero_();
+  if (out.numel() > 0 && problem.key_len > 0) execute(*kernel, problem);
+  return out.to(out_dtype);
+}
+
+}  // namespace
+
+TORCH_LIBRARY_FRAGMENT(qdiff_native, library) { library.def("kernel_name() -> str", kernel_name); }
+
+TORCH_LIBRARY_IMPL(qdiff, CPU, library) { library.impl("int_attention_vnni", int_attention); }

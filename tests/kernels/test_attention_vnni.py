@@ -1,0 +1,217 @@
+"""The compiled kernel against exact arithmetic.
+
+Everything is integer except the probabilities' exponentials, so a result can differ from the float64 one in
+two ways only: by float rounding of the last division, and by probability codes that flip because
+``p * levels`` lies within float rounding of a half. The tolerance counts the codes that may flip, row by
+row: a row that has none must agree to float rounding.
+"""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from qdiff_fx.kernels import int_attention, int_attention_vnni, status
+
+pytestmark = pytest.mark.skipif(not status().available, reason=status().reason or "-")
+
+ZERO_POINT_MAX = 255
+
+
+def exact_and_tolerance(args: tuple) -> tuple[Tensor, Tensor]:
+    """Float64 result (..., L, D) and the error float32 may make in it, (..., L, 1)."""
+    q, k, v, mask, q_scale, zero_point, k_scale, v_scale, softmax_scale, bits, _ = args
+    levels = 2**bits - 1
+    scale = softmax_scale * float(q_scale) * float(k_scale)
+    scores = scale * ((q.double() - int(zero_point)) @ k.double().transpose(-1, -2))
+    if mask is not None:
+        scores = scores.masked_fill(~mask, -math.inf) if mask.dtype == torch.bool else scores + mask
+    peak = scores.amax(-1, keepdim=True)
+    peak = peak.masked_fill(peak.isinf(), 0.0)
+    real_codes = (scores - peak).exp() * levels
+    codes = real_codes.round()
+    total = codes.sum(-1, keepdim=True)
+    out = float(v_scale) * (codes @ v.double()) / total.clamp(min=1)
+
+    # |scores| matters because s and m are rounded before they are subtracted.
+    rounding = real_codes * (2e-6 + 3e-7 * (scores.nan_to_num(neginf=0).abs() + peak.abs()))
+    may_flip = ((real_codes % 1 - 0.5).abs() <= rounding).sum(-1, keepdim=True)
+    per_flip = (127 * float(v_scale) + out.abs().amax(-1, keepdim=True)) / (total - may_flip).clamp(min=1)
+    return out, may_flip * per_flip + 1e-6 * 127 * float(v_scale)
+
+
+def assert_exact(out: Tensor, args: tuple) -> None:
+    want, tolerance = exact_and_tolerance(args)
+    if out.dtype != torch.float32:  # one more rounding, to half a unit in the last place
+        tolerance = tolerance + want.abs() * torch.finfo(out.dtype).eps
+    excess = (out.double() - want).abs() - tolerance
+    assert out.isfinite().all()
+    assert (excess <= 0).all(), f"off by {float(excess.max()):.3g} more than rounding explains"
+
+
+def codes(shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
+    low, high = (0, 256) if dtype == torch.uint8 else (-128, 128)
+    return torch.randint(low, high, shape, dtype=dtype)
+
+
+def tokens_outside(b: int, h: int, n: int, d: int, dtype: torch.dtype) -> Tensor:
+    return codes((b, n, h, d), dtype).transpose(1, 2)
+
+
+def fused_slice(b: int, h: int, n: int, d: int, dtype: torch.dtype) -> Tensor:
+    return codes((b, n, 3 * h * d), dtype)[..., h * d : 2 * h * d].unflatten(-1, (h, d)).transpose(1, 2)
+
+
+def dims_strided(b: int, h: int, n: int, d: int, dtype: torch.dtype) -> Tensor:
+    return codes((b, h, d, n), dtype).transpose(2, 3)
+
+
+LAYOUTS = {
+    "contiguous": lambda b, h, n, d, dtype: codes((b, h, n, d), dtype),
+    "tokens_outside": tokens_outside,
+    "fused_slice": fused_slice,
+    "dims_strided": dims_strided,
+    "broadcast_heads": lambda b, h, n, d, dtype: codes((b, 1, n, d), dtype).expand(b, h, n, d),
+    "three_dims": lambda b, h, n, d, dtype: codes((b * h, n, d), dtype),
+    "two_dims": lambda b, h, n, d, dtype: codes((n, d), dtype),
+    "five_dims": lambda b, h, n, d, dtype: codes((b, 1, h, n, d), dtype),
+}
+
+MASKS = {
+    "none": lambda lead, n, s: None,
+    "bool": lambda lead, n, s: torch.rand(*lead, n, s) > 0.3,
+    "bool_keys": lambda lead, n, s: torch.rand(*lead[:1], *(1 for _ in lead[1:]), 1, s) > 0.3,
+    "bool_expanded": lambda lead, n, s: (torch.rand(s) > 0.3).expand(*lead, n, s),
+    "float": lambda lead, n, s: torch.randn(n, s) * 3,
+    "float_rows": lambda lead, n, s: torch.randn(n, 1),
+    "float_transposed": lambda lead, n, s: torch.randn(s, n).t(),
+    "float_minus_infinity": lambda lead, n, s: torch.randn(*lead, n, s).relu().log(),
+    "float64_scalar": lambda lead, n, s: torch.tensor(0.25, dtype=torch.float64),
+}
+
+
+@st.composite
+def calls(draw) -> tuple:
+    """Arguments of one call."""
+    torch.manual_seed(draw(st.integers(0, 10**6)))
+    b, h = draw(st.integers(1, 2)), draw(st.integers(1, 3))
+    query_len, key_len = draw(st.integers(1, 70)), draw(st.integers(1, 140))
+    dim = draw(st.one_of(st.integers(1, 96), st.sampled_from([160, 255, 256])))
+    layout = LAYOUTS[draw(st.sampled_from(sorted(LAYOUTS)))]
+    q = layout(b, h, query_len, dim, torch.uint8)
+    k, v = (layout(b, h, key_len, dim, torch.int8) for _ in range(2))
+    mask = MASKS[draw(st.sampled_from(sorted(MASKS)))](q.shape[:-2], query_len, key_len)
+    zero_point = torch.tensor(draw(st.integers(0, ZERO_POINT_MAX)))
+    q_scale, k_scale, v_scale = (torch.tensor(draw(st.floats(1e-3, 0.05))) for _ in range(3))
+    softmax_scale = draw(st.sampled_from([dim**-0.5, 0.01, 1.0]))
+    bits = draw(st.integers(4, 8))
+    dtype = draw(st.sampled_from([torch.float32, torch.bfloat16, torch.float16]))
+    return (q, k, v, mask, q_scale, zero_point, k_scale, v_scale, softmax_scale, bits, dtype)
+
+
+@settings(max_examples=150, deadline=None)
+@given(calls())
+def test_kernel_and_reference_are_exact(args: tuple) -> None:
+    for op in (int_attention_vnni, int_attention):
+        out = op(*args)
+        assert out.dtype == args[-1]
+        assert out.shape == args[0].shape
+        assert_exact(out, args)
+
+
+def call(
+    query_len: int, key_len: int, dim: int, heads: int = 2, bits: int = 8, mask: Tensor | None = None
+) -> tuple:
+    q = tokens_outside(1, heads, query_len, dim, torch.uint8)
+    k, v = (tokens_outside(1, heads, key_len, dim, torch.int8) for _ in range(2))
+    scales = [torch.tensor(x) for x in (0.02, 0.02, 0.01)]
+    return (q, k, v, mask, scales[0], torch.tensor(120), scales[1], scales[2], dim**-0.5, bits, torch.float32)
+
+
+@pytest.mark.parametrize("key_len", [16, 63, 64, 65, 77, 511, 512, 513, 1100])
+@pytest.mark.parametrize("query_len", [1, 6, 48, 49, 200])
+def test_block_edges(query_len: int, key_len: int) -> None:
+    torch.manual_seed(0)
+    args = call(query_len, key_len, dim=40)
+    assert_exact(int_attention_vnni(*args), args)
+
+
+def test_keys_too_many_for_the_largest_row_block() -> None:
+    torch.manual_seed(0)
+    args = call(query_len=13, key_len=20_000, dim=8, heads=1)
+    assert_exact(int_attention_vnni(*args), args)
+
+
+@pytest.mark.parametrize("key_len", [65_536, 65_537])
+def test_largest_sums_do_not_overflow(key_len: int) -> None:
+    """Every code extreme and every probability 1: |sum P v| = 255 * 128 * key_len, just below 2**31."""
+    q = torch.full((1, 1, 1, 4), 255, dtype=torch.uint8)
+    k = torch.full((1, 1, key_len, 4), -128, dtype=torch.int8)
+    one = torch.tensor(1.0)
+    out = int_attention_vnni(q, k, k, None, one, torch.tensor(0), one, one, 1e-3, 8, torch.float32)
+    torch.testing.assert_close(out, torch.full((1, 1, 1, 4), -128.0))
+
+
+def test_largest_scores_do_not_overflow() -> None:
+    q = torch.full((1, 1, 2, 256), 255, dtype=torch.uint8)
+    k = torch.tensor([-128, 127, 126], dtype=torch.int8).view(1, 1, 3, 1).repeat(1, 1, 1, 256)
+    one = torch.tensor(1.0)
+    out = int_attention_vnni(q, k, k, None, one, torch.tensor(0), one, one, 1.0, 8, torch.float32)
+    torch.testing.assert_close(out, torch.full((1, 1, 2, 256), 127.0))
+
+
+@pytest.mark.parametrize("op", [int_attention, int_attention_vnni], ids=["reference", "vnni"])
+@pytest.mark.parametrize("as_float", [False, True])
+def test_fully_masked_rows_are_zero(op, as_float: bool) -> None:
+    torch.manual_seed(0)
+    mask = torch.rand(11, 70) > 0.5
+    mask[[0, 4, 10]] = False
+    added = torch.zeros(11, 70).masked_fill(~mask, -math.inf)
+    args = call(11, 70, 24, mask=added if as_float else mask)
+    out = op(*args)
+    assert (out[:, :, [0, 4, 10]] == 0).all()
+    assert (out[:, :, 1] != 0).any()
+    assert_exact(out, args)
+
+
+@pytest.mark.parametrize("op", [int_attention, int_attention_vnni], ids=["reference", "vnni"])
+@pytest.mark.parametrize("shape", [(0, 5, 8), (5, 0, 8), (5, 5, 0), (0, 0, 0)])
+def test_zero_length(op, shape: tuple[int, int, int]) -> None:
+    query_len, key_len, dim = shape
+    q = torch.zeros(2, 2, query_len, dim, dtype=torch.uint8)
+    k = torch.zeros(2, 2, key_len, dim, dtype=torch.int8)
+    one = torch.tensor(1.0)
+    out = op(q, k, k, None, one, torch.tensor(0), one, one, 1.0, 8, torch.float32)
+    assert out.shape == (2, 2, query_len, dim)
+    assert (out == 0).all()
+
+
+def test_sixteen_probability_bits_run_on_the_reference() -> None:
+    torch.manual_seed(0)
+    args = call(9, 20, 8, bits=16)
+    torch.testing.assert_close(int_attention_vnni(*args), int_attention(*args), rtol=0, atol=0)
+
+
+def test_wide_heads_run_on_the_reference() -> None:
+    torch.manual_seed(0)
+    args = call(9, 20, 257)
+    torch.testing.assert_close(int_attention_vnni(*args), int_attention(*args), rtol=0, atol=0)
+
+
+def test_result_does_not_depend_on_threads() -> None:
+    torch.manual_seed(0)
+    args = call(300, 300, 40, heads=4)
+    threads = torch.get_num_threads()
+    try:
+        torch.set_num_threads(1)
+        alone = int_attention_vnni(*args)
+        torch.set_num_threads(3)
+        shared = int_attention_vnni(*args)
+    finally:
+        torch.set_num_threads(threads)
+    torch.testing.assert_close(alone, shared, rtol=0, atol=0)

@@ -1,0 +1,159 @@
+"""Building, caching and doing without: each case in a process of its own, because loading is for good."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from qdiff_fx.kernels import Status, status
+
+ROOT = Path(__file__).parents[2]
+needs_kernels = pytest.mark.skipif(not status().available, reason=status().reason or "-")
+
+ATTEND = """
+import sys, warnings, torch
+from pathlib import Path
+from qdiff_fx.kernels import build, int_attention, int_attention_vnni, status
+
+def attend():
+    torch.manual_seed(0)
+    q = torch.randint(0, 256, (1, 2, 9, 8), dtype=torch.uint8)
+    k = torch.randint(-128, 128, (1, 2, 12, 8), dtype=torch.int8)
+    scale = torch.tensor(0.02)
+    args = (q, k, k, None, scale, torch.tensor(128), scale, scale, 0.3, 8, torch.float32)
+    torch.testing.assert_close(int_attention_vnni(*args), int_attention(*args), rtol=0, atol=2e-3)
+"""
+
+
+def start(code: str, **environment: str) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        [sys.executable, "-c", ATTEND + code],
+        env=os.environ | {"OMP_NUM_THREADS": "1"} | environment,
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+
+
+def run(code: str, **environment: str) -> str:
+    process = start(code, **environment)
+    output, _ = process.communicate(timeout=300)
+    assert process.returncode == 0, output
+    return output
+
+
+@pytest.mark.parametrize("choice", ["0", "reference"])
+def test_switched_off_runs_the_reference_silently(choice: str, tmp_path: Path) -> None:
+    code = """
+warnings.simplefilter("error")
+attend()
+assert not status().available and "QDIFF_KERNELS" in status().reason, status()
+"""
+    run(code, QDIFF_KERNELS=choice, QDIFF_KERNELS_CACHE=str(tmp_path))
+    assert not list(tmp_path.iterdir())
+
+
+def test_without_compiler_warns_once_and_runs_the_reference(tmp_path: Path) -> None:
+    code = """
+build._check_machine = lambda: None
+with warnings.catch_warnings(record=True) as seen:
+    warnings.simplefilter("always")
+    attend()
+    attend()
+assert not status().available and "no C++ compiler" in status().reason, status()
+messages = [str(w.message) for w in seen if w.category is RuntimeWarning]
+assert len(messages) == 1 and "no C++ compiler" in messages[0], messages
+"""
+    run(code, PATH=str(tmp_path), CXX="", QDIFF_KERNELS_CACHE=str(tmp_path))
+
+
+def test_compiler_that_fails_is_quoted(tmp_path: Path) -> None:
+    compiler = tmp_path / "broken-c++"
+    compiler.write_text('#!/bin/sh\n[ "$1" = --version ] && exit\necho no such luck >&2\nexit 3\n')
+    compiler.chmod(0o755)
+    code = """
+build._check_machine = lambda: None
+assert not status().available
+assert "exit code 3: no such luck" in status().reason, status()
+"""
+    run(code, CXX=str(compiler), QDIFF_KERNELS_CACHE=str(tmp_path / "cache"))
+
+
+def test_cache_that_cannot_be_made_is_named(tmp_path: Path) -> None:
+    blocker = tmp_path / "file"
+    blocker.touch()
+    code = "build._check_machine = lambda: None\nassert 'QDIFF_KERNELS_CACHE' in status().reason, status()"
+    run(code, QDIFF_KERNELS_CACHE=str(blocker / "cache"))
+
+
+def test_other_processors_run_the_reference(tmp_path: Path) -> None:
+    code = """
+build.platform.machine = lambda: "riscv64"
+warnings.simplefilter("ignore")
+attend()
+assert "riscv64" in status().reason, status()
+"""
+    run(code, QDIFF_KERNELS_CACHE=str(tmp_path))
+
+
+@needs_kernels
+@pytest.mark.parametrize("damage", ["truncate", "no_digest"])
+def test_damaged_library_is_built_again(damage: str, tmp_path: Path) -> None:
+    good = status().library
+    assert good is not None
+    cached = tmp_path / good.name
+    cached.write_bytes(good.read_bytes()[: 5000 if damage == "truncate" else None])
+    if damage == "truncate":
+        cached.with_suffix(".sha256").write_text(good.with_suffix(".sha256").read_text())
+    code = f"""
+good, builds = Path({str(good)!r}), []
+def copy_good(compiler, library):
+    builds.append(library)
+    library.write_bytes(good.read_bytes())
+    library.with_suffix(".sha256").write_text(good.with_suffix(".sha256").read_text())
+build._build = copy_good
+attend()
+assert status().available and len(builds) == 1, (status(), builds)
+"""
+    run(code, QDIFF_KERNELS_CACHE=str(tmp_path))
+
+
+@needs_kernels
+def test_library_that_does_not_load_is_built_again(tmp_path: Path) -> None:
+    good = status().library
+    assert good is not None
+    code = f"""
+import hashlib
+good, builds = Path({str(good)!r}), []
+def first_garbage_then_good(compiler, library):
+    content = good.read_bytes() if builds else b"not a library"
+    builds.append(library)
+    library.write_bytes(content)
+    library.with_suffix(".sha256").write_text(hashlib.sha256(content).hexdigest())
+build._build = first_garbage_then_good
+attend()
+assert status().available and len(builds) == 2, (status(), builds)
+"""
+    run(code, QDIFF_KERNELS_CACHE=str(tmp_path))
+
+
+@pytest.mark.slow
+@needs_kernels
+def test_processes_starting_together_build_once(tmp_path: Path) -> None:
+    code = "attend()\nassert status().available, status()\nprint(status().library)"
+    processes = [start(code, QDIFF_KERNELS_CACHE=str(tmp_path)) for _ in range(3)]
+    outputs = [process.communicate(timeout=600)[0] for process in processes]
+    assert [process.returncode for process in processes] == [0, 0, 0], outputs
+    assert len(set(outputs)) == 1
+    assert len(list(tmp_path.glob("*.so"))) == 1
+    assert not list(tmp_path.glob("build-*"))
+
+
+def test_status_needs_a_reason_to_be_unavailable() -> None:
+    with pytest.raises(ValueError, match="reason"):
+        Status(False)
