@@ -156,12 +156,7 @@ def _quantize_weight(gm: fx.GraphModule, node: fx.Node, plan: LayerPlan, config:
     weight = get_attr_tensor(gm, weight_node).detach()
     bits = plan.info.weight_bits
     qmin, qmax = weight_range(bits)
-    axis = 0
-    if plan.info.kind == "conv_transpose":
-        axis = 1
-        groups = node.args[6] if len(node.args) > 6 else 1
-        if groups != 1:
-            raise ConversionError("a grouped transposed convolution has no per-output-channel axis", where=node.name)
+    axis = 1 if plan.info.kind == "conv_transpose" else 0
     scales = weight_scales(weight.float(), bits, axis=axis, method=config.weight_range)
     zero_points = torch.zeros_like(scales, dtype=torch.int64)
     codes = quantize(weight.float(), scales, zero_points, qmin, qmax, axis=axis, dtype=torch.int8)

@@ -6,7 +6,8 @@ import hashlib
 import inspect
 
 import torch
-from torch import fx
+import torch._inductor.config
+from torch import fx, nn
 from torch._inductor.custom_graph_pass import CustomGraphPass
 
 from qdiff_fx.backends import onednn
@@ -51,10 +52,22 @@ class InductorBackend(Backend):
         if options.compute_dtype != torch.float32:
             set_compute_dtype(lowered, options.compute_dtype)
         clean(lowered)
-        if options.compile:
-            compile_options = {"post_grad_custom_post_pass": AccumulateSums()}
-            return Lowered(torch.compile(lowered, options=compile_options), layers)  # type: ignore[arg-type]
-        return Lowered(lowered, layers)
+        return Lowered(Compiled(lowered) if options.compile else lowered, layers)
+
+
+class Compiled(nn.Module):
+    """A lowered graph that is compiled on its first call, and again for shapes it has not seen."""
+
+    def __init__(self, lowered: fx.GraphModule):
+        super().__init__()
+        self.lowered = lowered
+        self.compiled = torch.compile(lowered, options={"post_grad_custom_post_pass": AccumulateSums()})
+
+    def forward(self, *inputs: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        # Dynamo too reads `freezing`, to tell constants from inputs, and sees no per-compile options. Without it
+        # the packed weights would be inputs, which Inductor's int8 linear refuses.
+        with torch.no_grad(), torch._inductor.config.patch(freezing=True):
+            return self.compiled(*inputs)
 
 
 def _kernel_name(layer: fx.Node) -> str:

@@ -112,6 +112,8 @@ def _weight_layer_refusal(node: fx.Node, settings: LayerSettings) -> str:
         return "its weight is not a constant"
     if not node.meta["val"].is_floating_point():
         return "it does not compute in floating point"
+    if WEIGHT_OPS[node.target] == "conv_transpose" and len(node.args) > 6 and node.args[6] != 1:
+        return "the weight of a grouped transposed convolution has no output-channel axis to scale along"
     return ""
 
 
