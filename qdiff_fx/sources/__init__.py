@@ -1,0 +1,45 @@
+"""What the commands call SOURCE: the bundled model, a diffusers pipeline, or a Python file."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from pathlib import Path
+
+from qdiff_fx.sources.base import Draw, Source, SourceError
+from qdiff_fx.sources.digits import DIGITS, DigitsSource
+from qdiff_fx.sources.pipeline import PipelineSource, load_pipeline
+from qdiff_fx.sources.python_file import PythonFileSource
+
+HUB_ID = re.compile(r"[\w][\w.-]*/[\w][\w.-]*")
+
+
+def resolve(identifier: str, prompts: Sequence[str] = ()) -> Source:
+    """The source an identifier stands for.
+
+    Args:
+        identifier: ``digits``, a pipeline folder, a hub repository ``owner/name``, or the path of a ``.py`` file.
+        prompts: for pipelines that take prompts.
+
+    Raises:
+        SourceError: it is none of these, or cannot be loaded.
+    """
+    path = Path(identifier)
+    if identifier == DIGITS:
+        return DigitsSource()
+    if path.suffix == ".py":
+        return PythonFileSource(path)
+    if path.is_dir() and (path / "model_index.json").is_file():
+        return load_pipeline(identifier, prompts)
+    if identifier and path.is_dir():
+        raise SourceError("the folder has no model_index.json", where=identifier, fix="Give a diffusers pipeline")
+    if not path.exists() and HUB_ID.fullmatch(identifier):
+        return load_pipeline(identifier, prompts)
+    raise SourceError(
+        "there is no such source",
+        where=identifier or "SOURCE",
+        fix=f"Give {DIGITS!r}, a diffusers pipeline folder or hub id, or a Python file with load_unet()",
+    )
+
+
+__all__ = ["DIGITS", "DigitsSource", "Draw", "PipelineSource", "PythonFileSource", "Source", "SourceError", "resolve"]

@@ -1,0 +1,26 @@
+"""The bundled model."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from qdiff_fx.bundled.digits import load_digits_pipeline
+from qdiff_fx.sources.base import Draw
+from qdiff_fx.sources.pipeline import PipelineSource
+
+DIGITS = "digits"
+
+
+class DigitsSource(PipelineSource):
+    """Handwritten digits with guidance: image number ``i`` shows the digit ``i mod 10``."""
+
+    def __init__(self) -> None:
+        super().__init__(DIGITS, load_digits_pipeline())
+
+    def labels(self, draw: Draw) -> torch.Tensor:
+        return torch.tensor([number % 10 for number in draw.numbers])
+
+    def _subjects(self, draw: Draw) -> dict[str, Any]:
+        return {"labels": self.labels(draw)}

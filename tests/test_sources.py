@@ -1,0 +1,290 @@
+"""Every kind of SOURCE loads, draws what is asked for, and says clearly when it cannot."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from textwrap import dedent
+
+import pytest
+import torch
+from diffusers import DDIMScheduler, DDPMPipeline, UNet2DModel
+from torch import nn
+
+from qdiff_fx.errors import ConfigError
+from qdiff_fx.sources import Draw, PipelineSource, PythonFileSource, SourceError, resolve
+from qdiff_fx.sources.python_file import import_file
+
+TINY = """
+    import torch
+    from diffusers import DDIMScheduler, UNet2DModel
+
+    def load_unet():
+        torch.manual_seed(0)
+        return UNet2DModel(
+            sample_size=8, in_channels=3, out_channels=3, layers_per_block=1, block_out_channels=(8, 8),
+            down_block_types=("DownBlock2D", "DownBlock2D"), up_block_types=("UpBlock2D", "UpBlock2D"),
+            norm_num_groups=4,
+        )
+
+    def make_scheduler(steps):
+        scheduler = DDIMScheduler(num_train_timesteps=300)
+        scheduler.set_timesteps(steps)
+        return scheduler
+"""
+HANDWRITTEN = """
+    import torch
+    from torch import nn
+    from diffusers import DDIMScheduler
+
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.conv = nn.Conv2d(1, 1, 3, padding=1)
+
+        def forward(self, x, t, label=None):
+            shift = 0 if label is None else label.view(-1, 1, 1, 1)
+            return self.conv(x) + t / 1000 + shift
+
+    def load_unet():
+        torch.manual_seed(0)
+        return Net()
+
+    def make_scheduler(steps):
+        scheduler = DDIMScheduler(num_train_timesteps=1000)
+        scheduler.set_timesteps(steps)
+        return scheduler
+"""
+
+
+def write(folder: Path, text: str, name: str = "model.py") -> Path:
+    path = folder / name
+    path.write_text(dedent(text))
+    return path
+
+
+def tiny_unet() -> UNet2DModel:
+    torch.manual_seed(0)
+    return UNet2DModel(
+        sample_size=8,
+        layers_per_block=1,
+        block_out_channels=(8, 8),
+        down_block_types=("DownBlock2D", "DownBlock2D"),
+        up_block_types=("UpBlock2D", "UpBlock2D"),
+        norm_num_groups=4,
+    )
+
+
+@pytest.fixture
+def tiny(tmp_path: Path) -> PythonFileSource:
+    source = resolve(str(write(tmp_path, TINY)))
+    assert isinstance(source, PythonFileSource)
+    return source
+
+
+class TestDraw:
+    def test_an_image_does_not_depend_on_its_batch(self, tiny: PythonFileSource) -> None:
+        draw = Draw(count=5, steps=2, seed=3)
+        whole = tiny.sample(tiny.unet, draw)
+        parts = torch.cat([tiny.sample(tiny.unet, part) for part in draw.batches(2)])
+        assert torch.allclose(whole, parts, atol=1e-5)
+
+    def test_batches_cover_the_numbers_once(self) -> None:
+        batches = Draw(count=5, steps=2, first=10).batches(2)
+        assert [list(batch.numbers) for batch in batches] == [[10, 11], [12, 13], [14]]
+
+    def test_seeds_and_numbers_give_different_noise(self) -> None:
+        draws = [Draw(2, 1, seed=0), Draw(2, 1, seed=1)]
+        noise = [torch.randn(4, generator=g) for draw in draws for g in draw.generators()]
+        assert len({tuple(n.tolist()) for n in noise}) == 4
+
+    @pytest.mark.parametrize("bad", [{"count": 0, "steps": 1}, {"count": 1, "steps": 0}])
+    def test_nothing_to_draw_is_an_error(self, bad: dict[str, int]) -> None:
+        with pytest.raises(ConfigError, match="0 is not a positive number"):
+            Draw(**bad)
+
+    def test_a_batch_holds_something(self) -> None:
+        with pytest.raises(ConfigError, match="batch_size"):
+            Draw(1, 1).batches(0)
+
+
+class TestPythonFile:
+    def test_it_draws_images_in_range(self, tiny: PythonFileSource) -> None:
+        images = tiny.sample(tiny.unet, Draw(2, 2))
+        assert images.shape == (2, 3, 8, 8)
+        assert images.abs().max() <= 1
+        assert tiny.num_train_timesteps == 300
+        assert not tiny.unet.training
+        assert tiny.labels(Draw(2, 2)) is None
+
+    def test_the_identifier_resolves_to_the_same_network(self, tiny: PythonFileSource) -> None:
+        again = resolve(tiny.identifier)
+        assert Path(tiny.identifier).is_absolute()
+        assert torch.equal(again.sample(again.unet, Draw(1, 2)), tiny.sample(tiny.unet, Draw(1, 2)))
+
+    def test_a_trajectory_keeps_every_call(self, tiny: PythonFileSource) -> None:
+        trajectory = tiny.trajectory(Draw(2, 3))
+        assert [int(step.timestep) for step in trajectory.steps] == [200, 100, 0]
+        assert torch.equal(trajectory.final, tiny.sample(tiny.unet, Draw(2, 3)))
+        with torch.no_grad():
+            for step in trajectory.steps:
+                assert torch.equal(tiny.unet(step.sample, step.timestep).sample, step.eps)
+
+    def test_another_network_can_be_put_in_its_place(self, tiny: PythonFileSource) -> None:
+        class Zero(nn.Module):
+            def forward(self, x: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
+                return torch.zeros_like(x)
+
+        assert not torch.equal(tiny.sample(Zero(), Draw(1, 2)), tiny.sample(tiny.unet, Draw(1, 2)))
+
+    def test_example_inputs_are_named_as_forward_names_them(self, tmp_path: Path, tiny: PythonFileSource) -> None:
+        assert list(tiny.example_inputs()) == ["sample", "timestep"]
+        text = HANDWRITTEN + "\n    SAMPLE_SHAPE = (1, 4, 6)\n"
+        handwritten = resolve(str(write(tmp_path, text, "hand.py")))
+        inputs = handwritten.example_inputs(3)
+        assert list(inputs) == ["x", "t"]
+        assert inputs["x"].shape == (3, 1, 4, 6)
+
+    def test_conditioning_reaches_the_network(self, tmp_path: Path) -> None:
+        text = HANDWRITTEN + (
+            "\n    SAMPLE_SHAPE = (1, 4, 4)\n"
+            "\n    def make_conditioning(count):\n        return {'label': torch.full((count,), 0.5)}\n"
+        )
+        source = resolve(str(write(tmp_path, text)))
+        trajectory = source.trajectory(Draw(2, 2))
+        assert trajectory.conditioning["label"].tolist() == [0.5, 0.5]
+
+    def test_neighbouring_files_can_be_imported_while_it_is_executed_only(self, tmp_path: Path) -> None:
+        write(tmp_path, "VALUE = 7", "qdiff_neighbour.py")
+        before = list(sys.path)
+        assert import_file(write(tmp_path, "from qdiff_neighbour import VALUE")).VALUE == 7
+        assert sys.path == before
+
+    @pytest.mark.parametrize(
+        ("text", "message"),
+        [
+            ("def make_scheduler(steps): ...", r"model\.py: it defines no load_unet\(\)"),
+            ("def load_unet(): ...", r"model\.py: it defines no make_scheduler\(\)"),
+            ("import no_such_module_anywhere", r"model\.py: it cannot be imported \(ModuleNotFoundError"),
+            ("def f(:", r"model\.py: it cannot be imported \(SyntaxError"),
+            ("def load_unet(): return 3\ndef make_scheduler(steps): ...", "returned int, not an nn.Module"),
+            ("def load_unet(): raise OSError('gone')\ndef make_scheduler(steps): ...", r"load_unet\(\) failed"),
+        ],
+    )
+    def test_a_defective_file_is_named(self, tmp_path: Path, text: str, message: str) -> None:
+        with pytest.raises(SourceError, match=message):
+            resolve(str(write(tmp_path, text)))
+
+    def test_a_network_without_config_must_tell_its_shape(self, tmp_path: Path) -> None:
+        with pytest.raises(SourceError, match="SAMPLE_SHAPE = "):
+            resolve(str(write(tmp_path, HANDWRITTEN)))
+
+    def test_a_scheduler_must_tell_its_length(self, tmp_path: Path) -> None:
+        text = "import torch\ndef load_unet(): return torch.nn.Identity()\ndef make_scheduler(steps): return object()"
+        with pytest.raises(SourceError, match="num_train_timesteps"):
+            resolve(str(write(tmp_path, text)))
+
+
+class TestPipeline:
+    def test_a_folder_is_loaded_and_drawn_with(self, tmp_path: Path) -> None:
+        DDPMPipeline(tiny_unet(), DDIMScheduler(num_train_timesteps=50)).save_pretrained(tmp_path / "pipe")
+        source = resolve(str(tmp_path / "pipe"))
+        assert isinstance(source, PipelineSource)
+        assert source.num_train_timesteps == 50
+        images = source.sample(source.unet, Draw(2, 2))
+        assert images.shape == (2, 3, 8, 8)
+        assert images.abs().max() <= 1
+        assert Path(source.identifier).is_absolute()
+
+    def test_the_pipeline_keeps_its_own_network(self) -> None:
+        pipe = DDPMPipeline(tiny_unet(), DDIMScheduler())
+        source, other = PipelineSource("pipe", pipe), tiny_unet()
+        source.sample(other, Draw(1, 1))
+        assert pipe.unet is source.unet
+        with pytest.raises(TypeError):
+            source.sample(FailingUNet(), Draw(1, 1))
+        assert pipe.unet is source.unet
+
+    def test_prompts_are_given_in_turn(self) -> None:
+        source = PipelineSource("pipe", PromptPipeline(), ["a cat", "a dog"])
+        source.sample(source.unet, Draw(3, 1, first=1))
+        assert source.pipe.asked == ["a dog", "a cat", "a dog"]
+
+    def test_without_prompts_the_empty_one_is_used(self) -> None:
+        source = PipelineSource("pipe", PromptPipeline())
+        source.sample(source.unet, Draw(2, 1))
+        assert source.pipe.asked == ["", ""]
+
+    def test_a_pipeline_that_takes_neither_is_refused(self) -> None:
+        source = PipelineSource("pipe", ImagePipeline())
+        with pytest.raises(SourceError, match="neither prompts nor a batch size"):
+            source.sample(source.unet, Draw(1, 1))
+
+    def test_a_pipeline_without_unet_is_refused(self) -> None:
+        with pytest.raises(SourceError, match="the pipeline has no unet"):
+            PipelineSource("pipe", object())
+
+
+class TestDigits:
+    def test_images_show_the_digits_in_turn(self) -> None:
+        source = resolve("digits")
+        draw = Draw(3, 1, first=8)
+        labels = source.labels(draw)
+        assert labels is not None
+        assert labels.tolist() == [8, 9, 0]
+        trajectory = source.trajectory(draw)
+        assert trajectory.final.shape == (3, 1, 32, 32)
+        # Guidance doubles the batch.
+        assert trajectory.steps[0].sample.shape == (6, 1, 32, 32)
+        assert trajectory.conditioning["encoder_hidden_states"].shape[0] == 6
+
+
+class TestResolve:
+    @pytest.mark.parametrize("name", ["", "no-such-model", "some/where/else", "./nothing"])
+    def test_what_does_not_exist_lists_what_there_is(self, name: str) -> None:
+        with pytest.raises(SourceError, match="'digits', a diffusers pipeline folder or hub id, or a Python file"):
+            resolve(name)
+
+    def test_a_missing_python_file_is_named(self) -> None:
+        with pytest.raises(SourceError, match=r"gone\.py: there is no such file"):
+            resolve("gone.py")
+
+    def test_a_folder_that_is_no_pipeline_is_named(self, tmp_path: Path) -> None:
+        with pytest.raises(SourceError, match=r"no model_index\.json"):
+            resolve(str(tmp_path))
+
+    def test_a_broken_pipeline_is_named(self, tmp_path: Path) -> None:
+        (tmp_path / "model_index.json").write_text("{")
+        with pytest.raises(SourceError, match="the pipeline cannot be loaded"):
+            resolve(str(tmp_path))
+
+
+class FailingUNet(nn.Module):
+    config = tiny_unet().config
+    dtype, device = torch.float32, torch.device("cpu")
+
+    def forward(self, *args: object, **kwargs: object) -> torch.Tensor:
+        raise TypeError("no")
+
+
+class PromptPipeline:
+    """The least a text-to-image pipeline has."""
+
+    def __init__(self) -> None:
+        self.unet, self.scheduler = nn.Identity(), DDIMScheduler()
+        self.asked: list[str] = []
+
+    def set_progress_bar_config(self, **settings: object) -> None: ...
+
+    def __call__(self, prompt: list[str], num_inference_steps: int = 1, output_type: str = "pil") -> object:
+        self.asked = prompt
+
+        class Result:
+            images = torch.zeros(len(prompt), 4, 4, 3).numpy()
+
+        return Result
+
+
+class ImagePipeline(PromptPipeline):
+    def __call__(self, image: object) -> object:  # type: ignore[override]
+        return image
