@@ -44,9 +44,7 @@ class Trajectory:
             yield {"sample": step.sample, "timestep": step.timestep, **self.conditioning}
 
 
-def predict(
-    unet: Callable[..., Any], sample: torch.Tensor, timestep: Any, **conditioning: Any
-) -> torch.Tensor:
+def predict(unet: Callable[..., Any], sample: torch.Tensor, timestep: Any, **conditioning: Any) -> torch.Tensor:
     """The network's prediction as a tensor, whether it returns a diffusers output, a tuple or a tensor."""
     output = unet(sample, timestep, **conditioning)
     if isinstance(output, tuple):
@@ -106,9 +104,7 @@ def _denoise(
 ) -> torch.Tensor:
     scheduler = copy.deepcopy(scheduler)
     if getattr(scheduler, "num_inference_steps", None) is None:
-        raise InputError(
-            "no timesteps are set", where="scheduler", fix="Call set_timesteps(steps) on it first"
-        )
+        raise InputError("no timesteps are set", where="scheduler", fix="Call set_timesteps(steps) on it first")
     extra = _step_extras(scheduler)
     image = noise * scheduler.init_noise_sigma
     for timestep in tqdm(scheduler.timesteps, desc="denoise", leave=False, disable=not progress):

@@ -48,9 +48,7 @@ def test_one_dimensional_gaussians() -> None:
 
 
 @settings(max_examples=30, deadline=None)
-@given(
-    rows_a=st.integers(3, 40), rows_b=st.integers(3, 40), columns=st.integers(2, 12), seed=st.integers(0, 999)
-)
+@given(rows_a=st.integers(3, 40), rows_b=st.integers(3, 40), columns=st.integers(2, 12), seed=st.integers(0, 999))
 def test_agrees_with_the_matrix_square_root(rows_a: int, rows_b: int, columns: int, seed: int) -> None:
     a = draw(rows_a, columns, seed) @ draw(columns, columns, seed + 1)
     b = draw(rows_b, columns, seed + 2) + 0.5

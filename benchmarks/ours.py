@@ -1,0 +1,46 @@
+"""This package's backends."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from benchmarks.contender import Batch, Predict
+from benchmarks.networks import Network
+from benchmarks.variants import DEFAULT_VARIANT, make_config
+from qdiff_fx.evaluation import predict
+
+OURS = ("reference", "inductor", "x86", "qnnpack")
+
+
+@dataclass(frozen=True)
+class Ours:
+    """One backend of this package on one quantized network. Backends share the saved network."""
+
+    backend: str
+    bf16: bool = False
+    variant: str = DEFAULT_VARIANT
+
+    @property
+    def artifact(self) -> str:
+        return f"qdiff-{self.variant}"
+
+    def prepare(self, unet: nn.Module, network: Network, batches: Iterable[Batch], folder: Path) -> None:
+        from qdiff_fx import calibrate, convert_qdiff, prepare_qdiff, save_qdiff
+
+        config = make_config(self.variant, network.num_train_timesteps)
+        prepared = prepare_qdiff(unet, config, network.inputs())
+        calibrate(prepared, batches)
+        save_qdiff(convert_qdiff(prepared, backend="reference"), folder)
+
+    def load(self, network: Network, folder: Path) -> Predict:
+        from qdiff_fx import load_qdiff
+
+        options: dict[str, Any] = {"compute_dtype": torch.bfloat16} if self.bf16 else {}
+        return partial(predict, load_qdiff(folder, backend=self.backend, **options))

@@ -1,0 +1,42 @@
+"""Names for quantization settings: ``w4a8-pertimestep-nosplit`` means 4-bit weights, 8-bit activations, and so on."""
+
+from __future__ import annotations
+
+import re
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from qdiff_fx import QDiffConfig
+
+DEFAULT_VARIANT = "w8a8"
+
+SUFFIXES: dict[str, dict[str, Any]] = {
+    "pertimestep": {"act_granularity": "timestep"},
+    "nosplit": {"split": "off"},
+    "splitall": {"split": "all"},
+    "minmax": {"act_range": "minmax"},
+    "percentile": {"act_range": "percentile"},
+    "maxweights": {"weight_range": "max"},
+    "floatattention": {"quantize_attention": False},
+    "softmax16": {"softmax_bits": 16},
+}
+
+
+def parse_variant(name: str) -> dict[str, Any]:
+    """``w{bits}[a{bits}][-suffix…]`` to `QDiffConfig` fields; raises ValueError that lists the suffixes."""
+    bits, *suffixes = name.split("-")
+    match = re.fullmatch(r"w(\d+)(?:a(\d+))?", bits)
+    unknown = [suffix for suffix in suffixes if suffix not in SUFFIXES]
+    if match is None or unknown:
+        raise ValueError(f"cannot read {name!r}: write w4a8, then any of {', '.join(f'-{s}' for s in SUFFIXES)}")
+    fields: dict[str, Any] = {"weight_bits": int(match[1]), "act_bits": int(match[2] or 8)}
+    for suffix in suffixes:
+        fields |= SUFFIXES[suffix]
+    return fields
+
+
+def make_config(variant: str, num_train_timesteps: int) -> QDiffConfig:
+    """The configuration a variant's name stands for."""
+    from qdiff_fx import QDiffConfig
+
+    return QDiffConfig(num_train_timesteps=num_train_timesteps, **parse_variant(variant))

@@ -1,0 +1,107 @@
+"""The process that runs one backend of one network, one step at a time, when asked.
+
+``python -m benchmarks.worker MODEL BACKEND --cache DIR`` loads, warms up, and answers lines on standard input:
+``step`` runs one step, ``quit`` (or the end of input) ends it. With ``--prepare`` it only writes what a later worker
+loads, so that the memory of calibrating is not counted as memory of running. Answers are JSON lines on the original
+standard output; whatever libraries print goes to standard error.
+"""
+
+from __future__ import annotations
+
+import argparse
+import gc
+import json
+import os
+import resource
+import sys
+import time
+from pathlib import Path
+from typing import Any, TextIO
+
+import torch
+
+from benchmarks.artifacts import artifact_folder, ensure_artifact
+from benchmarks.contender import Batch, Predict
+from benchmarks.lineup import get_contender
+from benchmarks.networks import get_network
+
+
+def main() -> None:
+    options = _parse()
+    answers = _claim_stdout()
+    try:
+        network, contender = get_network(options.model), get_contender(options.backend)
+        if options.prepare:
+            ensure_artifact(options.cache, network, contender)
+            _answer(answers, prepared=True)
+            return
+        started = time.perf_counter()
+        predict = contender.load(network, artifact_folder(options.cache, network, contender) or Path())
+        loaded = time.perf_counter()
+        inputs = network.inputs()
+        warmups = [_timed(predict, inputs) for _ in range(max(options.warmup, 1))]
+        gc.collect()
+        _answer(answers, load_seconds=loaded - started, first_step_seconds=warmups[0])
+        serve(predict, inputs, sys.stdin, answers)
+    except Exception as error:
+        _answer(answers, error=f"{type(error).__name__}: {error}")
+        raise
+
+
+def serve(predict: Predict, inputs: Batch, requests: TextIO, answers: TextIO) -> None:
+    """Answer requests until the last; between two of them this process only waits."""
+    idle_since = time.process_time()
+    for request in requests:
+        if request.strip() != "step":
+            break
+        idle_cpu = time.process_time() - idle_since
+        _answer(answers, seconds=_timed(predict, inputs), idle_cpu_seconds=idle_cpu)
+        idle_since = time.process_time()
+    _answer(answers, peak_rss_bytes=peak_rss_bytes(), resident_rss_bytes=resident_rss_bytes())
+
+
+def peak_rss_bytes() -> int:
+    """The largest resident set this process ever had."""
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+
+
+def resident_rss_bytes() -> int | None:
+    """The resident set now; None where the system does not tell."""
+    statistics = Path("/proc/self/statm")
+    if not statistics.is_file():
+        return None
+    return int(statistics.read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+
+
+def _timed(predict: Predict, inputs: Batch) -> float:
+    with torch.no_grad():
+        started = time.perf_counter()
+        predict(**inputs)
+        return time.perf_counter() - started
+
+
+def _claim_stdout() -> TextIO:
+    """The original standard output for ourselves; everybody else's prints go to standard error."""
+    answers = os.fdopen(os.dup(1), "w", buffering=1)
+    os.dup2(2, 1)
+    return answers
+
+
+def _answer(answers: TextIO, **fields: Any) -> None:
+    answers.write(json.dumps(fields) + "\n")
+    answers.flush()
+
+
+def _parse() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description="Run one backend of one network, one step at a time.")
+    parser.add_argument("model")
+    parser.add_argument("backend")
+    parser.add_argument("--cache", type=Path, required=True)
+    parser.add_argument("--warmup", type=int, default=2)
+    parser.add_argument("--prepare", action="store_true")
+    return parser.parse_args()
+
+
+if __name__ == "__main__":
+    main()
