@@ -86,11 +86,11 @@ def read_scores(gm: fx.GraphModule, node: fx.Node) -> Scores:
     masks: list[Mask] = []
     while True:
         check_only_reader(node, "scores")
+        if not same_shape(node, shape):
+            raise NotAttention("the mask stretches the scores to a larger shape")
         if is_op(node, MATMUL):
             left, right = _peel(gm, operand(node)), _peel(gm, operand(node, 1))
             return Scores(left, right, scale * left.factor * right.factor, masks)
-        if not same_shape(node, shape):
-            raise NotAttention("the mask stretches the scores to a larger shape")
         node, factor, mask = _step_up(gm, node, scale)
         scale *= factor
         masks += [mask] if mask else []

@@ -13,7 +13,7 @@ from qdiff_fx.passes.attention_pattern import Attention, read_attention, resembl
 from qdiff_fx.passes.attention_scores import Factor, Mask, NotAttention
 from qdiff_fx.passes.constants import scalar, share_buffer
 from qdiff_fx.passes.rule import Rule, replace_node
-from qdiff_fx.passes.shapes import is_tensor, same_dtype_and_device, same_shape, swap_last_two, value
+from qdiff_fx.passes.shapes import is_tensor, same_dtype_and_device, same_shape, same_sizes, swap_last_two, value
 
 aten = torch.ops.aten
 SDPA = aten.scaled_dot_product_attention.default
@@ -126,7 +126,7 @@ class SpellAttention(Rule[fx.Node]):
             return "the scale depends on a symbolic head size"
         if call["is_causal"] and not all(isinstance(size, int) for size in _lengths(call)):
             return "the attention is causal and its length is symbolic"
-        if call["enable_gqa"] and not all(isinstance(size, int) for size in _heads(call)):
+        if call["enable_gqa"] and not _heads_are_known(call):
             return "the heads are shared and their number is symbolic"
         return ""
 
@@ -147,15 +147,16 @@ def _lengths(call: dict[str, fx.Node]) -> tuple[int, int]:
     return value(call["query"]).shape[-2], value(call["key"]).shape[-2]
 
 
-def _heads(call: dict[str, fx.Node]) -> tuple[int, int, int]:
-    return tuple(value(call[name]).shape[-3] for name in ("query", "key", "value"))  # type: ignore[return-value]
+def _heads_are_known(call: dict[str, fx.Node]) -> bool:
+    q, k, v = (value(call[name]).shape[-3] for name in ("query", "key", "value"))
+    return all(isinstance(q, int) and isinstance(size, int) or same_sizes([q], [size]) for size in (k, v))
 
 
 def _repeat_heads(node: fx.Node, q: fx.Node, at: fx.Node) -> fx.Node:
-    times = value(q).shape[-3] // value(node).shape[-3]
-    if times == 1:
+    heads, wanted = value(node).shape[-3], value(q).shape[-3]
+    if same_sizes([heads], [wanted]):
         return node
-    return insert_call(at.graph, at, aten.repeat_interleave.self_int, (node, times, -3))
+    return insert_call(at.graph, at, aten.repeat_interleave.self_int, (node, wanted // heads, -3))
 
 
 def _causal_mask(gm: fx.GraphModule, lengths: tuple[int, int], at: fx.Node) -> fx.Node:

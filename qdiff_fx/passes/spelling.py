@@ -130,15 +130,11 @@ class SoftmaxToInt(Rule[fx.Node]):
         canonical = node.target is aten.softmax.int and bound(node)["dim"] >= 0
         return None if canonical else node
 
-    def refuse(self, gm: fx.GraphModule, found: fx.Node) -> str:
-        if found.target is aten._softmax.default and found.args[2]:
-            return "the softmax widens half precision on the fly"
-        return ""
-
     def rewrite(self, gm: fx.GraphModule, found: fx.Node) -> str:
         call = bound(found)
         dim = positive_dim(call["dim"], value(call["self"]).dim())
-        extra = () if call.get("dtype") is None else (call["dtype"],)
+        dtype = torch.float32 if call.get("half_to_float") else call.get("dtype")
+        extra = () if dtype is None else (dtype,)
         found.args, found.kwargs = (call["self"], dim, *extra), {}
         return _rename(found, aten.softmax.int)
 

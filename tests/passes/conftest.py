@@ -24,24 +24,57 @@ class Call(nn.Module):
 
 
 def export_graph(
-    network: nn.Module | Callable[..., Any], *inputs: torch.Tensor, dynamic: bool = False
+    network: nn.Module | Callable[..., Any],
+    *inputs: torch.Tensor,
+    dynamic: bool = False,
+    symbolic: dict[int, Any] | None = None,
+    train: bool = False,
 ) -> fx.GraphModule:
-    """The ATen graph of `network` in eval mode; `dynamic` makes dimension 0 of every input the batch."""
-    module = (network if isinstance(network, nn.Module) else Call(network)).eval()
-    shapes = tuple({0: torch.export.Dim("batch", max=64)} if dynamic else None for _ in inputs)
+    """The ATen graph of `network`, its first input marked as the sample.
+
+    `symbolic` names the dynamic dimensions of every input; `dynamic` makes dimension 0 the batch.
+    """
+    module = (network if isinstance(network, nn.Module) else Call(network)).train(train)
+    if dynamic:
+        symbolic = {0: torch.export.Dim("batch", max=64)}
+    shapes = tuple(symbolic for _ in inputs)
     spec = shapes if isinstance(network, nn.Module) else (shapes,)
-    gm = torch.export.export(module, inputs, dynamic_shapes=spec if dynamic else None, strict=False).module()
+    program = torch.export.export(module, inputs, dynamic_shapes=spec if symbolic else None, strict=False)
+    gm = program.module()
     for node in list(gm.graph.nodes):
         if node.op == "call_module":
             gm.graph.erase_node(node)
         stack = node.meta.get("nn_module_stack") or {"": ("", None)}
         node.meta["path"] = list(stack.values())[-1][0]
     gm.graph.set_codegen(fx.graph.CodeGen())
-    placeholders = [node for node in gm.graph.nodes if node.op == "placeholder"]
-    placeholders[0].meta["sample"] = True
+    next(node for node in gm.graph.nodes if node.op == "placeholder").meta["sample"] = True
     return clean(gm)
+
+
+def call_graph(gm: fx.GraphModule, *inputs: torch.Tensor) -> torch.Tensor:
+    """The graph's first output."""
+    with torch.no_grad():
+        result = gm(*inputs)
+    return result[0] if isinstance(result, tuple | list) else result
+
+
+def op_names(gm: fx.GraphModule) -> list[str]:
+    """The ops of a graph in execution order, without namespace and overload: ["conv2d", "add"]."""
+    return [
+        str(node.target).removeprefix("aten.").split(".")[0] for node in gm.graph.nodes if node.op == "call_function"
+    ]
 
 
 @pytest.fixture(scope="session")
 def export() -> Callable[..., fx.GraphModule]:
     return export_graph
+
+
+@pytest.fixture(scope="session")
+def call() -> Callable[..., torch.Tensor]:
+    return call_graph
+
+
+@pytest.fixture(scope="session")
+def ops() -> Callable[[fx.GraphModule], list[str]]:
+    return op_names
