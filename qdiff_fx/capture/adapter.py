@@ -1,0 +1,149 @@
+"""The module that is exported: flat tensors in, flat tensors out, the network in the middle.
+
+A size that may change as `multiple * n` (a height the network halves three times is 8 * n) enters as two
+dimensions, (n, multiple), which the adapter merges. Every size inside the network then is a plain product,
+and export has nothing to assume, guess or solve about divisibility. `unfold_inputs` undoes it in the graph.
+"""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import fx, nn
+
+from qdiff_fx.graph import is_op
+from qdiff_fx.signature.inputs import Size, TensorInput
+from qdiff_fx.signature.outputs import Structure, flatten_output
+
+NETWORK = "network"
+
+
+class Adapter(nn.Module):
+    """Calls `network` with the nested arguments of the example, tensors replaced by the flat inputs.
+
+    After a call, `structure["output"]` says how the flat results made up the network's own.
+    """
+
+    def __init__(self, network: nn.Module, arguments: Mapping[str, Any], inputs: Sequence[TensorInput]):
+        super().__init__()
+        self.network = network
+        self.arguments = arguments
+        self.inputs = tuple(inputs)
+        self.structure: dict[str, Structure] = {}
+
+    def forward(self, *folded: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        """Folded inputs (see `fold`), in the order of `inputs`."""
+        self._tie(folded)
+        tensors = {
+            spec.name: _merge(tensor, spec) for spec, tensor in zip(self.inputs, folded, strict=True)
+        }
+        arguments = {name: _rebuild(name, value, tensors) for name, value in self.arguments.items()}
+        flat, self.structure["output"] = flatten_output(self.network(**arguments))
+        return tuple(flat)
+
+    def _tie(self, folded: Sequence[torch.Tensor]) -> None:
+        """Tell export which sizes are the same number, before the network's operators ask."""
+        known: dict[str, Any] = {}
+        for spec, tensor in zip(self.inputs, folded, strict=True):
+            for symbol, position in symbol_positions(spec).items():
+                size = tensor.shape[position]
+                torch._check(known.setdefault(symbol, size) == size)
+
+
+def fold(spec: TensorInput, sizes: Mapping[str, int]) -> tuple[int, ...]:
+    """The shape of a folded input: (batch, 4, 8*height) -> (batch, 4, height, 8)."""
+    shape: list[int] = []
+    for dim in spec.dims:
+        if isinstance(dim, int):
+            shape.append(dim)
+        else:
+            shape += [sizes[dim.symbol]] + ([dim.multiple] if dim.multiple > 1 else [])
+    return tuple(shape)
+
+
+def symbol_positions(spec: TensorInput) -> dict[str, int]:
+    """Symbol -> its position in the folded shape."""
+    positions: dict[str, int] = {}
+    position = 0
+    for dim in spec.dims:
+        if isinstance(dim, Size):
+            positions[dim.symbol] = position
+        position += 2 if _is_folded(dim) else 1
+    return positions
+
+
+def _is_folded(dim: int | Size) -> bool:
+    return isinstance(dim, Size) and dim.multiple > 1
+
+
+def _merge(tensor: torch.Tensor, spec: TensorInput) -> torch.Tensor:
+    if not any(_is_folded(dim) for dim in spec.dims):
+        return tensor
+    shape, position = [], 0
+    for dim in spec.dims:
+        shape.append(tensor.shape[position] * (dim.multiple if isinstance(dim, Size) else 1))
+        position += 2 if _is_folded(dim) else 1
+    return tensor.reshape(shape)
+
+
+def _rebuild(name: str, value: Any, tensors: Mapping[str, torch.Tensor]) -> Any:
+    """The example's argument with its tensors exchanged; containers are new, so forward may consume them."""
+    if name in tensors:
+        return tensors[name]
+    if isinstance(value, Mapping):
+        return {key: _rebuild(f"{name}.{key}", part, tensors) for key, part in value.items()}
+    if isinstance(value, list | tuple):
+        parts = [_rebuild(f"{name}.{index}", part, tensors) for index, part in enumerate(value)]
+        return parts if isinstance(value, list) else tuple(parts)
+    return value
+
+
+def unfold_inputs(graph: fx.Graph, inputs: Sequence[TensorInput]) -> None:
+    """Replace the folded placeholders by the network's own, named and marked with their role."""
+    folded = [node for node in graph.nodes if node.op == "placeholder"]
+    for node, spec in zip(folded, inputs, strict=True):
+        with graph.inserting_before(node):
+            unfolded = graph.placeholder(spec.name.replace(".", "_"))
+        unfolded.meta.update(val=node.meta["val"], path="")
+        if spec.role:
+            unfolded.meta[spec.role] = True
+        if any(_is_folded(dim) for dim in spec.dims):
+            _replace_folded(node, unfolded, spec)
+        else:
+            node.replace_all_uses_with(unfolded)
+        graph.erase_node(node)
+
+
+def _replace_folded(folded: fx.Node, unfolded: fx.Node, spec: TensorInput) -> None:
+    """The merging reshape becomes the placeholder; sizes read from the folded shape are divided back."""
+    for user in list(folded.users):
+        if is_op(user, torch.ops.aten.sym_size.int):
+            _divide_size(user, unfolded, spec)
+        else:
+            unfolded.meta["val"] = user.meta["val"]
+            user.replace_all_uses_with(unfolded)
+            user.graph.erase_node(user)
+
+
+def _divide_size(read: fx.Node, unfolded: fx.Node, spec: TensorInput) -> None:
+    position = 0
+    for index, dim in enumerate(spec.dims):
+        if position == read.args[1]:
+            read.args = (unfolded, index)
+            if isinstance(dim, Size) and dim.multiple > 1:
+                _divide(read, dim.multiple, unfolded)
+            return
+        position += 2 if _is_folded(dim) else 1
+    raise AssertionError(f"{read.name} reads a size that is a constant")
+
+
+def _divide(read: fx.Node, multiple: int, unfolded: fx.Node) -> None:
+    count = read.meta["val"]
+    with read.graph.inserting_after(read):
+        divided = read.graph.call_function(operator.floordiv, (read, multiple))
+    divided.meta.update(val=count, path="")
+    read.replace_all_uses_with(divided, delete_user_cb=lambda user: user is not divided)
+    read.meta["val"] = count * multiple

@@ -1,0 +1,148 @@
+"""Which sizes of the inputs a capture leaves open, and what it then assumed about them."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping, Sequence
+
+import torch
+from torch import nn
+from torch._subclasses.fake_tensor import FakeTensor
+from torch.export import ExportedProgram
+
+from qdiff_fx.capture.adapter import symbol_positions
+from qdiff_fx.capture.example import Example
+from qdiff_fx.signature.inputs import BATCH, Size, TensorInput
+
+TOKENS = ".tokens"
+_AXES = {3: ("length",), 4: ("height", "width"), 5: ("depth", "height", "width")}
+
+# Export compares a symbol with constants of the network (channels, heads) by its value in the traced example.
+# A prime that no network uses as a size keeps such comparisons from coming out equal by accident.
+_TRACED_BATCH = 11
+
+
+class SmallestSizes:
+    """Watches a module tree run and keeps the smallest size of every spatial axis of the sample."""
+
+    def __init__(self, network: nn.Module, sample: torch.Tensor):
+        self.sizes = list(sample.shape[2:])
+        for module in network.modules():
+            module.register_forward_hook(self._look)
+
+    def _look(self, module: nn.Module, args: object, output: object) -> None:
+        if isinstance(output, torch.Tensor) and output.dim() == len(self.sizes) + 2:
+            self.sizes = [min(pair) for pair in zip(self.sizes, output.shape[2:], strict=True)]
+
+
+def strides(sample: torch.Tensor, smallest: Sequence[int]) -> tuple[int, ...]:
+    """How much the network shrinks each spatial axis; 0 where that is not a whole factor."""
+    return tuple(
+        size // small if small and size % small == 0 else 0
+        for size, small in zip(sample.shape[2:], smallest, strict=True)
+    )
+
+
+def plan_inputs(example: Example, strides: Sequence[int], fixed: Collection[str] = ()) -> tuple[TensorInput, ...]:
+    """The placeholders of the graph; every size may change that the example's proportions explain.
+
+    Args:
+        example: the call to capture.
+        strides: of the network, per spatial axis.
+        fixed: symbols to keep at the example's sizes.
+    """
+    planned = []
+    tokens = _token_lengths(example)
+    for name, tensor in example.tensors.items():
+        dims: list[int | Size] = list(tensor.shape)
+        if tensor.dim() and tensor.shape[0] == example.batch:
+            dims[0] = Size(BATCH)
+        if tensor.dim() == example.tensors[example.sample].dim():
+            dims[2:] = _spatial_dims(tensor, example.tensors[example.sample], strides)
+        elif name in tokens:
+            dims[1] = Size(f"{tokens[name]}{TOKENS}")
+        kept = tuple(
+            size if isinstance(dim, Size) and dim.symbol in fixed else dim
+            for dim, size in zip(dims, tensor.shape, strict=True)
+        )
+        role = "sample" if name == example.sample else "timestep" if name == example.timestep else ""
+        planned.append(TensorInput(name, tensor.dtype, kept, role))
+    return tuple(planned)
+
+
+def _spatial_dims(tensor: torch.Tensor, sample: torch.Tensor, strides: Sequence[int]) -> list[int | Size]:
+    """Sizes in proportion to the sample's: with a sample of 8*height, half of it is 4*height."""
+    dims: list[int | Size] = []
+    for axis, size, whole, stride in zip(
+        _AXES.get(tensor.dim(), ()), tensor.shape[2:], sample.shape[2:], strides, strict=False
+    ):
+        multiple, rest = divmod(stride * size, whole)
+        dims.append(Size(axis, multiple) if multiple and not rest else size)
+    return dims
+
+
+def _token_lengths(example: Example) -> dict[str, str]:
+    """Input -> the input that sets its number of tokens: sequences themselves, and masks over them."""
+    sequences = {
+        name: tensor.shape[1]
+        for name, tensor in example.tensors.items()
+        if tensor.dim() == 3 and name != example.sample and example.tensors[example.sample].dim() != 3
+    }
+    lengths = {name: name for name in sequences}
+    for name, tensor in example.tensors.items():
+        if tensor.dim() == 2 and "mask" in name:
+            covered = [other for other, length in sequences.items() if length == tensor.shape[1]]
+            if covered:
+                lengths[name] = covered[0]
+    return lengths
+
+
+def traced_sizes(inputs: Sequence[TensorInput], example: Example) -> dict[str, int]:
+    """Symbol -> the number to trace with.
+
+    The example's own, but at least 2, because export takes a size of 1 for a constant, and different for each
+    spatial axis, so that a square example does not pass for a network that needs squares.
+    """
+    sizes: dict[str, int] = {}
+    for spec in inputs:
+        for dim, size in zip(spec.dims, example.tensors[spec.name].shape, strict=True):
+            if isinstance(dim, Size) and dim.symbol not in sizes:
+                sizes[dim.symbol] = max(2, size // dim.multiple)
+    if BATCH in sizes:
+        sizes[BATCH] = _TRACED_BATCH
+    taken: set[int] = set()
+    for axis in ("depth", "height", "width"):
+        while sizes.get(axis) in taken:
+            sizes[axis] += 1
+        taken.add(sizes.get(axis, 0))
+    return sizes
+
+
+def assumed_symbols(program: ExportedProgram, inputs: Sequence[TensorInput]) -> set[str]:
+    """Symbols that export did not leave open: made constant, tied to another one, or compared with a number."""
+    assumed: set[str] = set()
+    names: dict[object, str] = {}
+    values = _input_values(program)
+    for value, spec in zip(values, inputs, strict=True):
+        for symbol, position in symbol_positions(spec).items():
+            size = value.shape[position]
+            expression = None if isinstance(size, int) else size.node.expr
+            if expression is None or not expression.is_Symbol:
+                assumed.add(symbol)
+            elif names.setdefault(expression, symbol) != symbol:
+                assumed |= {symbol, names[expression]}
+    return assumed | _guarded_symbols(values, names)
+
+
+def _input_values(program: ExportedProgram) -> list[FakeTensor]:
+    """Fake values of the adapter's inputs, without the parameters that export lifted into inputs too."""
+    own = set(program.graph_signature.user_inputs)
+    return [node.meta["val"] for node in program.graph.nodes if node.op == "placeholder" and node.name in own]
+
+
+def _guarded_symbols(values: Sequence[FakeTensor], names: Mapping[object, str]) -> set[str]:
+    shape_env = values[0].fake_mode.shape_env
+    guarded: set[str] = set()
+    for guard in shape_env.guards if shape_env is not None else ():
+        free = shape_env.replace(guard.expr).free_symbols
+        guarded |= {names[symbol] for symbol in free if symbol in names}
+    return guarded

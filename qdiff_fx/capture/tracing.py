@@ -1,0 +1,210 @@
+"""nn.Module -> fx graph: what to leave open, what to do when export will not, and the call signature."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import fx, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.export import Dim, ExportedProgram
+from torch.fx.experimental.symbolic_shapes import GuardOnDataDependentSymNode, ShapeEnv
+
+from qdiff_fx.capture.adapter import Adapter, fold, symbol_positions
+from qdiff_fx.capture.example import Example, read_example
+from qdiff_fx.capture.flat import flat_module
+from qdiff_fx.capture.shadow import CallPath, shadow
+from qdiff_fx.capture.sizes import TOKENS, SmallestSizes, assumed_symbols, plan_inputs, strides, traced_sizes
+from qdiff_fx.errors import CaptureError, QDiffError
+from qdiff_fx.signature.call import CallSignature
+from qdiff_fx.signature.inputs import BATCH, Size, TensorInput
+from qdiff_fx.signature.outputs import Structure
+
+# Values that diffusers pipelines read from inside a UNet, besides its config.
+_READ_BY_PIPELINES = ("add_embedding.linear_1.in_features",)
+
+
+@dataclass(frozen=True)
+class CapturedGraph:
+    """module: flat ATen graph; see `capture`. signature: how a call of the network maps to it."""
+
+    module: fx.GraphModule
+    signature: CallSignature
+
+
+def capture(model: nn.Module, example_inputs: Mapping[str, Any], *, dynamic: bool = True) -> CapturedGraph:
+    """Capture `model` as a flat graph of ATen operators.
+
+    Placeholders are the call's tensors in the order of `signature.inputs`, get_attr nodes read parameters at
+    their names in the model, the output is a flat tuple of tensors. Every node has meta["val"] (fake tensor)
+    and meta["path"] (the module that made it). The batch may be any size; spatial and token sizes may change
+    as far as the network allows, see `signature.inputs`.
+
+    Args:
+        model: in eval mode; it is not changed, and the graph's parameters share its memory.
+        example_inputs: arguments of its forward, by name.
+        dynamic: False captures for the example's exact sizes.
+
+    Raises:
+        InputError: the example does not fit the model's forward.
+        CaptureError: the model is in training mode, or torch.export cannot trace it.
+    """
+    model = getattr(model, "_orig_mod", model)
+    _require_eval(model)
+    example = read_example(model, example_inputs)
+    factors = _probe(model, example)
+    fixed = set() if dynamic else _symbols(plan_inputs(example, factors))
+    traced = _trace_as_open_as_possible(model, example, factors, fixed)
+    signature = CallSignature(
+        parameters=example.parameters,
+        inputs=traced.inputs,
+        constants=example.constants,
+        output=traced.output,
+        dtype=_dtype(model),
+        config=_json_config(getattr(model, "config", None)),
+        attributes=_read_attributes(model),
+    )
+    return CapturedGraph(flat_module(traced.program, traced.inputs), signature)
+
+
+def _require_eval(model: nn.Module) -> None:
+    training = next((path for path, module in model.named_modules() if module.training), None)
+    if training is not None:
+        raise CaptureError(
+            "is in training mode, where dropout and batch statistics are random",
+            where=training or type(model).__name__,
+            fix="Call model.eval() first",
+        )
+
+
+def _probe(model: nn.Module, example: Example) -> tuple[int, ...]:
+    """Run the example on fake tensors: by what factor the network shrinks each spatial axis.
+
+    Also the place where an example that does not run, or code that needs values, shows with its module.
+    """
+    inputs = plan_inputs(example, (), fixed=_symbols(plan_inputs(example, ())))
+    network = shadow(model)
+    smallest = SmallestSizes(network, example.tensors[example.sample])
+    mode = FakeTensorMode(allow_non_fake_inputs=True, shape_env=ShapeEnv())
+    with _errors_name_the_module(network), mode, torch.no_grad():
+        fake = [mode.from_tensor(example.tensors[spec.name], static_shapes=True) for spec in inputs]
+        Adapter(network, example.arguments, inputs)(*fake)
+    return strides(example.tensors[example.sample], smallest.sizes)
+
+
+@dataclass(frozen=True)
+class _Traced:
+    program: ExportedProgram
+    inputs: tuple[TensorInput, ...]
+    output: Structure
+
+
+def _trace_as_open_as_possible(
+    model: nn.Module, example: Example, factors: Sequence[int], fixed: set[str]
+) -> _Traced:
+    """Trace; as long as export fails, or assumes something about a size, fix that size and trace again."""
+    while True:
+        inputs = plan_inputs(example, factors, fixed)
+        symbols = _symbols(inputs)
+        try:
+            traced = _trace(model, example, inputs)
+        except CaptureError:
+            if not symbols:
+                raise
+            fixed = fixed | _least_needed(symbols)
+            continue
+        assumed = assumed_symbols(traced.program, inputs)
+        if not assumed:
+            return traced
+        fixed = fixed | assumed
+
+
+def _least_needed(symbols: set[str]) -> set[str]:
+    """What to fix first: spatial sizes, then token lengths, the batch last."""
+    tokens = {symbol for symbol in symbols if symbol.endswith(TOKENS)}
+    return symbols - tokens - {BATCH} or tokens or symbols
+
+
+def _symbols(inputs: Sequence[TensorInput]) -> set[str]:
+    return {dim.symbol for spec in inputs for dim in spec.dims if isinstance(dim, Size)}
+
+
+def _trace(model: nn.Module, example: Example, inputs: tuple[TensorInput, ...]) -> _Traced:
+    network = shadow(model)
+    adapter = Adapter(network, example.arguments, inputs)
+    sizes = traced_sizes(inputs, example)
+    folded = tuple(
+        torch.zeros(fold(spec, sizes), dtype=spec.dtype, device=example.tensors[spec.name].device)
+        for spec in inputs
+    )
+    # AUTO, not a named Dim: whatever export assumes comes back as a guard, and a guard is never an error.
+    open_sizes = tuple(dict.fromkeys(symbol_positions(spec).values(), Dim.AUTO) for spec in inputs)
+    with _errors_name_the_module(network), torch.no_grad(), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        program = torch.export.export(adapter, folded, dynamic_shapes=(open_sizes,), strict=False)
+    return _Traced(program, inputs, adapter.structure["output"])
+
+
+@contextmanager
+def _errors_name_the_module(network: nn.Module) -> Iterator[None]:
+    """Turn what tracing raises into a CaptureError that names the innermost module that was running."""
+    path = CallPath(network)
+    try:
+        yield
+    except QDiffError:
+        raise
+    except Exception as error:
+        lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+        cause = f"{type(error).__name__}: {lines[0] if lines else 'no message'}"
+        raise CaptureError(
+            f"torch.export cannot trace it: {cause}",
+            where=path.deepest() or type(network).__name__,
+            fix=_fix(error),
+        ) from error
+
+
+def _fix(error: Exception) -> str:
+    if isinstance(error, GuardOnDataDependentSymNode):
+        return "The code branches on the value of a tensor: use tensor operations such as torch.where instead"
+    return "Check that the model runs on the example inputs, and see the error above for the line it stops at"
+
+
+def _dtype(model: nn.Module) -> torch.dtype:
+    """Of the first floating-point parameter."""
+    floating = (p.dtype for p in model.parameters() if p.dtype.is_floating_point)
+    return next(floating, torch.get_default_dtype())
+
+
+def _json_config(config: Any) -> dict[str, Any]:
+    """The entries of a network's config that JSON can hold, tuples as lists."""
+    if not isinstance(config, Mapping):
+        return {}
+    kept = {str(key): _json_value(value) for key, value in config.items()}
+    return {key: value for key, value in kept.items() if value is not _NOT_JSON}
+
+
+_NOT_JSON = object()
+
+
+def _json_value(value: Any) -> Any:
+    if value is None or isinstance(value, bool | int | float | str):
+        return value
+    if isinstance(value, list | tuple):
+        items = [_json_value(item) for item in value]
+        return _NOT_JSON if _NOT_JSON in items else items
+    return _json_config(value) if isinstance(value, Mapping) else _NOT_JSON
+
+
+def _read_attributes(model: nn.Module) -> dict[str, Any]:
+    found = {}
+    for path in _READ_BY_PIPELINES:
+        value: Any = model
+        for name in path.split("."):
+            value = getattr(value, name, None)
+        if value is not None:
+            found[path] = value
+    return found

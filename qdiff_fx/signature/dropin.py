@@ -1,0 +1,132 @@
+"""The module that stands in for the network: called like it, running a graph."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from itertools import chain
+from types import SimpleNamespace
+from typing import Any
+
+import torch
+from torch import fx, nn
+
+from qdiff_fx.errors import QDiffError
+from qdiff_fx.signature.call import CallSignature
+from qdiff_fx.signature.inputs import dtype_name
+
+
+class Config(Mapping[str, Any]):
+    """A network's configuration, read by attribute or by key, and never changed."""
+
+    def __init__(self, values: Mapping[str, Any]):
+        self.__dict__.update(_values=dict(values))
+
+    def __getitem__(self, key: str) -> Any:
+        return self._values[key]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._values)
+
+    def __len__(self) -> int:
+        return len(self._values)
+
+    def __getattr__(self, name: str) -> Any:
+        values = self.__dict__.get("_values", {})
+        if name not in values:
+            raise AttributeError(f"the network's config has no '{name}'")
+        return values[name]
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        raise AttributeError("the network's config cannot be changed")
+
+    def __repr__(self) -> str:
+        return f"Config({self._values!r})"
+
+
+class DropIn(nn.Module):
+    """A graph called like the network it was captured from.
+
+    Takes the same arguments by position or by name, timesteps as number, 0-d or 1-d tensor, and returns the
+    same structure (`return_dict` included). Calls that do not fit raise InputError.
+
+    Args:
+        graph_module: takes the flat tensors of `signature.inputs`, returns a tuple of tensors.
+        signature: how the call maps to them.
+    """
+
+    def __init__(self, graph_module: fx.GraphModule | nn.Module, signature: CallSignature):
+        super().__init__()
+        self.graph_module = graph_module
+        self.signature = signature
+        self.config = Config(signature.config)
+        for path, value in signature.attributes.items():
+            _place(self, path, value)
+        self.eval()
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        """Same arguments and result as the original network's forward."""
+        call = self.signature.bind(args, kwargs)
+        return self.signature.pack(self.graph_module(*call.tensors), call.return_dict)
+
+    def flatten_inputs(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> list[torch.Tensor]:
+        """The tensors of a call in the graph's placeholder order, checked; timesteps as (batch,)."""
+        return self.signature.bind(args, kwargs).tensors
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.signature.dtype
+
+    @property
+    def device(self) -> torch.device:
+        """Of the first parameter or buffer."""
+        tensors = chain(self.graph_module.parameters(), self.graph_module.buffers())
+        return next((tensor.device for tensor in tensors), torch.device("cpu"))
+
+    def to(self, *args: Any, **kwargs: Any) -> DropIn:
+        """A no-op; raises QDiffError for another dtype or device, because the graph has its own baked in."""
+        device, dtype, *_ = torch._C._nn._parse_to(*args, **kwargs)
+        if dtype is not None and dtype != self.dtype:
+            self._refuse(f"become {dtype_name(dtype)}", f"was captured in {dtype_name(self.dtype)}")
+        if device is not None and device.type != self.device.type:
+            self._refuse(f"move to {device}", f"was captured on {self.device}")
+        return self
+
+    def float(self) -> DropIn:
+        return self.to(torch.float32)
+
+    def double(self) -> DropIn:
+        return self.to(torch.float64)
+
+    def half(self) -> DropIn:
+        return self.to(torch.float16)
+
+    def bfloat16(self) -> DropIn:
+        return self.to(torch.bfloat16)
+
+    def cuda(self, device: int | torch.device | None = None) -> DropIn:
+        return self.to("cuda")
+
+    def train(self, mode: bool = True) -> DropIn:
+        """Only `train(False)`: dropout and batch statistics were folded away at capture."""
+        if mode:
+            self._refuse("be trained", "was captured in eval mode")
+        super().train(False)
+        return self
+
+    def _refuse(self, action: str, reason: str) -> None:
+        raise QDiffError(
+            f"the graph cannot {action}: it {reason}",
+            where=type(self).__name__,
+            fix="Change the original network and capture it again",
+        )
+
+
+def _place(owner: Any, path: str, value: Any) -> None:
+    """Make `owner.a.b.c` read `value`, for the path "a.b.c"."""
+    first, *rest = path.split(".")
+    if not rest:
+        setattr(owner, first, value)
+        return
+    if not hasattr(owner, first):
+        setattr(owner, first, SimpleNamespace())
+    _place(getattr(owner, first), ".".join(rest), value)

@@ -1,0 +1,286 @@
+"""Small random networks of every shape this package has to take, each with example inputs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from diffusers import UNet2DConditionModel, UNet2DModel
+from torch import nn
+
+BATCH, SIZE, TOKENS = 2, 16, 5
+
+
+@dataclass(frozen=True)
+class Architecture:
+    """How to build one network (eval mode) with its example inputs, and what its graph must hold.
+
+    up_concats: shortcut concatenations in the up path. attentions: softmax(q k) v products.
+    """
+
+    build: Callable[[], tuple[nn.Module, dict[str, Any]]]
+    up_concats: int
+    attentions: int
+
+    def __call__(self) -> tuple[nn.Module, dict[str, Any]]:
+        return self.build()
+
+
+def noise(channels: int, batch: int = BATCH, size: int = SIZE) -> torch.Tensor:
+    return torch.randn(batch, channels, size, size)
+
+
+def unconditional(**changes: Any) -> UNet2DModel:
+    """A DDPM-style UNet: three resolutions, attention at the two lower ones, unless `changes` say otherwise."""
+    settings: dict[str, Any] = {
+        "sample_size": SIZE,
+        "in_channels": 3,
+        "out_channels": 3,
+        "layers_per_block": 1,
+        "block_out_channels": (16, 32, 32),
+        "down_block_types": ("DownBlock2D", "AttnDownBlock2D", "AttnDownBlock2D"),
+        "up_block_types": ("AttnUpBlock2D", "AttnUpBlock2D", "UpBlock2D"),
+        "attention_head_dim": 8,
+        "norm_num_groups": 8,
+    }
+    return UNet2DModel(**(settings | changes)).eval()
+
+
+def conditional(**changes: Any) -> UNet2DConditionModel:
+    """A Stable-Diffusion-style UNet: two resolutions with cross-attention, then one without."""
+    settings: dict[str, Any] = {
+        "sample_size": SIZE,
+        "in_channels": 4,
+        "out_channels": 4,
+        "layers_per_block": 1,
+        "block_out_channels": (16, 32, 32),
+        "down_block_types": ("CrossAttnDownBlock2D", "CrossAttnDownBlock2D", "DownBlock2D"),
+        "up_block_types": ("UpBlock2D", "CrossAttnUpBlock2D", "CrossAttnUpBlock2D"),
+        "attention_head_dim": 2,
+        "cross_attention_dim": 24,
+        "norm_num_groups": 8,
+    }
+    return UNet2DConditionModel(**(settings | changes)).eval()
+
+
+def prompt(dim: int = 24, tokens: int = TOKENS) -> torch.Tensor:
+    return torch.randn(BATCH, tokens, dim)
+
+
+def ddpm_cifar() -> tuple[nn.Module, dict[str, Any]]:
+    return unconditional(), {"sample": noise(3), "timestep": 7}
+
+
+def ddpm_class() -> tuple[nn.Module, dict[str, Any]]:
+    return unconditional(num_class_embeds=10), {
+        "sample": noise(3),
+        "timestep": torch.tensor(7),
+        "class_labels": torch.tensor([1, 9]),
+    }
+
+
+def ddpm_scale_shift() -> tuple[nn.Module, dict[str, Any]]:
+    return unconditional(resnet_time_scale_shift="scale_shift"), {
+        "sample": noise(3),
+        "timestep": torch.tensor([7, 80]),
+    }
+
+
+def ddpm_resnet_downsample() -> tuple[nn.Module, dict[str, Any]]:
+    return unconditional(downsample_type="resnet", upsample_type="resnet"), {"sample": noise(3), "timestep": 7}
+
+
+def sd1() -> tuple[nn.Module, dict[str, Any]]:
+    return conditional(), {"sample": noise(4), "timestep": torch.tensor(301), "encoder_hidden_states": prompt()}
+
+
+def sd2() -> tuple[nn.Module, dict[str, Any]]:
+    return conditional(use_linear_projection=True, attention_head_dim=(2, 4, 4)), {
+        "sample": noise(4),
+        "timestep": torch.tensor(301),
+        "encoder_hidden_states": prompt(),
+    }
+
+
+def sdxl() -> tuple[nn.Module, dict[str, Any]]:
+    model = conditional(
+        block_out_channels=(16, 32),
+        down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"),
+        up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
+        transformer_layers_per_block=(1, 2),
+        attention_head_dim=(2, 4),
+        use_linear_projection=True,
+        addition_embed_type="text_time",
+        addition_time_embed_dim=8,
+        projection_class_embeddings_input_dim=6 * 8 + 16,
+    )
+    condition = {"text_embeds": torch.randn(BATCH, 16), "time_ids": torch.rand(BATCH, 6) * 64}
+    return model, {
+        "sample": noise(4),
+        "timestep": 301,
+        "encoder_hidden_states": prompt(),
+        "added_cond_kwargs": condition,
+    }
+
+
+def inpainting() -> tuple[nn.Module, dict[str, Any]]:
+    return conditional(in_channels=9), {"sample": noise(9), "timestep": 301, "encoder_hidden_states": prompt()}
+
+
+def sd_class() -> tuple[nn.Module, dict[str, Any]]:
+    return conditional(num_class_embeds=10), {
+        "sample": noise(4),
+        "timestep": 301,
+        "encoder_hidden_states": prompt(),
+        "class_labels": torch.tensor([3, 0]),
+    }
+
+
+def lcm() -> tuple[nn.Module, dict[str, Any]]:
+    return conditional(time_cond_proj_dim=12), {
+        "sample": noise(4),
+        "timestep": 301,
+        "encoder_hidden_states": prompt(),
+        "timestep_cond": torch.randn(BATCH, 12),
+    }
+
+
+def controlnet() -> tuple[nn.Module, dict[str, Any]]:
+    shapes = [(16, 16), (16, 16), (16, 8), (32, 8), (32, 4), (32, 4)]
+    return conditional(), {
+        "sample": noise(4),
+        "timestep": 301,
+        "encoder_hidden_states": prompt(),
+        "down_block_additional_residuals": tuple(noise(channels, size=size) for channels, size in shapes),
+        "mid_block_additional_residual": noise(32, size=4),
+    }
+
+
+def masked() -> tuple[nn.Module, dict[str, Any]]:
+    mask = torch.ones(BATCH, TOKENS)
+    mask[0, 3:] = 0
+    return conditional(), {
+        "sample": noise(4),
+        "timestep": 301,
+        "encoder_hidden_states": prompt(),
+        "encoder_attention_mask": mask,
+    }
+
+
+class SumNet(nn.Module):
+    """Three-chunk concat, transposed convolutions, BatchNorm, no timestep embedding modules of diffusers."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first = nn.Conv2d(3, 16, 3, padding=1)
+        self.down = nn.Conv2d(16, 32, 4, stride=2, padding=1)
+        self.norm = nn.BatchNorm2d(32)
+        self.time = nn.Linear(8, 32)
+        self.middle = nn.Conv2d(32, 32, 3, padding=1)
+        self.up = nn.ConvTranspose2d(32, 16, 4, stride=2, padding=1)
+        self.merge = nn.Conv2d(16 + 16 + 3, 16, 1)
+        self.last = nn.Conv2d(32, 3, 3, padding=1)
+
+    def forward(self, x: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
+        """x (B, 3, H, W), t (B,) -> (B, 3, H, W)."""
+        high = F.silu(self.first(x))
+        low = F.relu(self.norm(self.down(high)))
+        low = self.middle(low + self.time(_waves(t, 8))[:, :, None, None])
+        up = self.up(low)
+        merged = self.merge(torch.cat([up, high, x], dim=1))
+        return self.last(torch.cat([merged, high], dim=1))
+
+
+class EinsumNet(nn.Module):
+    """GroupNorm and attention written with einsum and softmax, as in the DDPM codebase."""
+
+    def __init__(self, channels: int = 32) -> None:
+        super().__init__()
+        self.first = nn.Conv2d(3, channels, 3, padding=1)
+        self.norm = nn.GroupNorm(8, channels)
+        self.qkv = nn.Conv2d(channels, 3 * channels, 1)
+        self.project = nn.Conv2d(channels, channels, 1)
+        self.time = nn.Linear(8, channels)
+        self.last = nn.Conv2d(2 * channels, 3, 3, padding=1)
+
+    def forward(self, x: torch.Tensor, timesteps: torch.Tensor) -> tuple[torch.Tensor]:
+        """x (B, 3, H, W), timesteps (B,) -> ((B, 3, H, W),)."""
+        h = self.first(x)
+        skip = h
+        q, k, v = self.qkv(self.norm(h)).flatten(2).chunk(3, dim=1)
+        scores = torch.einsum("bcq,bck->bqk", q, k) * q.shape[1] ** -0.5
+        mixed = torch.einsum("bqk,bck->bcq", scores.softmax(dim=-1), v)
+        h = h + self.project(mixed.reshape(h.shape)) + self.time(_waves(timesteps, 8))[:, :, None, None]
+        return (self.last(torch.cat([h, skip], dim=1)),)
+
+
+class MatmulNet(nn.Module):
+    """Multi-head self-attention with a scaled q, matmul and bmm; returns a dict."""
+
+    def __init__(self, channels: int = 32, heads: int = 2) -> None:
+        super().__init__()
+        self.heads = heads
+        self.first = nn.Conv2d(3, channels, 3, padding=1)
+        self.q, self.k, self.v = (nn.Linear(channels, channels) for _ in range(3))
+        self.out = nn.Linear(channels, channels)
+        self.norm = nn.LayerNorm(channels)
+        self.last = nn.Conv2d(2 * channels, 3, 3, padding=1)
+
+    def forward(self, image: torch.Tensor, sigma: torch.Tensor) -> dict[str, torch.Tensor]:
+        """image (B, 3, H, W), sigma (B,) -> {"noise": (B, 3, H, W), "features": (B, C, H, W)}."""
+        first = self.first(image * torch.rsqrt(sigma**2 + 1)[:, None, None, None])
+        batch, channels, height, width = first.shape
+        tokens = self.norm(first.flatten(2).transpose(1, 2))
+        q, k, v = self._split(self.q(tokens)), self._split(self.k(tokens)), self._split(self.v(tokens))
+        q = q * (channels // self.heads) ** -0.5
+        attended = torch.matmul(torch.softmax(q @ k.transpose(-1, -2), dim=-1), v)
+        tokens = tokens + self.out(attended.transpose(1, 2).flatten(2))
+        shared = torch.bmm(torch.softmax(torch.bmm(tokens, tokens.transpose(1, 2)) / 4, dim=-1), tokens)
+        features = shared.transpose(1, 2).reshape(batch, channels, height, width)
+        return {"noise": self.last(torch.cat([features, first], dim=1)), "features": features}
+
+    def _split(self, x: torch.Tensor) -> torch.Tensor:
+        batch, length, channels = x.shape
+        return x.view(batch, length, self.heads, channels // self.heads).transpose(1, 2)
+
+
+def _waves(t: torch.Tensor, dim: int) -> torch.Tensor:
+    """Sinusoidal timestep features (B, dim)."""
+    angles = t[:, None].float() * torch.exp(-torch.arange(dim // 2))[None]
+    return torch.cat([angles.sin(), angles.cos()], dim=1)
+
+
+def handwritten_sum() -> tuple[nn.Module, dict[str, Any]]:
+    model = SumNet().eval()
+    model.norm.running_mean.uniform_(-1, 1)  # type: ignore[operator, union-attr]
+    return model, {"x": noise(3), "t": torch.tensor([4, 30])}
+
+
+def handwritten_attention() -> tuple[nn.Module, dict[str, Any]]:
+    return EinsumNet().eval(), {"x": noise(3), "timesteps": torch.tensor([4, 30])}
+
+
+def handwritten_matmul() -> tuple[nn.Module, dict[str, Any]]:
+    return MatmulNet().eval(), {"image": noise(3), "sigma": torch.tensor([0.4, 3.0])}
+
+
+ARCHITECTURES: dict[str, Architecture] = {
+    "ddpm_cifar": Architecture(ddpm_cifar, up_concats=6, attentions=7),
+    "ddpm_class": Architecture(ddpm_class, up_concats=6, attentions=7),
+    "ddpm_scale_shift": Architecture(ddpm_scale_shift, up_concats=6, attentions=7),
+    "ddpm_resnet_downsample": Architecture(ddpm_resnet_downsample, up_concats=6, attentions=7),
+    "sd1": Architecture(sd1, up_concats=6, attentions=14),
+    "sd2": Architecture(sd2, up_concats=6, attentions=14),
+    "sdxl": Architecture(sdxl, up_concats=4, attentions=16),
+    "inpainting": Architecture(inpainting, up_concats=6, attentions=14),
+    "sd_class": Architecture(sd_class, up_concats=6, attentions=14),
+    "lcm": Architecture(lcm, up_concats=6, attentions=14),
+    "controlnet": Architecture(controlnet, up_concats=6, attentions=14),
+    "masked": Architecture(masked, up_concats=6, attentions=14),
+    "handwritten_sum": Architecture(handwritten_sum, up_concats=2, attentions=0),
+    "handwritten_attention": Architecture(handwritten_attention, up_concats=1, attentions=1),
+    "handwritten_matmul": Architecture(handwritten_matmul, up_concats=1, attentions=2),
+}
