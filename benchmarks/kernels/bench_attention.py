@@ -1,6 +1,6 @@
 """Integer attention against torch's float attention, both on the shapes of a Stable Diffusion UNet.
 
-    python -m pytest benchmarks/kernels/bench_attention.py --benchmark-group-by=group
+    python -m pytest benchmarks/kernels/bench_attention.py --benchmark-group-by=group --benchmark-columns=min,median
 
 Each group is one shape, so the two rows of a group were measured next to each other. `gops` counts
 2 * 2 * B * H * L * S * D operations; `relative_error` is against float attention on unit-normal inputs.

@@ -128,7 +128,7 @@ void execute(const qdiff::Kernel& kernel, const qdiff::Attention& problem) {
   const Tensor packed = at::empty({static_cast<int64_t>(plan.packed_bytes)}, bytes);
   const int64_t scratch_bytes = static_cast<int64_t>(plan.scratch_bytes);
   uint8_t* packed_data = packed.data_ptr<uint8_t>();
-  constexpr int64_t kPackGrain = 4;
+  constexpr int64_t kPackGrain = 16;
   at::parallel_for(0, plan.pack_tasks, kPackGrain,
                    [&](int64_t begin, int64_t end) { kernel.pack(problem, packed_data, begin, end); });
   // A thread is worth waking for about a hundred microseconds of work.
