@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable
 from typing import Any
 
@@ -38,7 +39,8 @@ def export_graph(
     if dynamic:
         symbolic = {0: torch.export.Dim("batch", max=64)}
     shapes = tuple(symbolic for _ in inputs)
-    spec = shapes if isinstance(network, nn.Module) else (shapes,)
+    kinds = {parameter.kind for parameter in inspect.signature(module.forward).parameters.values()}
+    spec = (shapes,) if inspect.Parameter.VAR_POSITIONAL in kinds else shapes
     program = torch.export.export(module, inputs, dynamic_shapes=spec if symbolic else None, strict=False)
     gm = program.module()
     for node in list(gm.graph.nodes):
