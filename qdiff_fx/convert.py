@@ -8,6 +8,7 @@ from typing import cast
 import torch
 from torch import fx
 
+import qdiff_fx.kernels  # noqa: F401, registers the operators used here
 from qdiff_fx.config import QDiffConfig
 from qdiff_fx.errors import ConversionError
 from qdiff_fx.graph import add_buffer, clean, copy_graph, get_attr_tensor, insert_call, insert_get_attr

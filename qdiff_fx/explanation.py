@@ -37,7 +37,10 @@ class Explanation:
     def to_json(self) -> list[dict[str, Any]]:
         return [
             {
-                **{name: getattr(row.info, name) for name in ("path", "kind", "weight_bits", "act_bits", "softmax_bits")},
+                **{
+                    name: getattr(row.info, name)
+                    for name in ("path", "kind", "weight_bits", "act_bits", "softmax_bits")
+                },
                 **{name: getattr(row, name) for name in ("kernel", "reason", "weight_scale", "act_scale")},
             }
             for row in self.rows

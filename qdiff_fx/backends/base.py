@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import fx, nn
 
+import qdiff_fx.kernels  # noqa: F401, registers the operators named here
 from qdiff_fx.graph import get_attr_tensor, is_op
 from qdiff_fx.qparams import LayerInfo
 

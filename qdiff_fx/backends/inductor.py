@@ -61,7 +61,7 @@ class Compiled(nn.Module):
     def __init__(self, lowered: fx.GraphModule):
         super().__init__()
         self.lowered = lowered
-        self.compiled = torch.compile(lowered, options={"post_grad_custom_post_pass": AccumulateSums()})
+        self.compiled = torch.compile(lowered, options={"post_grad_custom_pre_pass": AccumulateSums()})
 
     def forward(self, *inputs: torch.Tensor) -> tuple[torch.Tensor, ...]:
         # Dynamo too reads `freezing`, to tell constants from inputs, and sees no per-compile options. Without it

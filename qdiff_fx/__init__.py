@@ -1,0 +1,24 @@
+"""Quantize diffusion UNets: capture, split shortcuts, calibrate per timestep, run on integer kernels."""
+
+from qdiff_fx.api import convert_qdiff, load_qdiff, prepare_qdiff, save_qdiff
+from qdiff_fx.calibration import CalibrationData, calibrate, collect_calibration_data
+from qdiff_fx.config import QDiffConfig, Rule
+from qdiff_fx.errors import QDiffError
+from qdiff_fx.networks import PreparedUNet, QuantizedUNet
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "CalibrationData",
+    "PreparedUNet",
+    "QDiffConfig",
+    "QDiffError",
+    "QuantizedUNet",
+    "Rule",
+    "calibrate",
+    "collect_calibration_data",
+    "convert_qdiff",
+    "load_qdiff",
+    "prepare_qdiff",
+    "save_qdiff",
+]

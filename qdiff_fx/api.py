@@ -1,0 +1,122 @@
+"""The public calls, each a short list of steps."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from qdiff_fx.backends import LoweringOptions
+from qdiff_fx.capture import capture
+from qdiff_fx.config import QDiffConfig
+from qdiff_fx.convert import convert
+from qdiff_fx.errors import ConfigError
+from qdiff_fx.graph import copy_graph
+from qdiff_fx.networks import PreparedUNet, QuantizedUNet
+from qdiff_fx.passes.annotate import Annotate
+from qdiff_fx.passes.base import run_passes
+from qdiff_fx.passes.canonicalise import Canonicalise
+from qdiff_fx.passes.insert_observers import InsertObservers
+from qdiff_fx.passes.split_shortcut import SplitShortcut
+from qdiff_fx.serialization import Artifact, load_artifact, save_artifact
+
+
+def prepare_qdiff(
+    model: nn.Module, config: QDiffConfig | None = None, example_inputs: Mapping[str, Any] | None = None
+) -> PreparedUNet:
+    """Capture a UNet, split its shortcuts and put an observer on every tensor that will be quantized.
+
+    Args:
+        model: the trained network in eval mode; it is not changed.
+        config: what to quantize and how; W8A8 by default.
+        example_inputs: arguments of the network's ``forward`` by name, e.g.
+            ``{"sample": (N, C, H, W), "timestep": t, "encoder_hidden_states": (N, L, D)}``. They decide which
+            optional inputs exist; batch and, where the network allows, image size stay free.
+
+    Returns:
+        A network called like ``model`` that computes the same and watches its activations.
+
+    Raises:
+        CaptureError: the model is in training mode or cannot be captured.
+        ConfigError: example inputs are missing, or a rule of the configuration matches no layer.
+    """
+    if example_inputs is None:
+        raise ConfigError(
+            "the network cannot be captured without example inputs",
+            where="example_inputs",
+            fix='Pass a mapping of forward arguments, e.g. {"sample": x, "timestep": t}',
+        )
+    config = config or QDiffConfig()
+    captured = capture(model, example_inputs)
+    graph = copy_graph(captured.module)
+    reports = run_passes(
+        graph,
+        [
+            Canonicalise(),  # one spelling per operation; attention written out by hand becomes one node
+            SplitShortcut(config.split),  # conv(cat([a, b])) becomes conv(a) + conv(b)
+            Annotate(config),  # which layers, how many bits
+            InsertObservers(config),  # watch their inputs and outputs
+        ],
+    )
+    return PreparedUNet(graph, captured.signature, config, reports)
+
+
+def convert_qdiff(
+    prepared: PreparedUNet,
+    backend: str = "inductor",
+    *,
+    compute_dtype: torch.dtype = torch.float32,
+    output_quantizers: bool = False,
+    compile: bool = True,
+    source: str = "",
+) -> QuantizedUNet:
+    """Turn a calibrated network into integers and lower it for a backend.
+
+    Args:
+        prepared: what ``prepare_qdiff`` returned, after calibration; it is not changed.
+        backend: "reference", "inductor", "x86" or "qnnpack".
+        compute_dtype: float type between integer operations (``inductor``).
+        output_quantizers: quantize layer outputs too, as torch.ao's kernels do (``reference``).
+        compile: hand the lowered graph to ``torch.compile`` (``inductor``).
+        source: where the float network came from; kept in the saved folder.
+
+    Raises:
+        CalibrationError: an observer saw no data.
+        BackendError: the backend is unknown or cannot run on this machine.
+    """
+    graph = convert(prepared.graph_module, prepared.qconfig)
+    options = LoweringOptions(compute_dtype, output_quantizers, compile)
+    return QuantizedUNet(graph, prepared.signature, prepared.qconfig, backend, options, source)
+
+
+def save_qdiff(quantized: QuantizedUNet, folder: str | os.PathLike[str]) -> Path:
+    """Save a quantized network as one self-contained folder; 4-bit codes are packed two to a byte.
+
+    Raises:
+        ArtifactError: the folder holds something else, or the disk is full; nothing half-written stays.
+    """
+    artifact = Artifact(quantized.graph_module, quantized.signature, quantized.qconfig, quantized.source)
+    return save_artifact(artifact, folder)
+
+
+def load_qdiff(
+    folder: str | os.PathLike[str],
+    backend: str = "inductor",
+    *,
+    compute_dtype: torch.dtype = torch.float32,
+    output_quantizers: bool = False,
+    compile: bool = True,
+) -> QuantizedUNet:
+    """Load a saved network for any backend: no float weights, no original class, no forward pass, no pickle.
+
+    Raises:
+        ArtifactError: the folder is missing, damaged, or of a newer version.
+        BackendError: the backend is unknown or cannot run on this machine.
+    """
+    artifact = load_artifact(folder)
+    options = LoweringOptions(compute_dtype, output_quantizers, compile)
+    return QuantizedUNet(artifact.graph_module, artifact.signature, artifact.config, backend, options, artifact.source)

@@ -1,0 +1,91 @@
+"""The two networks a user holds: prepared (it watches) and quantized (it runs on integers)."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import fx
+
+from qdiff_fx.backends import Lowered, LoweringOptions, get_backend
+from qdiff_fx.config import QDiffConfig
+from qdiff_fx.explanation import Explanation
+from qdiff_fx.passes.base import PassReport
+from qdiff_fx.signature import CallSignature, DropIn
+
+
+class PreparedUNet(DropIn):
+    """The float network with observers in it: calling it computes the same and records activation statistics.
+
+    Attributes:
+        qconfig: the quantization configuration it was prepared with.
+        reports: what each pass changed, and what it refused and why.
+    """
+
+    def __init__(
+        self, graph_module: fx.GraphModule, signature: CallSignature, qconfig: QDiffConfig, reports: list[PassReport]
+    ):
+        super().__init__(graph_module, signature)
+        self.qconfig, self.reports = qconfig, reports
+
+
+class QuantizedUNet(DropIn):
+    """The quantized network: called like the original, running on one backend.
+
+    Attributes:
+        graph_module: the q/dq graph, which is what gets saved and lowered again for other backends.
+        qconfig: the configuration it was made with.
+        backend: name of the backend it runs on.
+        source: where the float network came from, for evaluating against it later; may be empty.
+    """
+
+    def __init__(
+        self,
+        graph_module: fx.GraphModule,
+        signature: CallSignature,
+        qconfig: QDiffConfig,
+        backend: str,
+        options: LoweringOptions | None = None,
+        source: str = "",
+    ):
+        super().__init__(graph_module, signature)
+        self.qconfig, self.backend, self.source = qconfig, backend, source
+        self.options = options or LoweringOptions()
+        self._lowered: Lowered = get_backend(backend).lower(graph_module, self.options)
+        # A list hides the module from nn.Module: its tensors are views of the q/dq graph's, or packed copies.
+        self._run = [self._lowered.module]
+
+    @torch.no_grad()
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        """Same arguments and result as the original network's forward. Not differentiable."""
+        call = self.signature.bind(args, kwargs)
+        return self.signature.pack(self._forward_flat(call.tensors), call.return_dict)
+
+    def explain(self) -> Explanation:
+        """Every weight layer and attention: bits, scales, kernel, or why it is in float."""
+        return Explanation(self.backend, self._lowered.layers)
+
+    def with_backend(self, backend: str, options: LoweringOptions | None = None) -> QuantizedUNet:
+        """The same quantized network, lowered for another backend."""
+        return QuantizedUNet(self.graph_module, self.signature, self.qconfig, backend, options, self.source)
+
+    def _forward_flat(self, tensors: list[torch.Tensor]) -> tuple[torch.Tensor, ...]:
+        run = self._run[0]
+        groups = self._bin_groups(tensors)
+        if len(groups) <= 1:
+            return run(*tensors)
+        batch = sum(len(rows) for rows in groups)
+        parts = [run(*(t[rows] if t.shape[0] == batch else t for t in tensors)) for rows in groups]
+        order = torch.cat(groups).argsort()
+        return tuple(torch.cat(outputs)[order] for outputs in zip(*parts, strict=True))
+
+    def _bin_groups(self, tensors: list[torch.Tensor]) -> list[torch.Tensor]:
+        """Rows of the batch by timestep bin; one table row of scales holds for a whole call of the graph."""
+        position = next((i for i, spec in enumerate(self.signature.inputs) if spec.role == "timestep"), None)
+        if position is None or self.qconfig.act_granularity != "timestep" or tensors[position].numel() < 2:
+            return []
+        count, schedule = self.qconfig.timestep_bins, self.qconfig.num_train_timesteps
+        bins = torch.div(tensors[position].double() * count, schedule, rounding_mode="floor").clamp(0, count - 1)
+        if bool((bins == bins[0]).all()):
+            return []
+        return [torch.nonzero(bins == value).flatten() for value in bins.unique()]
