@@ -74,7 +74,6 @@ class TorchAOBackend(Backend):
         clean(lowered)
         if options.compute_dtype != torch.float32:
             set_compute_dtype(lowered, options.compute_dtype)
-        _allow_any_memory_format(lowered)
         with _engine(self.name):
             converted = _convert(clean(lowered), constants)
         return Lowered(EngineModule(clean(converted), self.name), rows)
@@ -165,13 +164,6 @@ def _use_attention_kernel(gm: fx.GraphModule, compute_dtype: torch.dtype) -> Non
             node.target = qdiff.int_attention_vnni.default
             if compute_dtype != torch.float32:
                 node.update_arg(10, compute_dtype)
-
-
-def _allow_any_memory_format(gm: fx.GraphModule) -> None:
-    """torch.ao's convolutions return channels-last tensors, which a view of the captured graph may not accept."""
-    for node in gm.graph.nodes:
-        if is_op(node, aten.view.default, aten._unsafe_view.default):
-            node.target = aten.reshape.default
 
 
 @contextmanager
