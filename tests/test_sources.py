@@ -12,7 +12,7 @@ from diffusers import DDIMScheduler, DDPMPipeline, UNet2DModel
 from torch import nn
 
 from qdiff_fx.errors import ConfigError
-from qdiff_fx.sources import Draw, PipelineSource, PythonFileSource, SourceError, resolve
+from qdiff_fx.sources import Draw, PythonFileSource, Source, SourceError, resolve
 from qdiff_fx.sources.python_file import import_file
 
 TINY = """
@@ -179,9 +179,9 @@ class TestPythonFile:
         with pytest.raises(SourceError, match="SAMPLE_SHAPE = "):
             resolve(str(write(tmp_path, HANDWRITTEN)))
 
-    def test_a_scheduler_must_tell_its_length(self, tmp_path: Path) -> None:
+    def test_a_scheduler_must_be_a_scheduler(self, tmp_path: Path) -> None:
         text = "import torch\ndef load_unet(): return torch.nn.Identity()\ndef make_scheduler(steps): return object()"
-        with pytest.raises(SourceError, match="num_train_timesteps"):
+        with pytest.raises(SourceError, match="no diffusers scheduler with its timesteps set"):
             resolve(str(write(tmp_path, text)))
 
 
@@ -189,7 +189,7 @@ class TestPipeline:
     def test_a_folder_is_loaded_and_drawn_with(self, tmp_path: Path) -> None:
         DDPMPipeline(tiny_unet(), DDIMScheduler(num_train_timesteps=50)).save_pretrained(tmp_path / "pipe")
         source = resolve(str(tmp_path / "pipe"))
-        assert isinstance(source, PipelineSource)
+        assert isinstance(source, Source)
         assert source.num_train_timesteps == 50
         images = source.sample(source.unet, Draw(2, 2))
         assert images.shape == (2, 3, 8, 8)
@@ -198,7 +198,7 @@ class TestPipeline:
 
     def test_the_pipeline_keeps_its_own_network(self) -> None:
         pipe = DDPMPipeline(tiny_unet(), DDIMScheduler())
-        source, other = PipelineSource("pipe", pipe), tiny_unet()
+        source, other = Source("pipe", pipe), tiny_unet()
         source.sample(other, Draw(1, 1))
         assert pipe.unet is source.unet
         with pytest.raises(TypeError):
@@ -206,23 +206,23 @@ class TestPipeline:
         assert pipe.unet is source.unet
 
     def test_prompts_are_given_in_turn(self) -> None:
-        source = PipelineSource("pipe", PromptPipeline(), ["a cat", "a dog"])
+        source = Source("pipe", PromptPipeline(), ["a cat", "a dog"])
         source.sample(source.unet, Draw(3, 1, first=1))
         assert source.pipe.asked == ["a dog", "a cat", "a dog"]
 
     def test_without_prompts_the_empty_one_is_used(self) -> None:
-        source = PipelineSource("pipe", PromptPipeline())
+        source = Source("pipe", PromptPipeline())
         source.sample(source.unet, Draw(2, 1))
         assert source.pipe.asked == ["", ""]
 
     def test_a_pipeline_that_takes_neither_is_refused(self) -> None:
-        source = PipelineSource("pipe", ImagePipeline())
+        source = Source("pipe", ImagePipeline())
         with pytest.raises(SourceError, match="neither prompts nor a batch size"):
             source.sample(source.unet, Draw(1, 1))
 
     def test_a_pipeline_without_unet_is_refused(self) -> None:
         with pytest.raises(SourceError, match="the pipeline has no unet"):
-            PipelineSource("pipe", object())
+            Source("pipe", object())
 
 
 class TestDigits:

@@ -6,9 +6,10 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
-from qdiff_fx.sources.base import Draw, Source, SourceError
+from qdiff_fx.sources.base import Source, SourceError
 from qdiff_fx.sources.digits import DIGITS, DigitsSource
-from qdiff_fx.sources.pipeline import PipelineSource, load_pipeline
+from qdiff_fx.sources.draw import Draw
+from qdiff_fx.sources.pipeline import load_pipeline
 from qdiff_fx.sources.python_file import PythonFileSource
 
 HUB_ID = re.compile(r"[\w][\w.-]*/[\w][\w.-]*")
@@ -42,4 +43,4 @@ def resolve(identifier: str, prompts: Sequence[str] = ()) -> Source:
     )
 
 
-__all__ = ["DIGITS", "DigitsSource", "Draw", "PipelineSource", "PythonFileSource", "Source", "SourceError", "resolve"]
+__all__ = ["DIGITS", "DigitsSource", "Draw", "PythonFileSource", "Source", "SourceError", "resolve"]

@@ -2,82 +2,56 @@
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
-from dataclasses import dataclass
+import inspect
+import os
+from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from torch import nn
 
-from qdiff_fx.errors import ConfigError, QDiffError
+from qdiff_fx.calibration import CalibrationData, collect_calibration_data
+from qdiff_fx.errors import QDiffError
 from qdiff_fx.evaluation import Trajectory
+from qdiff_fx.sources.draw import Draw
 from qdiff_fx.sources.recording import as_trajectory, recording
-
-# Seeds of neighbouring runs must not share generators.
-SEED_STRIDE = 1_000_003
 
 
 class SourceError(QDiffError):
     """A SOURCE that cannot be found, loaded or run."""
 
 
-@dataclass(frozen=True)
-class Draw:
-    """Which images to draw.
-
-    Image number ``i`` starts from noise that depends on ``seed`` and ``i`` alone, whatever batch it is drawn in.
+class Source:
+    """Where a network comes from and how it is sampled: any diffusers pipeline that has a ``unet``.
 
     Attributes:
-        count: how many.
-        steps: denoising steps.
-        seed: which series of images.
-        first: number of the first image within the series.
+        identifier: what ``resolve`` turns into this source again; saved networks record it.
+        pipe: takes prompts or a batch size, and returns ``.images``.
+        unet: its float network, in eval mode.
+        num_train_timesteps: length of the network's training schedule.
+        progress: show bars.
     """
 
-    count: int
-    steps: int
-    seed: int = 0
-    first: int = 0
+    def __init__(self, identifier: str, pipe: Any, prompts: Sequence[str] = ()):
+        if not isinstance(getattr(pipe, "unet", None), nn.Module):
+            raise SourceError("the pipeline has no unet", where=identifier, fix="Only UNets are quantized")
+        self.identifier, self.pipe, self.prompts = identifier, pipe, tuple(prompts) or ("",)
+        self.unet: nn.Module = pipe.unet.eval()
+        self.num_train_timesteps: int = pipe.scheduler.config.num_train_timesteps
+        self.progress = False
+        self._takes = inspect.signature(type(pipe).__call__).parameters
 
-    def __post_init__(self) -> None:
-        for name in ("count", "steps"):
-            if getattr(self, name) < 1:
-                raise ConfigError(f"{getattr(self, name)} is not a positive number", where=name)
-
-    @property
-    def numbers(self) -> range:
-        return range(self.first, self.first + self.count)
-
-    def generators(self) -> list[torch.Generator]:
-        """The source of noise of each image."""
-        return [torch.Generator().manual_seed(self.seed * SEED_STRIDE + number) for number in self.numbers]
-
-    def batches(self, size: int) -> list[Draw]:
-        """The same images in batches; the last one may be smaller."""
-        if size < 1:
-            raise ConfigError(f"{size} is not a positive number", where="batch_size")
-        starts = range(0, self.count, size)
-        return [Draw(min(size, self.count - at), self.steps, self.seed, self.first + at) for at in starts]
-
-
-class Source(ABC):
-    """Where a network comes from and how it is sampled.
-
-    Attributes:
-        identifier: what `resolve` turns into this source again; saved networks record it.
-        unet: the float network, in eval mode.
-        num_train_timesteps: length of its training schedule.
-        progress: show a bar for every trajectory.
-    """
-
-    identifier: str
-    unet: nn.Module
-    num_train_timesteps: int
-    progress: bool = False
-
-    @abstractmethod
+    @torch.no_grad()
     def sample(self, unet: nn.Module, draw: Draw) -> torch.Tensor:
         """Images (N, C, H, W) in [-1, 1], denoised by ``unet``, which is called as this source's own network is."""
+        self.pipe.set_progress_bar_config(disable=not self.progress, leave=False, desc="denoising")
+        self.pipe.unet = unet
+        try:
+            images = self._call(draw)
+        finally:
+            self.pipe.unet = self.unet
+        return torch.from_numpy(np.ascontiguousarray(images)).permute(0, 3, 1, 2) * 2 - 1
 
     def labels(self, draw: Draw) -> torch.Tensor | None:
         """The class (N,) each image is asked to show; ``None`` where classes mean nothing."""
@@ -96,3 +70,47 @@ class Source(ABC):
         with recording(self.unet, limit=1) as calls:
             self.sample(self.unet, Draw(count, steps=2))
         return calls[0].inputs
+
+    def calibration_data(
+        self, draw: Draw, *, every: int, batch_size: int, resume_dir: str | os.PathLike[str] | None = None
+    ) -> CalibrationData:
+        """The float network's inputs at every ``every``-th step; see `collect_calibration_data`."""
+        return collect_calibration_data(
+            self.pipe,
+            scheduler=self.make_scheduler(draw.steps),
+            num_samples=draw.count,
+            num_inference_steps=draw.steps,
+            every=every,
+            batch_size=batch_size,
+            seed=draw.seed,
+            inputs=self.subjects(draw),
+            resume_dir=resume_dir,
+            progress=self.progress,
+        )
+
+    def make_scheduler(self, steps: int) -> Any:
+        """A scheduler for that many steps; ``None`` where the pipeline's own serves."""
+        return None
+
+    def subjects(self, draw: Draw) -> dict[str, Any]:
+        """The pipeline's arguments that say what to draw, one item per image."""
+        if "prompt" in self._takes:
+            return {"prompt": [self.prompts[number % len(self.prompts)] for number in draw.numbers]}
+        if "batch_size" in self._takes:
+            return {}
+        raise SourceError(
+            f"{type(self.pipe).__name__} takes neither prompts nor a batch size",
+            where=self.identifier,
+            fix="Write a Python file with load_unet() and make_scheduler(steps) instead",
+        )
+
+    def _call(self, draw: Draw) -> np.ndarray:
+        """Images (N, H, W, C) in [0, 1]."""
+        given = {
+            "batch_size": draw.count,
+            "num_inference_steps": draw.steps,
+            "generator": draw.generators(),
+            "output_type": "np",
+        }
+        arguments = {name: value for name, value in given.items() if name in self._takes}
+        return self.pipe(**arguments, **self.subjects(draw)).images

@@ -7,13 +7,13 @@ from typing import Any
 import torch
 
 from qdiff_fx.bundled.digits import load_digits_pipeline
-from qdiff_fx.sources.base import Draw
-from qdiff_fx.sources.pipeline import PipelineSource
+from qdiff_fx.sources.base import Source
+from qdiff_fx.sources.draw import Draw
 
 DIGITS = "digits"
 
 
-class DigitsSource(PipelineSource):
+class DigitsSource(Source):
     """Handwritten digits with guidance: image number ``i`` shows the digit ``i mod 10``."""
 
     def __init__(self) -> None:
@@ -22,5 +22,5 @@ class DigitsSource(PipelineSource):
     def labels(self, draw: Draw) -> torch.Tensor:
         return torch.tensor([number % 10 for number in draw.numbers])
 
-    def _subjects(self, draw: Draw) -> dict[str, Any]:
+    def subjects(self, draw: Draw) -> dict[str, Any]:
         return {"labels": self.labels(draw)}

@@ -10,15 +10,16 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 from typing import Any, TypeVar
 
 import torch
+from diffusers.utils.torch_utils import randn_tensor
 from torch import nn
 
 from qdiff_fx.errors import QDiffError
 from qdiff_fx.evaluation import generate
-from qdiff_fx.sources.base import Draw, Source, SourceError
+from qdiff_fx.sources.base import Source, SourceError
 
 REQUIRED = ("load_unet", "make_scheduler")
 Result = TypeVar("Result")
@@ -42,48 +43,70 @@ class PythonFileSource(Source):
     """
 
     def __init__(self, path: Path):
-        self.path, self.identifier = path, str(path.resolve())
-        self.module = import_file(path)
+        super().__init__(str(path.resolve()), FilePipeline(path))
+
+    def make_scheduler(self, steps: int) -> Any:
+        return self.pipe.make_scheduler(steps)
+
+
+class FilePipeline:
+    """The functions of the file behind the call of a diffusers pipeline."""
+
+    def __init__(self, path: Path):
+        self.path, self.module = path, import_file(path)
         for name in REQUIRED:
             if not callable(getattr(self.module, name, None)):
                 raise SourceError(
-                    f"it defines no {name}()", where=str(path), fix=f"Define {' and '.join(REQUIRED)}(steps) in it"
+                    f"it defines no {name}()", where=str(path), fix="Define load_unet() and make_scheduler(steps)"
                 )
-        unet = self._run("load_unet")
-        if not isinstance(unet, nn.Module):
-            raise SourceError(f"load_unet() returned {type(unet).__name__}, not an nn.Module", where=str(path))
-        self.unet = unet.eval()
-        self.num_train_timesteps = self._schedule_length()
+        self.unet = self._load_unet()
+        self.scheduler = self.make_scheduler(1)
         self.sample_shape = self._sample_shape()
+        self.set_progress_bar_config(disable=True)
+
+    def set_progress_bar_config(self, *, disable: bool, **ignored: Any) -> None:
+        self._progress_bar_config = {"disable": disable}
 
     @torch.no_grad()
-    def sample(self, unet: nn.Module, draw: Draw) -> torch.Tensor:
-        noise = torch.stack([torch.randn(self.sample_shape, generator=g) for g in draw.generators()])
-        scheduler = self._run("make_scheduler", draw.steps)
-        conditioning = self._run("make_conditioning", draw.count) if hasattr(self.module, "make_conditioning") else {}
-        images = generate(unet, scheduler, noise, progress=self.progress, **conditioning)
-        return images.clamp(-1, 1)
+    def __call__(
+        self,
+        batch_size: int = 1,
+        num_inference_steps: int = 25,
+        generator: torch.Generator | list[torch.Generator] | None = None,
+    ) -> SimpleNamespace:
+        """``images``: an array (N, H, W, C) in [0, 1]."""
+        if self.scheduler.num_inference_steps != num_inference_steps:
+            self.scheduler = self.make_scheduler(num_inference_steps)
+        noise = randn_tensor((batch_size, *self.sample_shape), generator=generator)
+        progress = not self._progress_bar_config["disable"]
+        images = generate(self.unet, self.scheduler, noise, progress=progress, **self._conditioning(batch_size))
+        return SimpleNamespace(images=(images / 2 + 0.5).clamp(0, 1).permute(0, 2, 3, 1).numpy())
 
-    def _run(self, name: str, *arguments: Any) -> Any:
-        function: Callable[..., Any] = getattr(self.module, name)
-        return _blaming(self.path, f"{name}() failed", lambda: function(*arguments))
-
-    def _schedule_length(self) -> int:
-        scheduler = self._run("make_scheduler", 1)
-        length = getattr(getattr(scheduler, "config", scheduler), "num_train_timesteps", None)
-        if not isinstance(length, int):
+    def make_scheduler(self, steps: int) -> Any:
+        """The file's scheduler, checked for what sampling needs."""
+        scheduler = self._run("make_scheduler", steps)
+        length = getattr(getattr(scheduler, "config", None), "num_train_timesteps", None)
+        if not isinstance(length, int) or getattr(scheduler, "num_inference_steps", None) is None:
             raise SourceError(
-                "the scheduler does not tell num_train_timesteps",
+                "make_scheduler() returned no diffusers scheduler with its timesteps set",
                 where=str(self.path),
-                fix="Return a diffusers scheduler from make_scheduler(steps)",
+                fix="Call set_timesteps(steps) on it before returning it",
             )
-        return length
+        return scheduler
 
-    def _sample_shape(self) -> tuple[int, int, int]:
+    def _load_unet(self) -> nn.Module:
+        unet = self._run("load_unet")
+        if not isinstance(unet, nn.Module):
+            raise SourceError(f"load_unet() returned {type(unet).__name__}, not an nn.Module", where=str(self.path))
+        return unet
+
+    def _conditioning(self, count: int) -> dict[str, Any]:
+        return self._run("make_conditioning", count) if hasattr(self.module, "make_conditioning") else {}
+
+    def _sample_shape(self) -> tuple[int, ...]:
         stated = getattr(self.module, "SAMPLE_SHAPE", None)
         if stated is not None:
-            channels, height, width = stated
-            return channels, height, width
+            return tuple(stated)
         config = getattr(self.unet, "config", None)
         channels, size = getattr(config, "in_channels", None), getattr(config, "sample_size", None)
         if channels is None or size is None:
@@ -92,8 +115,11 @@ class PythonFileSource(Source):
                 where=str(self.path),
                 fix="Set SAMPLE_SHAPE = (channels, height, width) in the file",
             )
-        height, width = (size, size) if isinstance(size, int) else size
-        return channels, height, width
+        return (channels, size, size) if isinstance(size, int) else (channels, *size)
+
+    def _run(self, name: str, *arguments: Any) -> Any:
+        function: Callable[..., Any] = getattr(self.module, name)
+        return _blaming(self.path, f"{name}() failed", lambda: function(*arguments))
 
 
 def import_file(path: Path) -> ModuleType:

@@ -1,0 +1,44 @@
+"""The application: its commands, and the one option they all have."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from qdiff_fx.cli.bench import bench
+from qdiff_fx.cli.demo import demo
+from qdiff_fx.cli.errors import OneLineErrors
+from qdiff_fx.cli.evaluate import evaluate
+from qdiff_fx.cli.inspect import inspect
+from qdiff_fx.cli.quantize import quantize
+from qdiff_fx.cli.sample import sample
+
+app = typer.Typer(
+    name="qdiff",
+    cls=OneLineErrors,
+    help="Quantize diffusion UNets to integers and run them on integer kernels.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+
+
+@app.callback()
+def options(
+    debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")] = False,
+) -> None:
+    """Options before the command; `OneLineErrors` reads them."""
+
+
+app.command()(demo)
+app.command()(quantize)
+app.command()(inspect)
+app.command("eval")(evaluate)
+app.command()(bench)
+app.command()(sample)
+
+
+def main() -> None:
+    """The entry point of the ``qdiff`` script."""
+    app()

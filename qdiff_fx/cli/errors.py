@@ -1,0 +1,56 @@
+"""Errors a person at a terminal can use: one line on stderr, and an exit code that says whose fault it was.
+
+Exit codes: 0 success, 1 the work failed, 2 the command line asked for something that does not exist, 130 interrupted.
+"""
+
+from __future__ import annotations
+
+import sys
+from typing import Any
+
+import typer
+from typer.core import TyperGroup
+
+from qdiff_fx.errors import ConfigError, QDiffError
+
+FAILURE, USAGE = 1, 2
+
+
+class OneLineErrors(TyperGroup):
+    """Prints ``error: …`` in place of a traceback, unless the group's ``--debug`` is given."""
+
+    def invoke(self, ctx: Any) -> Any:
+        try:
+            return super().invoke(ctx)
+        except Exception as error:
+            if ctx.params.get("debug") or _is_control_flow(error):
+                raise
+            _print(_describe(error))
+            raise typer.Exit(USAGE if isinstance(error, ConfigError) else FAILURE) from error
+
+    def main(self, *args: Any, standalone_mode: bool = True, **kwargs: Any) -> Any:
+        try:
+            code = super().main(*args, standalone_mode=False, **kwargs)
+        except Exception as error:
+            if not (standalone_mode and hasattr(error, "format_message")):
+                raise
+            _print(error.format_message())
+            code = getattr(error, "exit_code", USAGE)
+        if standalone_mode:
+            sys.exit(code if isinstance(code, int) else 0)
+        return code
+
+
+def _is_control_flow(error: Exception) -> bool:
+    """Typer's own exceptions: leaving early, or a command line it could not parse."""
+    return isinstance(error, (typer.Exit, typer.Abort)) or hasattr(error, "format_message")
+
+
+def _describe(error: Exception) -> str:
+    if isinstance(error, QDiffError):
+        return str(error)
+    return f"{type(error).__name__}: {error} (`qdiff --debug …` shows where)"
+
+
+def _print(message: str) -> None:
+    print("error:", " ".join(message.split()), file=sys.stderr)

@@ -1,0 +1,52 @@
+"""``qdiff inspect DIR``: what a saved network consists of, and what each layer runs on."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from rich.table import Table
+
+from qdiff_fx.api import QuantizedUNet, load_qdiff
+from qdiff_fx.cli.options import BackendName, Json, SavedFolder
+from qdiff_fx.cli.output import Output
+from qdiff_fx.report.comparison import megabytes
+from qdiff_fx.serialization import artifact_bytes
+
+
+def inspect(folder: SavedFolder, backend: BackendName = "inductor", json: Json = None) -> None:
+    """Show a saved network: its size, its configuration, and every layer with the kernel it runs on."""
+    output = Output(json)
+    quantized = load_qdiff(folder, backend=backend, compile=False)
+    explanation = quantized.explain()
+    output.show(explanation.table())
+    output.show(_summary(quantized, folder))
+    output.figures(
+        {
+            "folder": str(folder),
+            "bytes": artifact_bytes(folder),
+            "source": quantized.source,
+            "backend": backend,
+            "config": quantized.qconfig.to_json(),
+            "layers": {
+                "integer": len(explanation.integer),
+                "float": len(explanation.in_float),
+                "rows": explanation.to_json(),
+            },
+        }
+    )
+
+
+def _summary(quantized: QuantizedUNet, folder: Path) -> Table:
+    config = quantized.qconfig
+    table = Table(show_header=False)
+    table.add_column()
+    table.add_column(overflow="fold")
+    table.add_row("folder", str(folder))
+    table.add_row("size", megabytes(artifact_bytes(folder)))
+    table.add_row("source", quantized.source or "not recorded")
+    for name, value in config.to_json().items():
+        if name != "rules":
+            table.add_row(name, str(value))
+    for rule in config.rules:
+        table.add_row("rule", str(rule))
+    return table

@@ -1,0 +1,59 @@
+"""Where a command's words go: tables to stdout, progress to stderr, figures to ``--json``."""
+
+from __future__ import annotations
+
+import json
+import math
+import sys
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console, RenderableType
+
+from qdiff_fx.report.files import write_text
+
+STDOUT = "-"
+
+
+class Output:
+    """The channels of one command.
+
+    Args:
+        json_target: a file for the figures; ``-`` for stdout, which then carries nothing else.
+    """
+
+    def __init__(self, json_target: str | None = None):
+        self._json_target = json_target
+        self._tables = Console(stderr=json_target == STDOUT)
+        self._progress = Console(stderr=True)
+
+    @property
+    def interactive(self) -> bool:
+        """Whether somebody is watching, so that bars are worth drawing."""
+        return sys.stderr.isatty()
+
+    def show(self, what: RenderableType) -> None:
+        """A result: a table or a line."""
+        self._tables.print(what, highlight=False)
+
+    def note(self, line: str) -> None:
+        """What is being done now."""
+        self._progress.print(line, style="dim", highlight=False)
+
+    def figures(self, data: dict[str, Any]) -> None:
+        """Write the figures where ``--json`` says, if anywhere. Infinities become null: JSON has none."""
+        if self._json_target is None:
+            return
+        text = json.dumps(_finite(data), indent=2, allow_nan=False) + "\n"
+        if self._json_target == STDOUT:
+            sys.stdout.write(text)
+        else:
+            write_text(Path(self._json_target), text)
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _finite(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_finite(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -1,0 +1,122 @@
+"""``qdiff quantize SOURCE --out DIR``: calibrate on the network's own trajectory and save the result."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.table import Table
+
+from qdiff_fx.api import convert_qdiff, prepare_qdiff, save_qdiff
+from qdiff_fx.calibration import calibrate
+from qdiff_fx.cli.options import BatchSize, Json, Prompts, Seed, SourceName, Steps, read_prompts
+from qdiff_fx.cli.output import Output
+from qdiff_fx.cli.rules import parse_rule
+from qdiff_fx.config import QDiffConfig
+from qdiff_fx.errors import ArtifactError
+from qdiff_fx.networks import PreparedUNet, QuantizedUNet
+from qdiff_fx.report.comparison import megabytes
+from qdiff_fx.serialization import MANIFEST, artifact_bytes
+from qdiff_fx.sources import Draw, Source, resolve
+
+
+def quantize(
+    source: SourceName,
+    out: Annotated[Path, typer.Option("--out", metavar="DIR", help="The folder to write.")],
+    weight_bits: Annotated[int, typer.Option("--weight-bits", help="2 to 8.")] = 8,
+    act_bits: Annotated[int, typer.Option("--act-bits", help="4 to 8.")] = 8,
+    softmax_bits: Annotated[int, typer.Option("--softmax-bits", help="4 to 8, or 16.")] = 8,
+    split: Annotated[str, typer.Option("--split", help="Which shortcuts to split: shortcut, all or off.")] = "shortcut",
+    act_range: Annotated[str, typer.Option("--act-range", help="minmax, moving_average, percentile or mse.")] = "mse",
+    per_timestep: Annotated[
+        bool, typer.Option("--per-timestep/--per-tensor", help="A table of activation scales over the timesteps.")
+    ] = False,
+    rule: Annotated[
+        list[str] | None,
+        typer.Option("--rule", metavar="PATTERN=WHAT", help="An exception, e.g. 'conv_in=float' or '*.to_q=w8a8'."),
+    ] = None,
+    steps: Steps = 25,
+    samples: Annotated[int, typer.Option("--samples", min=1, help="Trajectories to calibrate on.")] = 32,
+    every: Annotated[int, typer.Option("--every", min=1, help="Calibrate on every n-th step.")] = 1,
+    batch_size: BatchSize = 8,
+    seed: Seed = 0,
+    prompts: Prompts = None,
+    calibration: Annotated[
+        Path | None, typer.Option("--calibration", metavar="DIR", help="Keep the calibration data here, and resume.")
+    ] = None,
+    json: Json = None,
+) -> None:
+    """Quantize a network and save it as one self-contained folder."""
+    output = Output(json)
+    config: dict[str, Any] = {
+        "weight_bits": weight_bits,
+        "act_bits": act_bits,
+        "softmax_bits": softmax_bits,
+        "split": split,
+        "act_range": act_range,
+        "act_granularity": "timestep" if per_timestep else "tensor",
+        "rules": tuple(parse_rule(text) for text in rule or ()),
+    }
+    # What can be wrong with the command line is found before the hours of work, not after.
+    QDiffConfig(**config)
+    check_target(out)
+    output.note(f"loading {source}")
+    origin = resolve(source, read_prompts(prompts))
+    origin.progress = output.interactive
+    prepared = prepare(origin, QDiffConfig(**config, num_train_timesteps=origin.num_train_timesteps), output)
+    output.note(f"sampling {samples} trajectories of {steps} steps")
+    data = origin.calibration_data(
+        Draw(samples, steps, seed), every=every, batch_size=batch_size, resume_dir=calibration
+    )
+    output.note("calibrating")
+    calibrate(prepared, data, progress=output.interactive)
+    quantized = convert(prepared, origin, out, output)
+    output.show(_table(quantized, out))
+    output.figures(_figures(quantized, out))
+
+
+def check_target(out: Path) -> None:
+    """Raises ArtifactError when the folder to write holds something that is not a saved network."""
+    if out.exists() and not (out / MANIFEST).is_file():
+        raise ArtifactError("it exists and is not a saved network", where=str(out), fix="Choose another --out")
+
+
+def prepare(origin: Source, config: QDiffConfig, output: Output) -> PreparedUNet:
+    """Capture the source's network and put observers in."""
+    output.note("capturing the network")
+    return prepare_qdiff(origin.unet, config, origin.example_inputs())
+
+
+def convert(prepared: PreparedUNet, origin: Source, out: Path, output: Output) -> QuantizedUNet:
+    """Quantize with what was observed, and save."""
+    output.note(f"quantizing into {out}")
+    quantized = convert_qdiff(prepared, backend="reference", source=origin.identifier)
+    save_qdiff(quantized, out)
+    return quantized
+
+
+def _table(quantized: QuantizedUNet, out: Path) -> Table:
+    layers = quantized.explain()
+    table = Table(title=f"{out}: {megabytes(artifact_bytes(out))}")
+    table.add_column("layer in float")
+    table.add_column("reason", overflow="fold")
+    for row in layers.in_float:
+        table.add_row(row.info.path, row.reason)
+    table.caption = f"{len(layers.integer)} layers quantized, {len(layers.in_float)} in float"
+    return table
+
+
+def _figures(quantized: QuantizedUNet, out: Path) -> dict[str, Any]:
+    layers = quantized.explain()
+    return {
+        "folder": str(out),
+        "bytes": artifact_bytes(out),
+        "source": quantized.source,
+        "config": quantized.qconfig.to_json(),
+        "layers": {
+            "quantized": len(layers.integer),
+            "float": len(layers.in_float),
+            "in_float": [{"path": row.info.path, "reason": row.reason} for row in layers.in_float],
+        },
+    }

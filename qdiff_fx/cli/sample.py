@@ -1,0 +1,41 @@
+"""``qdiff sample DIR``: a picture of what a saved network draws."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from qdiff_fx.api import load_qdiff
+from qdiff_fx.cli.options import BackendName, Prompts, SavedFolder, Seed, SourceOverride, Steps
+from qdiff_fx.cli.output import Output
+from qdiff_fx.cli.saved import source_of
+from qdiff_fx.report.sheet import save_sheet
+from qdiff_fx.sources import Draw
+
+
+def sample(
+    folder: SavedFolder,
+    out: Annotated[Path, typer.Option("--out", help="The PNG file to write.")],
+    count: Annotated[int, typer.Option("--count", min=1, help="How many images, in one batch.")] = 10,
+    compare: Annotated[bool, typer.Option("--compare", help="Add a row drawn by the float network.")] = False,
+    source: SourceOverride = "",
+    backend: BackendName = "inductor",
+    steps: Steps = 25,
+    seed: Seed = 0,
+    prompts: Prompts = None,
+) -> None:
+    """Draw images with a saved network into one PNG sheet."""
+    output = Output()
+    quantized = load_qdiff(folder, backend=backend)
+    origin = source_of(quantized, folder, source, output, prompts)
+    draw = Draw(count, steps, seed)
+    rows = {}
+    if compare:
+        output.note("denoising with the float network")
+        rows["FP"] = origin.sample(origin.unet, draw)
+    output.note(f"denoising with the {backend} backend")
+    config = quantized.qconfig
+    rows[f"W{config.weight_bits}A{config.act_bits}"] = origin.sample(quantized, draw)
+    output.show(f"wrote {save_sheet(rows, out)}")

@@ -1,0 +1,51 @@
+"""Which images to draw, and the noise each starts from."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+from qdiff_fx.errors import ConfigError
+
+# Seeds of neighbouring runs must not share generators.
+SEED_STRIDE = 1_000_003
+
+
+@dataclass(frozen=True)
+class Draw:
+    """A run of images from a series.
+
+    Image number ``i`` starts from noise that depends on ``seed`` and ``i`` alone, whatever batch it is drawn in.
+
+    Attributes:
+        count: how many.
+        steps: denoising steps.
+        seed: which series.
+        first: number of the first image within the series.
+    """
+
+    count: int
+    steps: int
+    seed: int = 0
+    first: int = 0
+
+    def __post_init__(self) -> None:
+        for name in ("count", "steps"):
+            if getattr(self, name) < 1:
+                raise ConfigError(f"{getattr(self, name)} is not a positive number", where=name)
+
+    @property
+    def numbers(self) -> range:
+        return range(self.first, self.first + self.count)
+
+    def generators(self) -> list[torch.Generator]:
+        """The source of noise of each image."""
+        return [torch.Generator().manual_seed(self.seed * SEED_STRIDE + number) for number in self.numbers]
+
+    def batches(self, size: int) -> list[Draw]:
+        """The same images in batches; the last one may be smaller."""
+        if size < 1:
+            raise ConfigError(f"{size} is not a positive number", where="batch_size")
+        starts = range(0, self.count, size)
+        return [Draw(min(size, self.count - at), self.steps, self.seed, self.first + at) for at in starts]
