@@ -56,11 +56,11 @@ class Network:
     together: int = 16
 
     def inputs(self, seed: int = 0) -> dict[str, torch.Tensor]:
-        """One step's `forward` arguments: unit-normal sample and context, one random timestep per image."""
+        """One step's `forward` arguments: unit-normal sample and context, and a timestep, the same for every image."""
         generator = torch.Generator().manual_seed(seed)
         inputs = {
             "sample": torch.randn(self.batch, *self.sample_shape, generator=generator),
-            "timestep": torch.randint(self.num_train_timesteps, (self.batch,), generator=generator),
+            "timestep": torch.randint(self.num_train_timesteps, (1,), generator=generator).repeat(self.batch),
         }
         if self.context_shape is not None:
             inputs["encoder_hidden_states"] = torch.randn(self.batch, *self.context_shape, generator=generator)
@@ -111,7 +111,7 @@ def _anime(meta: bool) -> nn.Module:
 
 
 def _digits(meta: bool) -> nn.Module:
-    from qdiff_fx.bundled import load_digits_unet
+    from qdiff_fx.bundled.digits import load_digits_unet
 
     unet = load_digits_unet()
     return unet.to("meta") if meta else unet

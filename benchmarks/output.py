@@ -12,6 +12,7 @@ from typing import Any
 
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 PLAIN_WIDTH = 140
 Column = tuple[str, Callable[[Any], str]]
@@ -53,4 +54,5 @@ def print_table(title: str, columns: Mapping[str, Column], rows: Sequence[Any], 
     console().print(table)
     for row in rows:
         if getattr(row, "error", ""):
-            Console(stderr=True).print(f"[red]{row.model} on {row.backend}:[/red]", row.error, markup=True)
+            # An error's own words may hold brackets, which are not markup.
+            Console(stderr=True).print(Text(f"{row.model} on {row.backend}: {row.error}", style="red"))

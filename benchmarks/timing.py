@@ -15,7 +15,7 @@ import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import IO, Any, Protocol
 
 CHECKOUT = Path(__file__).resolve().parents[1]
 GRACE_SECONDS = 10
@@ -68,11 +68,11 @@ class Worker:
 
     def __init__(self, model: str, name: str, cache: Path, *, threads: int, warmup: int = 2):
         self.name = name
-        self._log = tempfile.TemporaryFile("w+", errors="replace")  # noqa: SIM115 - lives as long as the worker
         self._command = [sys.executable, "-m", "benchmarks.worker", model, name, "--cache", str(cache.resolve())]
         self._environment = os.environ | {"OMP_NUM_THREADS": str(threads)}
         self._warmup = warmup
         self._process: subprocess.Popen[str] | None = None
+        self._log: IO[str] | None = None
 
     def prepare(self) -> None:
         """Write what `start` loads, in a process of its own; raises WorkerError."""
@@ -110,8 +110,11 @@ class Worker:
             process.kill()
             process.wait()
         process.stdout.close()
+        if self._log is not None:
+            self._log.close()
 
     def _launch(self, *arguments: str) -> None:
+        self._log = tempfile.TemporaryFile("w+", errors="replace")  # noqa: SIM115 - closed with the process
         self._process = subprocess.Popen(
             [*self._command, *arguments],
             stdin=subprocess.PIPE,
@@ -143,6 +146,7 @@ class Worker:
 
     def _last_words(self) -> str:
         assert self._process is not None
+        assert self._log is not None
         code = self._process.wait()
         self._log.seek(0)
         lines = [line.strip() for line in self._log if line.strip()]

@@ -20,9 +20,10 @@ from tqdm import tqdm
 
 from benchmarks.lineup import ANCHOR, BEST_OF, expand, get_contender
 from benchmarks.networks import Network, get_network
-from benchmarks.output import number, print_table, write_json
+from benchmarks.output import Column, number, print_table, write_json
 from benchmarks.timing import Stepper, Timings, Worker, WorkerError, interleave
 
+IDLE_CPU_LIMIT = 0.1
 DEFAULT_BACKENDS = "inductor,inductor-bf16,torch-bf16,torch-compile,openvino-int8"
 
 
@@ -175,7 +176,7 @@ def best_rows(names: Sequence[str], rows: dict[str, StepRow]) -> Iterator[StepRo
             yield replace(fastest, backend=alias, best=fastest.backend)
 
 
-COLUMNS = {
+COLUMNS: dict[str, Column] = {
     "backend": ("backend", str),
     "s/step": ("seconds", number(4)),
     "× anchor": ("speedup", number(2)),
@@ -183,7 +184,6 @@ COLUMNS = {
     "peak MB": ("peak_rss_bytes", number(0, 1e-6)),
     "load s": ("load_seconds", number(1)),
     "first step s": ("first_step_seconds", number(1)),
-    "idle CPU": ("idle_cpu_share", number(2)),
     "best": ("best", str),
 }
 
@@ -215,10 +215,13 @@ def main(
 
 def _print(network: Network, rows: Sequence[StepRow]) -> None:
     mine = [row for row in rows if row.model == network.name]
-    title = (
-        f"{network.name}, batch {network.batch}: {mine[0].gflop:.1f} GFLOP + attention {mine[0].attention_gflop:.1f}"
-    )
-    print_table(title, COLUMNS, mine, caption=f"median of {mine[0].runs}, {mine[0].threads} threads; anchor {ANCHOR}")
+    first = mine[0]
+    title = f"{network.name}, batch {network.batch}: {first.gflop:.1f} GFLOP + attention {first.attention_gflop:.1f}"
+    caption = f"median of {first.runs} interleaved steps, {first.threads} threads; anchor {ANCHOR}"
+    print_table(title, COLUMNS, mine, caption)
+    spinning = [row.backend for row in mine if (row.idle_cpu_share or 0) > IDLE_CPU_LIMIT]
+    if spinning:
+        Console(stderr=True).print(f"[yellow]not idle while the others worked:[/yellow] {', '.join(spinning)}")
 
 
 @contextmanager

@@ -10,6 +10,7 @@ if TYPE_CHECKING:
 
 DEFAULT_VARIANT = "w8a8"
 
+BITS = re.compile(r"w(\d+)(?:a(\d+))?")
 SUFFIXES: dict[str, dict[str, Any]] = {
     "pertimestep": {"act_granularity": "timestep"},
     "nosplit": {"split": "off"},
@@ -22,10 +23,15 @@ SUFFIXES: dict[str, dict[str, Any]] = {
 }
 
 
+def is_variant(name: str) -> bool:
+    """Whether the name starts as a variant's does."""
+    return BITS.fullmatch(name.split("-")[0]) is not None
+
+
 def parse_variant(name: str) -> dict[str, Any]:
     """``w{bits}[a{bits}][-suffix…]`` to `QDiffConfig` fields; raises ValueError that lists the suffixes."""
     bits, *suffixes = name.split("-")
-    match = re.fullmatch(r"w(\d+)(?:a(\d+))?", bits)
+    match = BITS.fullmatch(bits)
     unknown = [suffix for suffix in suffixes if suffix not in SUFFIXES]
     if match is None or unknown:
         raise ValueError(f"cannot read {name!r}: write w4a8, then any of {', '.join(f'-{s}' for s in SUFFIXES)}")

@@ -15,6 +15,8 @@ import os
 import resource
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -29,7 +31,7 @@ from benchmarks.networks import get_network
 def main() -> None:
     options = _parse()
     answers = _claim_stdout()
-    try:
+    with telling_errors(answers):
         network, contender = get_network(options.model), get_contender(options.backend)
         if options.prepare:
             ensure_artifact(options.cache, network, contender)
@@ -43,6 +45,13 @@ def main() -> None:
         gc.collect()
         _answer(answers, load_seconds=loaded - started, first_step_seconds=warmups[0])
         serve(predict, inputs, sys.stdin, answers)
+
+
+@contextmanager
+def telling_errors(answers: TextIO) -> Iterator[None]:
+    """An exception is answered in one line, then raised."""
+    try:
+        yield
     except Exception as error:
         _answer(answers, error=f"{type(error).__name__}: {error}")
         raise
