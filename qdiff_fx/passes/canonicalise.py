@@ -24,6 +24,7 @@ from qdiff_fx.passes.spelling import (
     BaddbmmToMatmul,
     BmmToMatmul,
     MergePermutes,
+    NativeBatchNorm,
     SoftmaxToInt,
     TransposeToPermute,
     UnflattenToReshape,
@@ -47,7 +48,8 @@ RULES: tuple[Rule[Any], ...] = (
     BmmToMatmul(),
     BaddbmmToMatmul(),
     SoftmaxToInt(),
-    # Layers with weights.
+    # Layers with weights, and the one norm that has two names.
+    NativeBatchNorm(),
     ConvolutionToConv(),
     NumericPadding(),
     FullConvArguments(),

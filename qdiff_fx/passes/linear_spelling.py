@@ -110,7 +110,9 @@ class FoldWeight(Rule[fx.Node]):
 
     def rewrite(self, gm: fx.GraphModule, found: fx.Node) -> str:
         weight = operand(found, 1)
-        name = share_buffer(gm, f"{_origin(weight)}_folded", evaluate(gm, weight).contiguous())
+        path = found.meta.get("path", "")
+        name = f"{path}.weight_folded" if path else "weight_folded"
+        name = share_buffer(gm, name, evaluate(gm, weight).contiguous())
         found.replace_input_with(weight, insert_get_attr(gm, found, name))
         return f"the weight computed by {weight.target} became the buffer {name}"
 

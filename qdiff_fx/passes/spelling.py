@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 from typing import Any
 
 import torch
@@ -136,7 +137,24 @@ class SoftmaxToInt(Rule[fx.Node]):
         dtype = torch.float32 if call.get("half_to_float") else call.get("dtype")
         extra = () if dtype is None else (dtype,)
         found.args, found.kwargs = (call["self"], dim, *extra), {}
-        return _rename(found, aten.softmax.int)
+        found.target = aten.softmax.int
+        return f"softmax over dimension {dim}"
+
+
+class NativeBatchNorm(Rule[fx.Node]):
+    """`_native_batch_norm_legit_no_training(…)[0]` → `batch_norm(…)`, the spelling export uses itself."""
+
+    targets = frozenset({operator.getitem})
+
+    def match(self, gm: fx.GraphModule, node: fx.Node) -> fx.Node | None:
+        is_norm = is_op(node.args[0], aten._native_batch_norm_legit_no_training.default)
+        return node if is_norm and node.args[1] == 0 else None
+
+    def rewrite(self, gm: fx.GraphModule, found: fx.Node) -> str:
+        call = bound(operand(found))
+        names = ("input", "weight", "bias", "running_mean", "running_var")
+        found.args = (*(call[name] for name in names), False, call["momentum"], call["eps"], False)
+        return _rename(found, aten.batch_norm.default)
 
 
 def permutation(node: fx.Node) -> list[int]:

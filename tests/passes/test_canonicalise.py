@@ -254,6 +254,30 @@ def test_baddbmm_is_a_matmul(alpha, beta, export, call, ops):
     torch.testing.assert_close(call(gm, *inputs), function(*inputs))
 
 
+@pytest.mark.parametrize("function", [aten._softmax.default, aten.softmax.int, aten.special_softmax.default])
+def test_softmax_has_one_name(function, export, call):
+    x = torch.randn(2, 3, 4)
+    gm = export(lambda x: function(x, -2, *([False] if function is aten._softmax.default else [])), x)
+    canonical(gm)
+    assert format_graph(gm).splitlines()[1] == "%1: f32[2,3,4] = aten.softmax.int(%0, 1)"
+    torch.testing.assert_close(call(gm, x), x.softmax(1))
+
+
+def test_batch_norm_has_one_name(export, call, ops):
+    network = nn.BatchNorm2d(3).eval()
+    network.running_mean.uniform_(-1, 1)
+
+    def native(x):
+        terms = network.weight, network.bias, network.running_mean, network.running_var, 0.1, network.eps
+        return aten._native_batch_norm_legit_no_training.default(x, *terms)[0]
+
+    x = torch.randn(2, 3, 4, 4)
+    gm = export(native, x)
+    canonical(gm)
+    assert ops(gm) == ["batch_norm"]
+    torch.testing.assert_close(call(gm, x), network(x))
+
+
 class TestConvolutions:
     @quick
     @given(

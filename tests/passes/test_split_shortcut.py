@@ -14,7 +14,7 @@ from qdiff_fx.passes.canonicalise import Canonicalise
 from qdiff_fx.passes.format import format_graph
 from qdiff_fx.passes.split_shortcut import SplitShortcut
 
-quick = settings(deadline=None, max_examples=40)
+quick = settings(deadline=None, max_examples=25)
 aten = torch.ops.aten
 
 
