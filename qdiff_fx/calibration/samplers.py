@@ -1,0 +1,138 @@
+"""Two ways to produce trajectories: a diffusers pipeline, or a bare network with a scheduler."""
+
+from __future__ import annotations
+
+import copy
+import inspect
+import itertools
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from qdiff_fx.errors import CalibrationError
+
+
+class Sampler(Protocol):
+    """Draws samples by calling `unet` once per step; who wants to know with what hooks `unet`."""
+
+    unet: nn.Module
+    scheduler: Any
+    halves: int  # rows of conditioning per sample: 2 where `unet` gets an unconditional and a conditional half
+
+    def sample(self, count: int, inputs: Mapping[str, Any], generator: torch.Generator) -> None:
+        """Run one whole trajectory of `count` samples with their conditioning."""
+
+
+def make_sampler(source: Any, scheduler: Any, num_inference_steps: int, guidance_scale: float | None) -> Sampler:
+    """The sampler for a pipeline or a network.
+
+    Raises:
+        CalibrationError: source is neither, or a bare network came without a scheduler.
+    """
+    if isinstance(source, nn.Module):
+        if scheduler is None:
+            raise CalibrationError(
+                "a network alone does not say how to sample from it",
+                where="collect_calibration_data",
+                fix="Pass scheduler=, or a diffusers pipeline instead of the network",
+            )
+        return NetworkSampler(source, copy.deepcopy(scheduler), num_inference_steps, guidance_scale)
+    if callable(source) and isinstance(getattr(source, "unet", None), nn.Module):
+        return PipelineSampler(source, scheduler or source.scheduler, num_inference_steps, guidance_scale)
+    raise CalibrationError(
+        f"{type(source).__name__} is neither a network nor a pipeline with a .unet",
+        where="collect_calibration_data",
+        fix="Pass a diffusers pipeline, or an nn.Module and its scheduler",
+    )
+
+
+class PipelineSampler:
+    """Calls the pipeline; everything in `inputs` goes to it as keyword arguments."""
+
+    halves = 1  # a pipeline doubles the batch itself
+
+    def __init__(self, pipeline: Any, scheduler: Any, num_inference_steps: int, guidance_scale: float | None):
+        self.pipeline, self.scheduler, self.unet = pipeline, scheduler, pipeline.unet
+        self._accepted = inspect.signature(type(pipeline).__call__).parameters
+        self._arguments: dict[str, Any] = {"num_inference_steps": num_inference_steps}
+        if getattr(pipeline, "vae", None) is not None:
+            self._arguments["output_type"] = "latent"  # nobody looks at the images: skip the decoder
+        if guidance_scale is not None:
+            self._arguments["guidance_scale"] = guidance_scale
+
+    def sample(self, count: int, inputs: Mapping[str, Any], generator: torch.Generator) -> None:
+        arguments = {**self._arguments, "generator": generator, **inputs}
+        if "batch_size" in self._accepted:
+            arguments.setdefault("batch_size", count)
+        unknown = sorted(set(arguments) - set(self._accepted))
+        if unknown and not any(p.kind is p.VAR_KEYWORD for p in self._accepted.values()):
+            raise CalibrationError(
+                f"it does not take {unknown}",
+                where=type(self.pipeline).__name__,
+                fix=f"It takes {[name for name in self._accepted if name != 'self']}",
+            )
+        with self._borrowed():
+            self.pipeline(**arguments)
+
+    @contextmanager
+    def _borrowed(self) -> Iterator[None]:
+        """Our scheduler in the pipeline, its own progress bar off; both put back afterwards."""
+        scheduler, bar = self.pipeline.scheduler, getattr(self.pipeline, "_progress_bar_config", {})
+        self.pipeline.scheduler = self.scheduler
+        self.pipeline._progress_bar_config = {**bar, "disable": True}
+        try:
+            yield
+        finally:
+            self.pipeline.scheduler, self.pipeline._progress_bar_config = scheduler, bar
+
+
+class NetworkSampler:
+    """The plain denoising loop; everything in `inputs` goes to the network as keyword arguments."""
+
+    def __init__(self, unet: nn.Module, scheduler: Any, num_inference_steps: int, guidance_scale: float | None):
+        self.unet, self.scheduler = unet, scheduler
+        self.guidance_scale, self.halves = guidance_scale, 1 if guidance_scale is None else 2
+        self._shape, self._steps = _sample_shape(unet), num_inference_steps
+        self._noise = {"generator"} & set(inspect.signature(scheduler.step).parameters)
+
+    def sample(self, count: int, inputs: Mapping[str, Any], generator: torch.Generator) -> None:
+        like = next(itertools.chain(self.unet.parameters(), self.unet.buffers()), torch.empty(0))
+        self.scheduler.set_timesteps(self._steps)
+        extra = dict.fromkeys(self._noise, generator)
+        sample = torch.randn(count, *self._shape, generator=generator).to(
+            like.device, getattr(self.unet, "dtype", like.dtype)
+        )
+        sample = sample * self.scheduler.init_noise_sigma
+        for timestep in self.scheduler.timesteps:
+            scaled = self.scheduler.scale_model_input(torch.cat([sample] * self.halves), timestep)
+            predicted = self._guided(_tensor_of(self.unet(scaled, timestep, **inputs)))
+            sample = self.scheduler.step(predicted, timestep, sample, **extra).prev_sample
+
+    def _guided(self, predicted: Tensor) -> Tensor:
+        if self.guidance_scale is None:
+            return predicted
+        unconditional, conditional = predicted.chunk(2)
+        return unconditional + self.guidance_scale * (conditional - unconditional)
+
+
+def _sample_shape(unet: nn.Module) -> tuple[int, ...]:
+    """[C, H, W] from the network's configuration."""
+    config = getattr(unet, "config", {})
+    try:
+        channels, size = config["in_channels"], config["sample_size"]
+    except (KeyError, TypeError) as error:
+        raise CalibrationError(
+            "its config has no in_channels and sample_size, so the shape of the starting noise is unknown",
+            where=type(unet).__name__,
+            fix="Sample with a pipeline instead",
+        ) from error
+    return (channels, size, size) if isinstance(size, int) else (channels, *size)
+
+
+def _tensor_of(output: Any) -> Tensor:
+    if isinstance(output, Tensor):
+        return output
+    return output[0]  # a tuple, or a diffusers output: both give the prediction first

@@ -1,0 +1,242 @@
+import pytest
+import torch
+from diffusers import (
+    DDIMPipeline,
+    DDIMScheduler,
+    EulerDiscreteScheduler,
+    HeunDiscreteScheduler,
+    UNet2DConditionModel,
+    UNet2DModel,
+)
+
+from qdiff_fx.bundled.modules import DigitEmbedding
+from qdiff_fx.bundled.pipeline import DigitsPipeline
+from qdiff_fx.calibration import collect_calibration_data
+from qdiff_fx.errors import CalibrationError, ConfigError
+
+
+def seeded(build, **options):
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        return build(**options).eval()
+
+
+def unconditional_unet():
+    return seeded(
+        UNet2DModel,
+        sample_size=8,
+        in_channels=1,
+        out_channels=1,
+        layers_per_block=1,
+        block_out_channels=(8,),
+        down_block_types=("DownBlock2D",),
+        up_block_types=("UpBlock2D",),
+        norm_num_groups=4,
+    )
+
+
+def conditional_unet(size=8):
+    return seeded(
+        UNet2DConditionModel,
+        sample_size=size,
+        in_channels=1,
+        out_channels=1,
+        layers_per_block=1,
+        block_out_channels=(8,),
+        down_block_types=("DownBlock2D",),
+        mid_block_type=None,
+        up_block_types=("UpBlock2D",),
+        norm_num_groups=4,
+        cross_attention_dim=64,
+    )
+
+
+def digits_pipeline():
+    return DigitsPipeline(conditional_unet(32), seeded(DigitEmbedding), DDIMScheduler())
+
+
+COUNTS = {"num_samples": 3, "num_inference_steps": 4, "batch_size": 2, "seed": 5, "progress": False}
+
+
+def collect(source=None, scheduler=None, **changes):
+    if source is None:
+        source, scheduler = unconditional_unet(), scheduler or DDIMScheduler()
+    return collect_calibration_data(source, scheduler=scheduler, **{**COUNTS, **changes})
+
+
+def assert_same(a, b):
+    assert len(a) == len(b)
+    for left, right in zip(a, b, strict=True):
+        assert left.keys() == right.keys()
+        assert all(torch.equal(left[name], right[name]) for name in left)
+
+
+def timesteps_of(data):
+    return [float(batch["timestep"][0]) for batch in data]
+
+
+class TestNetwork:
+    def test_records_every_step_of_every_sample(self):
+        data = collect()
+        assert [tuple(batch["sample"].shape) for batch in data] == [(2, 1, 8, 8)] * 4 + [(1, 1, 8, 8)] * 4
+        assert timesteps_of(data) == [750, 500, 250, 0] * 2
+        assert data.metadata["num_train_timesteps"] == 1000
+
+    def test_records_what_the_network_saw(self):
+        unet, seen = unconditional_unet(), []
+        unet.register_forward_pre_hook(lambda module, args: seen.append(args[0].clone()))
+        data = collect(unet, DDIMScheduler())
+        assert all(torch.equal(batch["sample"], sample) for batch, sample in zip(data, seen, strict=True))
+        assert not torch.equal(seen[0], seen[1])
+
+    @pytest.mark.parametrize(("every", "expected"), [(2, [500, 0]), (3, [750, 0]), (4, [0])])
+    def test_every_cth_step_ends_with_the_last(self, every, expected):
+        assert timesteps_of(collect(every=every, num_samples=2)) == expected
+
+    def test_hook_is_gone_and_scheduler_untouched_afterwards(self):
+        unet, scheduler = unconditional_unet(), DDIMScheduler()
+        collect(unet, scheduler)
+        assert not unet._forward_pre_hooks
+        assert scheduler.num_inference_steps is None
+
+    def test_same_seed_same_data(self):
+        assert_same(collect(), collect())
+        assert not torch.equal(collect()[0]["sample"], collect(seed=6)[0]["sample"])
+
+    def test_does_not_disturb_the_global_generator(self):
+        before = torch.random.get_rng_state()
+        collect()
+        assert torch.equal(before, torch.random.get_rng_state())
+
+    def test_schedulers_that_scale_inputs_and_repeat_timesteps(self):
+        euler = collect(scheduler=EulerDiscreteScheduler(), num_samples=2)
+        assert float(euler[0]["sample"].std()) == pytest.approx(1, abs=0.2)  # the scaled input, not the latent
+        heun = collect(scheduler=HeunDiscreteScheduler(), num_samples=2)
+        assert len(heun) == 7
+
+    def test_conditioning_is_cut_and_stored_once_per_run(self):
+        context = torch.randn(3, 2, 64)
+        data = collect(conditional_unet(), DDIMScheduler(), inputs={"encoder_hidden_states": context})
+        assert torch.equal(data[0]["encoder_hidden_states"], context[:2])
+        assert torch.equal(data[4]["encoder_hidden_states"], context[2:])
+        assert data[0]["encoder_hidden_states"] is data[3]["encoder_hidden_states"]
+
+    def test_conditioning_from_a_function_is_reproducible(self):
+        def draw(count):
+            return {"encoder_hidden_states": torch.randn(count, 2, 64)}
+
+        unet = conditional_unet()
+        assert_same(collect(unet, DDIMScheduler(), inputs=draw), collect(unet, DDIMScheduler(), inputs=draw))
+
+    def test_guidance_keeps_both_halves(self):
+        context = torch.cat([torch.zeros(3, 2, 64), torch.ones(3, 2, 64)])
+        data = collect(
+            conditional_unet(), DDIMScheduler(), inputs={"encoder_hidden_states": context}, guidance_scale=3.0
+        )
+        first = data[0]
+        assert torch.equal(first["sample"][:2], first["sample"][2:])
+        assert first["encoder_hidden_states"].amax(dim=(1, 2)).tolist() == [0, 0, 1, 1]
+        assert first["timestep"].tolist() == [750] * 4
+
+
+class TestPipeline:
+    def test_unconditional(self):
+        pipeline = DDIMPipeline(unconditional_unet(), DDIMScheduler())
+        data = collect(pipeline)
+        assert [len(batch["sample"]) for batch in data] == [2] * 4 + [1] * 4
+        assert timesteps_of(data) == [750, 500, 250, 0] * 2
+
+    def test_guided_keeps_both_halves(self):
+        data = collect(digits_pipeline(), inputs={"labels": [1, 2, 3]}, guidance_scale=2.0)
+        assert [len(batch["sample"]) for batch in data] == [4] * 4 + [2] * 4
+        first = data[0]
+        assert torch.equal(first["sample"][:2], first["sample"][2:])
+        assert not torch.equal(first["encoder_hidden_states"][:2], first["encoder_hidden_states"][2:])
+
+    def test_same_data_as_the_loop(self):
+        unet = unconditional_unet()
+        assert_same(collect(DDIMPipeline(unet, DDIMScheduler())), collect(unet, DDIMScheduler()))
+
+    def test_pipeline_is_left_as_it_was(self):
+        pipeline = DDIMPipeline(unconditional_unet(), DDIMScheduler())
+        pipeline.set_progress_bar_config(desc="mine")
+        own, other = pipeline.scheduler, DDIMScheduler(num_train_timesteps=100)
+        data = collect(pipeline, other)
+        assert timesteps_of(data)[:4] == [75, 50, 25, 0]
+        assert pipeline.scheduler is own
+        assert pipeline._progress_bar_config == {"desc": "mine"}
+
+    def test_arguments_it_does_not_take(self):
+        pipeline = DDIMPipeline(unconditional_unet(), DDIMScheduler())
+        with pytest.raises(CalibrationError, match=r"DDIMPipeline: it does not take \['guidance_scale', 'prompt'\]"):
+            collect(pipeline, inputs={"prompt": "a cat"}, guidance_scale=2.0)
+
+    def test_inputs_for_another_number_of_samples(self):
+        with pytest.raises(CalibrationError, match="5 rows for 2 samples"):
+            collect(digits_pipeline(), inputs={"labels": [1, 2, 3, 4, 5]}, guidance_scale=1.0)
+
+
+class TestMemory:
+    def test_estimate_is_what_the_data_takes(self):
+        context = torch.randn(4, 2, 64)
+        options = {"num_samples": 4, "inputs": {"encoder_hidden_states": context}}
+        source = conditional_unet(), DDIMScheduler()
+        size = collect(*source, **options).nbytes
+        collect(*source, **options, memory_cap_bytes=size)
+        with pytest.raises(CalibrationError, match=rf"about {size:,} bytes, the cap is {size - 1:,}.*raise every"):
+            collect(*source, **options, memory_cap_bytes=size - 1)
+
+    def test_refuses_early(self):
+        unet, calls = unconditional_unet(), []
+        unet.register_forward_pre_hook(lambda module, args: calls.append(1))
+        with pytest.raises(CalibrationError, match="memory_cap_bytes"):
+            collect(unet, DDIMScheduler(), num_inference_steps=50, memory_cap_bytes=1000)
+        assert len(calls) <= 2
+
+
+class TestResuming:
+    def test_finished_runs_are_not_repeated(self, tmp_path):
+        whole = collect()
+        unet, calls = unconditional_unet(), []
+        unet.register_forward_pre_hook(lambda module, args: calls.append(1))
+
+        def interrupted(module, args):
+            if len(calls) == 6:
+                raise KeyboardInterrupt
+
+        handle = unet.register_forward_pre_hook(interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            collect(unet, DDIMScheduler(), resume_dir=tmp_path)
+        handle.remove()
+        assert_same(collect(unet, DDIMScheduler(), resume_dir=tmp_path), whole)
+        assert len(calls) == 6 + 4
+        assert_same(collect(unet, DDIMScheduler(), resume_dir=tmp_path), whole)
+        assert len(calls) == 6 + 4
+
+    def test_refuses_data_of_another_plan(self, tmp_path):
+        collect(resume_dir=tmp_path)
+        with pytest.raises(CalibrationError, match=r"other settings \(every, seed\)"):
+            collect(resume_dir=tmp_path, seed=6, every=2)
+
+
+class TestRefusals:
+    def test_a_network_without_a_scheduler(self):
+        with pytest.raises(CalibrationError, match="Pass scheduler="):
+            collect_calibration_data(unconditional_unet(), **COUNTS)
+
+    def test_something_else(self):
+        with pytest.raises(CalibrationError, match="str is neither a network nor a pipeline"):
+            collect_calibration_data("pipe", **COUNTS)
+
+    def test_a_network_of_unknown_shape(self):
+        with pytest.raises(CalibrationError, match="Linear: its config has no in_channels"):
+            collect(torch.nn.Linear(1, 1), DDIMScheduler())
+
+    @pytest.mark.parametrize("name", ["num_samples", "num_inference_steps", "every", "batch_size"])
+    def test_counts_below_one(self, name):
+        with pytest.raises(ConfigError, match=f"{name}: 0 is below 1"):
+            collect(**{name: 0})
+
+    def test_more_steps_skipped_than_there_are(self):
+        with pytest.raises(ConfigError, match="every: 5 is above num_inference_steps 4"):
+            collect(every=5)
