@@ -20,13 +20,14 @@ SELF = [(dim, tokens, tokens) for dim in (40, 64, 80, 160) for tokens in (64, 25
 CROSS = [(40, 4096, 77), (80, 1024, 77), (160, 256, 77), (160, 64, 77)]
 
 
-def unit_normal(query_len: int, key_len: int, dim: int) -> list[Tensor]:
+def unit_normal(query_len: int, key_len: int, dim: int) -> tuple[Tensor, Tensor, Tensor]:
     """q, k, v as (B, H, tokens, D) views of (B, tokens, H, D) memory, the layout the UNet gives."""
     torch.manual_seed(0)
-    return [torch.randn(BATCH, n, HEADS, dim).transpose(1, 2) for n in (query_len, key_len, key_len)]
+    q, k, v = (torch.randn(BATCH, n, HEADS, dim).transpose(1, 2) for n in (query_len, key_len, key_len))
+    return q, k, v
 
 
-def quantized(floats: list[Tensor]) -> tuple:
+def quantized(floats: tuple[Tensor, Tensor, Tensor]) -> tuple:
     scales = [x.abs().max() / 127 for x in floats]
     q, k, v = ((x / scale).round() for x, scale in zip(floats, scales, strict=True))
     codes = ((q + 128).to(torch.uint8), k.to(torch.int8), v.to(torch.int8))

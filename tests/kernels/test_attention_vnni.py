@@ -124,9 +124,7 @@ def test_kernel_and_reference_are_exact(args: tuple) -> None:
         assert_exact(out, args)
 
 
-def call(
-    query_len: int, key_len: int, dim: int, heads: int = 2, bits: int = 8, mask: Tensor | None = None
-) -> tuple:
+def call(query_len: int, key_len: int, dim: int, heads: int = 2, bits: int = 8, mask: Tensor | None = None) -> tuple:
     q = tokens_outside(1, heads, query_len, dim, torch.uint8)
     k, v = (tokens_outside(1, heads, key_len, dim, torch.int8) for _ in range(2))
     scales = [torch.tensor(x) for x in (0.02, 0.02, 0.01)]

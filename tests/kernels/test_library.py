@@ -53,9 +53,7 @@ def test_meta_tensors(op) -> None:
     assert out.shape == (2, 3, 10, 8)
 
 
-def attend_between_float_ops(
-    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, timestep: torch.Tensor
-) -> torch.Tensor:
+def attend_between_float_ops(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, timestep: torch.Tensor) -> torch.Tensor:
     table = torch.tensor([0.01, 0.02, 0.03, 0.04])
     q_scale = table.index_select(0, timestep_bin(timestep, 4, 1000)).squeeze(0)
     heads = [x.unflatten(-1, (3, 8)).transpose(1, 2) for x in (q, k, v)]
