@@ -113,7 +113,7 @@ def _anime(meta: bool) -> nn.Module:
 def _digits(meta: bool) -> nn.Module:
     from qdiff_fx.bundled.digits import load_digits_unet
 
-    unet = load_digits_unet()
+    unet: Any = load_digits_unet()
     return unet.to("meta") if meta else unet
 
 

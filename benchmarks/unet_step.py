@@ -132,11 +132,10 @@ def _workers(network: Network, names: Sequence[str], plan: Plan) -> Iterator[lis
 
 
 def _start(worker: WorkerLike, row: StepRow) -> StepRow:
-    status = Console(stderr=True).status(f"{row.model}: preparing and loading {row.backend}")
+    Console(stderr=True).print(f"{row.model}: preparing and loading {row.backend}", style="dim")
     try:
-        with status:
-            worker.prepare()
-            loaded = worker.start()
+        worker.prepare()
+        loaded = worker.start()
     except WorkerError as error:
         return replace(row, error=str(error))
     return replace(row, load_seconds=loaded["load_seconds"], first_step_seconds=loaded["first_step_seconds"])
