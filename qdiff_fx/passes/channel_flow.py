@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import fx
 
-from qdiff_fx.graph import ancestors, is_op
+from qdiff_fx.graph import is_op
 from qdiff_fx.passes.arguments import bound, operand
 from qdiff_fx.passes.conv_spelling import CONVS, TRANSPOSED
 from qdiff_fx.passes.noops import CASTS, is_noop
@@ -158,12 +158,6 @@ def _has_channels(source: fx.Node, node: fx.Node, dim: int) -> bool:
     if not is_tensor(source) or value(source).dim() != value(node).dim():
         return False
     return same_sizes([value(source).shape[dim]], [value(node).shape[dim]])
-
-
-def depends_on_sample(gm: fx.GraphModule, node: fx.Node) -> bool:
-    """Whether the image being denoised reaches `node`; True when no placeholder is marked as that image."""
-    samples = {n for n in gm.graph.nodes if n.op == "placeholder" and n.meta.get("sample")}
-    return not samples or not samples.isdisjoint(ancestors(node) | {node})
 
 
 def _skip_noops(gm: fx.GraphModule, node: fx.Node) -> fx.Node:

@@ -18,12 +18,12 @@ from qdiff_fx.passes.channel_flow import (
     boundaries,
     cat_dim,
     chunks,
-    depends_on_sample,
     find_direct_cat,
     input_dim,
     padded_dims,
 )
 from qdiff_fx.passes.rule import Rule, apply_rules, is_mutable, pending
+from qdiff_fx.passes.sample_flow import depends_on_sample
 from qdiff_fx.passes.shapes import value
 from qdiff_fx.passes.split_parts import bad_parts, split_layer
 

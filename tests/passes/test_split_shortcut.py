@@ -338,6 +338,30 @@ def test_refusals_say_why(function, channels, reason, export, call):
     torch.testing.assert_close(call(gm, *inputs), network(*inputs))
 
 
+@pytest.mark.parametrize(
+    "widen",
+    [
+        lambda b, a: b * torch.ones(a.shape[0])[:, None, None, None],
+        lambda b, a: b * torch.ones_like(a[:, :1]),
+        lambda b, a: b.expand_as(a[:, :4]),
+    ],
+    ids=["size", "ones_like", "expand_as"],
+)
+def test_conditioning_as_large_as_the_sample_is_still_conditioning(widen, export):
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.conv = nn.Conv2d(8, 4, 1)
+            self.table = nn.Parameter(torch.randn(1, 4, 1, 1))
+
+        def forward(self, a):
+            wide = widen(self.table, a)
+            return self.conv(torch.cat([wide.sin(), wide.cos()], dim=1)) * a[:, :1]
+
+    gm = export(Net(), *images(5), dynamic=True)
+    assert [r.reason for r in split(gm).refused] == [REFUSED["conditioning"][2]]
+
+
 def test_chunks_of_different_dtypes(export):
     a, b = images(5, 3)
     gm = export(lambda a, b: F.conv2d(torch.cat([a, b], dim=1), torch.ones(4, 8, 1, 1)), a, b.half())

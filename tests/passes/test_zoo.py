@@ -9,10 +9,12 @@ import torch
 from torch import fx
 from torch.utils._pytree import tree_leaves
 
+from qdiff_fx.capture import capture
 from qdiff_fx.graph import clean, copy_graph
 from qdiff_fx.passes.base import run_passes
 from qdiff_fx.passes.canonicalise import Canonicalise
 from qdiff_fx.passes.split_shortcut import SplitShortcut
+from qdiff_fx.signature import DropIn
 
 aten = torch.ops.aten
 
@@ -82,3 +84,18 @@ def test_the_captured_graph_is_left_alone(network):
     _, inputs, captured, expected = network
     run_passes(copy_graph(captured), [Canonicalise(), SplitShortcut()])
     torch.testing.assert_close(outputs(captured, inputs), expected)
+
+
+def test_a_captured_network_with_open_sizes():
+    architecture = ARCHITECTURES["ddpm_cifar"]
+    model, inputs = architecture()
+    captured = capture(model, inputs)
+    gm = copy_graph(captured.module)
+    split = run_passes(gm, [Canonicalise(), SplitShortcut()])[1]
+    assert len(split.changed) == architecture.up_concats
+    assert [refusal.path for refusal in split.refused] == ["time_embedding.linear_1"]
+    larger = {"sample": torch.randn(3, 3, 24, 24), "timestep": torch.tensor([1, 50, 900])}
+    with torch.no_grad():
+        torch.testing.assert_close(
+            DropIn(gm, captured.signature)(**larger).sample, model(**larger).sample, rtol=1e-4, atol=2e-5
+        )
