@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -10,6 +11,8 @@ import torch
 import torch.nn.functional as F
 from diffusers import UNet2DConditionModel, UNet2DModel
 from torch import nn
+
+from qdiff_fx.capture import CapturedGraph, capture
 
 BATCH, SIZE, TOKENS = 2, 16, 5
 
@@ -34,15 +37,15 @@ def noise(channels: int, batch: int = BATCH, size: int = SIZE) -> torch.Tensor:
 
 
 def unconditional(**changes: Any) -> UNet2DModel:
-    """A DDPM-style UNet: three resolutions, attention at the two lower ones, unless `changes` say otherwise."""
+    """A DDPM-style UNet: two resolutions, attention at the lower one, unless `changes` say otherwise."""
     settings: dict[str, Any] = {
         "sample_size": SIZE,
         "in_channels": 3,
         "out_channels": 3,
         "layers_per_block": 1,
-        "block_out_channels": (16, 32, 32),
-        "down_block_types": ("DownBlock2D", "AttnDownBlock2D", "AttnDownBlock2D"),
-        "up_block_types": ("AttnUpBlock2D", "AttnUpBlock2D", "UpBlock2D"),
+        "block_out_channels": (16, 32),
+        "down_block_types": ("DownBlock2D", "AttnDownBlock2D"),
+        "up_block_types": ("AttnUpBlock2D", "UpBlock2D"),
         "attention_head_dim": 8,
         "norm_num_groups": 8,
     }
@@ -50,15 +53,15 @@ def unconditional(**changes: Any) -> UNet2DModel:
 
 
 def conditional(**changes: Any) -> UNet2DConditionModel:
-    """A Stable-Diffusion-style UNet: two resolutions with cross-attention, then one without."""
+    """A Stable-Diffusion-style UNet: a resolution with cross-attention and one without."""
     settings: dict[str, Any] = {
         "sample_size": SIZE,
         "in_channels": 4,
         "out_channels": 4,
         "layers_per_block": 1,
-        "block_out_channels": (16, 32, 32),
-        "down_block_types": ("CrossAttnDownBlock2D", "CrossAttnDownBlock2D", "DownBlock2D"),
-        "up_block_types": ("UpBlock2D", "CrossAttnUpBlock2D", "CrossAttnUpBlock2D"),
+        "block_out_channels": (16, 32),
+        "down_block_types": ("CrossAttnDownBlock2D", "DownBlock2D"),
+        "up_block_types": ("UpBlock2D", "CrossAttnUpBlock2D"),
         "attention_head_dim": 2,
         "cross_attention_dim": 24,
         "norm_num_groups": 8,
@@ -71,7 +74,12 @@ def prompt(dim: int = 24, tokens: int = TOKENS) -> torch.Tensor:
 
 
 def ddpm_cifar() -> tuple[nn.Module, dict[str, Any]]:
-    return unconditional(), {"sample": noise(3), "timestep": 7}
+    model = unconditional(
+        block_out_channels=(16, 32, 32),
+        down_block_types=("DownBlock2D", "AttnDownBlock2D", "AttnDownBlock2D"),
+        up_block_types=("AttnUpBlock2D", "AttnUpBlock2D", "UpBlock2D"),
+    )
+    return model, {"sample": noise(3), "timestep": 7}
 
 
 def ddpm_class() -> tuple[nn.Module, dict[str, Any]]:
@@ -93,12 +101,20 @@ def ddpm_resnet_downsample() -> tuple[nn.Module, dict[str, Any]]:
     return unconditional(downsample_type="resnet", upsample_type="resnet"), {"sample": noise(3), "timestep": 7}
 
 
+def three_levels() -> UNet2DConditionModel:
+    return conditional(
+        block_out_channels=(16, 32, 32),
+        down_block_types=("CrossAttnDownBlock2D", "CrossAttnDownBlock2D", "DownBlock2D"),
+        up_block_types=("UpBlock2D", "CrossAttnUpBlock2D", "CrossAttnUpBlock2D"),
+    )
+
+
 def sd1() -> tuple[nn.Module, dict[str, Any]]:
-    return conditional(), {"sample": noise(4), "timestep": torch.tensor(301), "encoder_hidden_states": prompt()}
+    return three_levels(), {"sample": noise(4), "timestep": torch.tensor(301), "encoder_hidden_states": prompt()}
 
 
 def sd2() -> tuple[nn.Module, dict[str, Any]]:
-    return conditional(use_linear_projection=True, attention_head_dim=(2, 4, 4)), {
+    return conditional(use_linear_projection=True, attention_head_dim=(2, 4)), {
         "sample": noise(4),
         "timestep": torch.tensor(301),
         "encoder_hidden_states": prompt(),
@@ -107,7 +123,6 @@ def sd2() -> tuple[nn.Module, dict[str, Any]]:
 
 def sdxl() -> tuple[nn.Module, dict[str, Any]]:
     model = conditional(
-        block_out_channels=(16, 32),
         down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"),
         up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
         transformer_layers_per_block=(1, 2),
@@ -150,7 +165,7 @@ def lcm() -> tuple[nn.Module, dict[str, Any]]:
 
 def controlnet() -> tuple[nn.Module, dict[str, Any]]:
     shapes = [(16, 16), (16, 16), (16, 8), (32, 8), (32, 4), (32, 4)]
-    return conditional(), {
+    return three_levels(), {
         "sample": noise(4),
         "timestep": 301,
         "encoder_hidden_states": prompt(),
@@ -269,18 +284,26 @@ def handwritten_matmul() -> tuple[nn.Module, dict[str, Any]]:
 
 ARCHITECTURES: dict[str, Architecture] = {
     "ddpm_cifar": Architecture(ddpm_cifar, up_concats=6, attentions=7),
-    "ddpm_class": Architecture(ddpm_class, up_concats=6, attentions=7),
-    "ddpm_scale_shift": Architecture(ddpm_scale_shift, up_concats=6, attentions=7),
-    "ddpm_resnet_downsample": Architecture(ddpm_resnet_downsample, up_concats=6, attentions=7),
+    "ddpm_class": Architecture(ddpm_class, up_concats=4, attentions=4),
+    "ddpm_scale_shift": Architecture(ddpm_scale_shift, up_concats=4, attentions=4),
+    "ddpm_resnet_downsample": Architecture(ddpm_resnet_downsample, up_concats=4, attentions=4),
     "sd1": Architecture(sd1, up_concats=6, attentions=14),
-    "sd2": Architecture(sd2, up_concats=6, attentions=14),
+    "sd2": Architecture(sd2, up_concats=4, attentions=8),
     "sdxl": Architecture(sdxl, up_concats=4, attentions=16),
-    "inpainting": Architecture(inpainting, up_concats=6, attentions=14),
-    "sd_class": Architecture(sd_class, up_concats=6, attentions=14),
-    "lcm": Architecture(lcm, up_concats=6, attentions=14),
+    "inpainting": Architecture(inpainting, up_concats=4, attentions=8),
+    "sd_class": Architecture(sd_class, up_concats=4, attentions=8),
+    "lcm": Architecture(lcm, up_concats=4, attentions=8),
     "controlnet": Architecture(controlnet, up_concats=6, attentions=14),
-    "masked": Architecture(masked, up_concats=6, attentions=14),
+    "masked": Architecture(masked, up_concats=4, attentions=8),
     "handwritten_sum": Architecture(handwritten_sum, up_concats=2, attentions=0),
     "handwritten_attention": Architecture(handwritten_attention, up_concats=1, attentions=1),
     "handwritten_matmul": Architecture(handwritten_matmul, up_concats=1, attentions=2),
 }
+
+
+@functools.cache
+def captured(name: str) -> tuple[nn.Module, dict[str, Any], CapturedGraph]:
+    """One network of the zoo, its example inputs and its graph; shared by every test, so not to be changed."""
+    torch.manual_seed(0)
+    model, inputs = ARCHITECTURES[name]()
+    return model, inputs, capture(model, inputs)

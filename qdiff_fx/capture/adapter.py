@@ -16,33 +16,30 @@ from torch import fx, nn
 
 from qdiff_fx.graph import is_op
 from qdiff_fx.signature.inputs import Size, TensorInput
-from qdiff_fx.signature.outputs import Structure, flatten_output
+from qdiff_fx.signature.outputs import flatten_output
 
 NETWORK = "network"
 
 
 class Adapter(nn.Module):
-    """Calls `network` with the nested arguments of the example, tensors replaced by the flat inputs.
-
-    After a call, `structure["output"]` says how the flat results made up the network's own.
-    """
+    """Calls `network` with the nested arguments of the example, tensors replaced by the flat inputs."""
 
     def __init__(self, network: nn.Module, arguments: Mapping[str, Any], inputs: Sequence[TensorInput]):
         super().__init__()
         self.network = network
-        self.arguments = arguments
         self.inputs = tuple(inputs)
-        self.structure: dict[str, Structure] = {}
+        # A closure, because export looks into the containers among a module's attributes.
+        self._rebuild = lambda tensors: {name: _rebuild(name, value, tensors) for name, value in arguments.items()}
 
     def forward(self, *folded: torch.Tensor) -> tuple[torch.Tensor, ...]:
-        """Folded inputs (see `fold`), in the order of `inputs`."""
+        """Folded inputs (see `fold`), in the order of `inputs`; the tensors of the network's result."""
         self._tie(folded)
-        tensors = {
-            spec.name: _merge(tensor, spec) for spec, tensor in zip(self.inputs, folded, strict=True)
-        }
-        arguments = {name: _rebuild(name, value, tensors) for name, value in self.arguments.items()}
-        flat, self.structure["output"] = flatten_output(self.network(**arguments))
-        return tuple(flat)
+        return tuple(flatten_output(self.run(*map(_merge, folded, self.inputs)))[0])
+
+    def run(self, *tensors: torch.Tensor) -> Any:
+        """The network's own result on unfolded inputs."""
+        named = {spec.name: tensor for spec, tensor in zip(self.inputs, tensors, strict=True)}
+        return self.network(**self._rebuild(named))
 
     def _tie(self, folded: Sequence[torch.Tensor]) -> None:
         """Tell export which sizes are the same number, before the network's operators ask."""
@@ -104,8 +101,9 @@ def _rebuild(name: str, value: Any, tensors: Mapping[str, torch.Tensor]) -> Any:
 def unfold_inputs(graph: fx.Graph, inputs: Sequence[TensorInput]) -> None:
     """Replace the folded placeholders by the network's own, named and marked with their role."""
     folded = [node for node in graph.nodes if node.op == "placeholder"]
+    first = next(iter(graph.nodes))
     for node, spec in zip(folded, inputs, strict=True):
-        with graph.inserting_before(node):
+        with graph.inserting_before(first):
             unfolded = graph.placeholder(spec.name.replace(".", "_"))
         unfolded.meta.update(val=node.meta["val"], path="")
         if spec.role:
@@ -114,6 +112,7 @@ def unfold_inputs(graph: fx.Graph, inputs: Sequence[TensorInput]) -> None:
             _replace_folded(node, unfolded, spec)
         else:
             node.replace_all_uses_with(unfolded)
+    for node in folded:
         graph.erase_node(node)
 
 

@@ -54,6 +54,7 @@ def _own_tensors(unlifted: fx.GraphModule) -> dict[str, torch.Tensor]:
             continue
         tensor = get_attr_tensor(unlifted, node)
         node.target = str(node.target).removeprefix(f"{NETWORK}.")
+        node._rename(node.target.replace(".", "_"))
         node.meta["path"] = node.target.rpartition(".")[0]
         tensors[node.target] = owned.setdefault(id(tensor), _own(tensor))
     return tensors

@@ -17,6 +17,7 @@ from torch.overrides import TorchFunctionMode
 # diffusers blocks whose forward compares sizes with constants (batch >= 64, elements > 2**31) to work around
 # bugs of old nearest-neighbour upsampling kernels. Both branches compute the same.
 _SIZE_CHECKING = ("Upsample2D", "ResnetBlock2D", "ResnetBlockCondNorm2D")
+_SIZE_READS = (torch.Tensor.shape.__get__, torch.Tensor.numel)  # type: ignore[attr-defined]
 
 
 def shadow(model: nn.Module) -> nn.Module:
@@ -78,11 +79,11 @@ class _ExampleSizes(TorchFunctionMode):
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         result = func(*args, **(kwargs or {}))
-        if func is torch.Tensor.shape.__get__ and sys._getframe(1).f_code in self.codes:  # type: ignore[attr-defined]
-            return torch.Size(_example_size(size) for size in result)
-        if func is torch.Tensor.numel and sys._getframe(1).f_code in self.codes:
-            return _example_size(result)
-        return result
+        if func not in _SIZE_READS or sys._getframe(1).f_code not in self.codes:
+            return result
+        if isinstance(result, tuple):
+            return torch.Size(map(_example_size, result))
+        return _example_size(result)
 
 
 def _example_size(size: int | torch.SymInt) -> int:

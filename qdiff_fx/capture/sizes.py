@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Collection, Mapping, Sequence
+from dataclasses import replace
 
+import sympy
 import torch
+from sympy.core.relational import Relational
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensor
 from torch.export import ExportedProgram
@@ -19,6 +23,8 @@ _AXES = {3: ("length",), 4: ("height", "width"), 5: ("depth", "height", "width")
 # Export compares a symbol with constants of the network (channels, heads) by its value in the traced example.
 # A prime that no network uses as a size keeps such comparisons from coming out equal by accident.
 _TRACED_BATCH = 11
+
+_TRIAL_SIZES = (1, 2, 3, 8, 13, 64, 1000)
 
 
 class SmallestSizes:
@@ -42,42 +48,51 @@ def strides(sample: torch.Tensor, smallest: Sequence[int]) -> tuple[int, ...]:
     )
 
 
+def exact_inputs(example: Example) -> tuple[TensorInput, ...]:
+    """The placeholders of the graph, for the example's own sizes only."""
+    roles = {example.sample: "sample", example.timestep: "timestep"}
+    return tuple(
+        TensorInput(name, tensor.dtype, tuple(tensor.shape), roles.get(name, ""))
+        for name, tensor in example.tensors.items()
+    )
+
+
 def plan_inputs(example: Example, strides: Sequence[int], fixed: Collection[str] = ()) -> tuple[TensorInput, ...]:
-    """The placeholders of the graph; every size may change that the example's proportions explain.
+    """The placeholders of the graph, leaving open every size that the example's proportions explain.
 
     Args:
         example: the call to capture.
         strides: of the network, per spatial axis.
         fixed: symbols to keep at the example's sizes.
     """
+    sample, tokens = example.tensors[example.sample], _token_lengths(example)
     planned = []
-    tokens = _token_lengths(example)
-    for name, tensor in example.tensors.items():
-        dims: list[int | Size] = list(tensor.shape)
-        if tensor.dim() and tensor.shape[0] == example.batch:
+    for spec in exact_inputs(example):
+        shape = example.tensors[spec.name].shape
+        dims: list[int | Size] = list(shape)
+        if dims and shape[0] == example.batch:
             dims[0] = Size(BATCH)
-        if tensor.dim() == example.tensors[example.sample].dim():
-            dims[2:] = _spatial_dims(tensor, example.tensors[example.sample], strides)
-        elif name in tokens:
-            dims[1] = Size(f"{tokens[name]}{TOKENS}")
-        kept = tuple(
+        if len(shape) == sample.dim() and sample.dim() in _AXES:
+            dims[2:] = map(_in_proportion, _AXES[sample.dim()], shape[2:], sample.shape[2:], strides)
+        elif spec.name in tokens:
+            dims[1] = Size(f"{tokens[spec.name]}{TOKENS}")
+        kept = (
             size if isinstance(dim, Size) and dim.symbol in fixed else dim
-            for dim, size in zip(dims, tensor.shape, strict=True)
+            for dim, size in zip(dims, shape, strict=True)
         )
-        role = "sample" if name == example.sample else "timestep" if name == example.timestep else ""
-        planned.append(TensorInput(name, tensor.dtype, kept, role))
+        planned.append(replace(spec, dims=tuple(kept)))
     return tuple(planned)
 
 
-def _spatial_dims(tensor: torch.Tensor, sample: torch.Tensor, strides: Sequence[int]) -> list[int | Size]:
-    """Sizes in proportion to the sample's: with a sample of 8*height, half of it is 4*height."""
-    dims: list[int | Size] = []
-    for axis, size, whole, stride in zip(
-        _AXES.get(tensor.dim(), ()), tensor.shape[2:], sample.shape[2:], strides, strict=False
-    ):
-        multiple, rest = divmod(stride * size, whole)
-        dims.append(Size(axis, multiple) if multiple and not rest else size)
-    return dims
+def _in_proportion(axis: str, size: int, whole: int, stride: int) -> int | Size:
+    """A size beside the sample's: where that is 8*height, half of it is 4*height."""
+    multiple, rest = divmod(stride * size, whole)
+    return size if rest or not multiple else Size(axis, multiple)
+
+
+def symbols_of(inputs: Sequence[TensorInput]) -> set[str]:
+    """Names of the sizes that are open."""
+    return {dim.symbol for spec in inputs for dim in spec.dims if isinstance(dim, Size)}
 
 
 def _token_lengths(example: Example) -> dict[str, str]:
@@ -143,6 +158,20 @@ def _guarded_symbols(values: Sequence[FakeTensor], names: Mapping[object, str]) 
     shape_env = values[0].fake_mode.shape_env
     guarded: set[str] = set()
     for guard in shape_env.guards if shape_env is not None else ():
-        free = shape_env.replace(guard.expr).free_symbols
-        guarded |= {names[symbol] for symbol in free if symbol in names}
+        condition = shape_env.replace(guard.expr)
+        if not _is_identity(condition):
+            guarded |= {names[symbol] for symbol in condition.free_symbols if symbol in names}
     return guarded
+
+
+def _is_identity(condition: sympy.Basic) -> bool:
+    """Whether an equation, or a choice of equations, holds for sizes of every kind.
+
+    Export's own stride arithmetic leaves some, such as Min(32, 32*width) = 32, that sympy does not see through.
+    Inequalities are never taken for granted: there is always a size not tried.
+    """
+    if any(not isinstance(relation, sympy.Eq) for relation in condition.atoms(Relational)):
+        return False
+    symbols = sorted(condition.free_symbols, key=str)
+    trials = itertools.product(_TRIAL_SIZES, repeat=len(symbols))
+    return all(condition.subs(dict(zip(symbols, trial, strict=True))) == sympy.true for trial in trials)

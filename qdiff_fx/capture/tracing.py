@@ -18,11 +18,20 @@ from qdiff_fx.capture.adapter import Adapter, fold, symbol_positions
 from qdiff_fx.capture.example import Example, read_example
 from qdiff_fx.capture.flat import flat_module
 from qdiff_fx.capture.shadow import CallPath, shadow
-from qdiff_fx.capture.sizes import TOKENS, SmallestSizes, assumed_symbols, plan_inputs, strides, traced_sizes
+from qdiff_fx.capture.sizes import (
+    TOKENS,
+    SmallestSizes,
+    assumed_symbols,
+    exact_inputs,
+    plan_inputs,
+    strides,
+    symbols_of,
+    traced_sizes,
+)
 from qdiff_fx.errors import CaptureError, QDiffError
 from qdiff_fx.signature.call import CallSignature
-from qdiff_fx.signature.inputs import BATCH, Size, TensorInput
-from qdiff_fx.signature.outputs import Structure
+from qdiff_fx.signature.inputs import BATCH, TensorInput
+from qdiff_fx.signature.outputs import Structure, flatten_output
 
 # Values that diffusers pipelines read from inside a UNet, besides its config.
 _READ_BY_PIPELINES = ("add_embedding.linear_1.in_features",)
@@ -56,19 +65,19 @@ def capture(model: nn.Module, example_inputs: Mapping[str, Any], *, dynamic: boo
     model = getattr(model, "_orig_mod", model)
     _require_eval(model)
     example = read_example(model, example_inputs)
-    factors = _probe(model, example)
-    fixed = set() if dynamic else _symbols(plan_inputs(example, factors))
-    traced = _trace_as_open_as_possible(model, example, factors, fixed)
+    factors, output = _probe(model, example)
+    fixed = set() if dynamic else symbols_of(plan_inputs(example, factors))
+    program, inputs = _trace_as_open_as_possible(model, example, factors, fixed)
     signature = CallSignature(
         parameters=example.parameters,
-        inputs=traced.inputs,
+        inputs=inputs,
         constants=example.constants,
-        output=traced.output,
+        output=output,
         dtype=_dtype(model),
         config=_json_config(getattr(model, "config", None)),
         attributes=_read_attributes(model),
     )
-    return CapturedGraph(flat_module(traced.program, traced.inputs), signature)
+    return CapturedGraph(flat_module(program, inputs), signature)
 
 
 def _require_eval(model: nn.Module) -> None:
@@ -81,45 +90,37 @@ def _require_eval(model: nn.Module) -> None:
         )
 
 
-def _probe(model: nn.Module, example: Example) -> tuple[int, ...]:
-    """Run the example on fake tensors: by what factor the network shrinks each spatial axis.
+def _probe(model: nn.Module, example: Example) -> tuple[tuple[int, ...], Structure]:
+    """Run the example on fake tensors: the strides of the network, and the structure of its result.
 
     Also the place where an example that does not run, or code that needs values, shows with its module.
     """
-    inputs = plan_inputs(example, (), fixed=_symbols(plan_inputs(example, ())))
     network = shadow(model)
     smallest = SmallestSizes(network, example.tensors[example.sample])
     mode = FakeTensorMode(allow_non_fake_inputs=True, shape_env=ShapeEnv())
     with _errors_name_the_module(network), mode, torch.no_grad():
-        fake = [mode.from_tensor(example.tensors[spec.name], static_shapes=True) for spec in inputs]
-        Adapter(network, example.arguments, inputs)(*fake)
-    return strides(example.tensors[example.sample], smallest.sizes)
-
-
-@dataclass(frozen=True)
-class _Traced:
-    program: ExportedProgram
-    inputs: tuple[TensorInput, ...]
-    output: Structure
+        fake = [mode.from_tensor(tensor, static_shapes=True) for tensor in example.tensors.values()]
+        result = Adapter(network, example.arguments, exact_inputs(example)).run(*fake)
+    return strides(example.tensors[example.sample], smallest.sizes), flatten_output(result)[1]
 
 
 def _trace_as_open_as_possible(
     model: nn.Module, example: Example, factors: Sequence[int], fixed: set[str]
-) -> _Traced:
+) -> tuple[ExportedProgram, tuple[TensorInput, ...]]:
     """Trace; as long as export fails, or assumes something about a size, fix that size and trace again."""
     while True:
         inputs = plan_inputs(example, factors, fixed)
-        symbols = _symbols(inputs)
+        symbols = symbols_of(inputs)
         try:
-            traced = _trace(model, example, inputs)
+            program = _trace(model, example, inputs)
         except CaptureError:
             if not symbols:
                 raise
             fixed = fixed | _least_needed(symbols)
             continue
-        assumed = assumed_symbols(traced.program, inputs)
+        assumed = assumed_symbols(program, inputs)
         if not assumed:
-            return traced
+            return program, inputs
         fixed = fixed | assumed
 
 
@@ -129,24 +130,18 @@ def _least_needed(symbols: set[str]) -> set[str]:
     return symbols - tokens - {BATCH} or tokens or symbols
 
 
-def _symbols(inputs: Sequence[TensorInput]) -> set[str]:
-    return {dim.symbol for spec in inputs for dim in spec.dims if isinstance(dim, Size)}
-
-
-def _trace(model: nn.Module, example: Example, inputs: tuple[TensorInput, ...]) -> _Traced:
+def _trace(model: nn.Module, example: Example, inputs: Sequence[TensorInput]) -> ExportedProgram:
     network = shadow(model)
     adapter = Adapter(network, example.arguments, inputs)
     sizes = traced_sizes(inputs, example)
     folded = tuple(
-        torch.zeros(fold(spec, sizes), dtype=spec.dtype, device=example.tensors[spec.name].device)
-        for spec in inputs
+        torch.zeros(fold(spec, sizes), dtype=spec.dtype, device=example.tensors[spec.name].device) for spec in inputs
     )
     # AUTO, not a named Dim: whatever export assumes comes back as a guard, and a guard is never an error.
     open_sizes = tuple(dict.fromkeys(symbol_positions(spec).values(), Dim.AUTO) for spec in inputs)
     with _errors_name_the_module(network), torch.no_grad(), warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        program = torch.export.export(adapter, folded, dynamic_shapes=(open_sizes,), strict=False)
-    return _Traced(program, inputs, adapter.structure["output"])
+        return torch.export.export(adapter, folded, dynamic_shapes=(open_sizes,), strict=False)
 
 
 @contextmanager

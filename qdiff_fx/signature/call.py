@@ -109,8 +109,7 @@ class CallSignature:
         names = {p.name for p in self.parameters}
         if len(args) > len(positional):
             raise InputError(
-                f"{len(args)} positional arguments, but the network takes {len(positional)}: "
-                f"{', '.join(positional)}"
+                f"{len(args)} positional arguments, but the network takes {len(positional)}: {', '.join(positional)}"
             )
         given = dict(zip(positional, args, strict=False))
         if twice := [name for name in kwargs if name in given]:
@@ -124,8 +123,7 @@ class CallSignature:
         given |= kwargs
         if missing := [p.name for p in self.parameters if p.required and p.name not in given]:
             raise InputError(f"the call is missing {', '.join(missing)}")
-        defaults = {p.name: p.default for p in self.parameters if not p.required}
-        return defaults | given
+        return {p.name: given.get(p.name, p.default) for p in self.parameters}
 
     def _timestep(self, value: Any, tensors: Mapping[str, torch.Tensor]) -> torch.Tensor:
         assert self.timestep is not None
