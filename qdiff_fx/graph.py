@@ -116,8 +116,9 @@ def _path(like: fx.Node | None, before: fx.Node) -> str:
 def clean(gm: fx.GraphModule) -> fx.GraphModule:
     """Drop dead nodes and the tensors nobody reads, check the graph, regenerate the code; returns `gm`."""
     gm.graph.eliminate_dead_code()
-    _drop_unread_tensors(gm)
+    # Modules first: one that is no longer called may still be called, and needed whole, by another graph.
     gm.delete_all_unused_submodules()
+    _drop_unread_tensors(gm)
     gm.graph.lint()
     gm.recompile()
     return gm

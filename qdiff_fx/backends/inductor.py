@@ -13,6 +13,7 @@ from torch._inductor.custom_graph_pass import CustomGraphPass
 from qdiff_fx.backends import onednn
 from qdiff_fx.backends.base import ATTENTION, Backend, Lowered, LoweringOptions, quantized_layers, report
 from qdiff_fx.backends.compute_dtype import set_compute_dtype
+from qdiff_fx.backends.output_quantization import hide_from_inductor, write_codes
 from qdiff_fx.graph import clean, copy_graph, is_op
 
 
@@ -45,6 +46,8 @@ class InductorBackend(Backend):
         layers = tuple(report(gm, node, _kernel_name(node), self.supports(node)) for node in quantized_layers(gm))
         lowered = copy_graph(gm)
         onednn.lower_to_onednn(lowered, options.compute_dtype)
+        write_codes(lowered)
+        hide_from_inductor(lowered)
         for node in lowered.graph.nodes:
             if is_op(node, ATTENTION):
                 node.target = torch.ops.qdiff.int_attention_vnni.default
