@@ -1,13 +1,10 @@
 """Every small network of the zoo through both passes: what must be found in it, and the same numbers out."""
 
-import importlib.util
-import sys
-from pathlib import Path
-
 import pytest
 import torch
 from torch import fx
 from torch.utils._pytree import tree_leaves
+from zoo import ARCHITECTURES
 
 from qdiff_fx.capture import capture
 from qdiff_fx.graph import clean, copy_graph
@@ -17,17 +14,6 @@ from qdiff_fx.passes.split_shortcut import SplitShortcut
 from qdiff_fx.signature import DropIn
 
 aten = torch.ops.aten
-
-
-def load_zoo():
-    spec = importlib.util.spec_from_file_location("zoo", Path(__file__).parents[1] / "zoo.py")
-    module = sys.modules.setdefault("zoo", importlib.util.module_from_spec(spec))
-    if not hasattr(module, "ARCHITECTURES"):
-        spec.loader.exec_module(module)
-    return module
-
-
-ARCHITECTURES = load_zoo().ARCHITECTURES
 
 
 def batched(value):
