@@ -98,6 +98,17 @@ def _rebuild(name: str, value: Any, tensors: Mapping[str, torch.Tensor]) -> Any:
     return value
 
 
+def module_path(node: fx.Node) -> str:
+    """The module of the network that made a node of the exported graph, "" for the network itself.
+
+    Without the call counter ("block@1") that export gives to a module called twice.
+    """
+    stack = node.meta.get("nn_module_stack") or {"": ("", "")}
+    innermost = next(reversed(stack.values()))[0]
+    parts = [part.split("@")[0] for part in innermost.split(".")]
+    return ".".join(parts[1:] if parts[0] == NETWORK else parts)
+
+
 def unfold_inputs(graph: fx.Graph, inputs: Sequence[TensorInput]) -> None:
     """Replace the folded placeholders by the network's own, named and marked with their role."""
     folded = [node for node in graph.nodes if node.op == "placeholder"]

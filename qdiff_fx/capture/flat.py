@@ -8,7 +8,8 @@ import torch
 from torch import fx, nn
 from torch.export import ExportedProgram
 
-from qdiff_fx.capture.adapter import NETWORK, unfold_inputs
+from qdiff_fx.capture.adapter import NETWORK, module_path, unfold_inputs
+from qdiff_fx.capture.regions import inline_regions
 from qdiff_fx.graph import clean, get_attr_tensor, is_op
 from qdiff_fx.signature.inputs import TensorInput
 
@@ -26,17 +27,40 @@ def flat_module(program: ExportedProgram, inputs: Sequence[TensorInput]) -> fx.G
     Parameters and buffers share memory with the network's, as objects of their own: moving or replacing
     those of the graph leaves the network alone.
     """
-    if any(map(_writes, program.graph.nodes)):
-        program = program.run_decompositions({})
-    unlifted = program.module(check_guards=False)
+    unlifted = _functional(program).module(check_guards=False)
+    inline_regions(unlifted)
     graph = unlifted.graph
     graph.set_codegen(fx.graph.CodeGen())
     for node in reversed(graph.nodes):
-        if is_op(node, *_ASSERTIONS) or (_writes(node) and not node.users):
+        if is_op(node, *_ASSERTIONS) or _writes(node):
             graph.erase_node(node)
     _keep_value_and_path(graph)
     unfold_inputs(graph, inputs)
     return clean(fx.GraphModule(_own_tensors(unlifted), graph, "CapturedGraph"))
+
+
+def _functional(program: ExportedProgram) -> ExportedProgram:
+    """The program without in-place operators; but the copies of the results into inputs at its end."""
+    bodies = [module.graph for module in program.graph_module.modules() if isinstance(module, fx.GraphModule)]
+    if not any(_writes(node) for graph in bodies for node in graph.nodes):
+        return program
+    functional = program.run_decompositions({})
+    for node in functional.graph.nodes:
+        # The only two operators that export respells on the way.
+        if is_op(node, torch.ops.aten.clone.default):
+            node.replace_all_uses_with(node.args[0])
+        elif is_op(node, torch.ops.aten._native_batch_norm_legit_no_training.default):
+            _as_batch_norm(node)
+    return functional
+
+
+def _as_batch_norm(node: fx.Node) -> None:
+    value, weight, bias, mean, variance, momentum, epsilon = node.args
+    node.target = torch.ops.aten.batch_norm.default
+    node.args = (value, weight, bias, mean, variance, False, momentum, epsilon, False)
+    node.meta["val"] = node.meta["val"][0]
+    for output in list(node.users):
+        output.replace_all_uses_with(node)
 
 
 def _writes(node: fx.Node) -> bool:
@@ -70,14 +94,6 @@ def _own(tensor: torch.Tensor) -> torch.Tensor:
 def _keep_value_and_path(graph: fx.Graph) -> None:
     """Of export's notes on each node only the fake value stays, and the path of the module that made it."""
     for node in graph.nodes:
-        stack = node.meta.get("nn_module_stack") or {}
-        path = next(reversed(stack.values()))[0] if stack else ""
-        value = node.meta.get("val")
+        value, path = node.meta.get("val"), module_path(node)
         node.meta.clear()
-        node.meta.update(val=value, path=_module_path(path))
-
-
-def _module_path(path: str) -> str:
-    """Without the adapter's prefix, and without the call counter ("block@1") of a module called twice."""
-    parts = [part.split("@")[0] for part in path.split(".")]
-    return ".".join(parts[1:] if parts[0] == NETWORK else parts)
+        node.meta.update(val=value, path=path)

@@ -98,7 +98,7 @@ def _flatten(name: str, value: Any, tensors: dict[str, torch.Tensor], constants:
             _flatten(f"{name}.{index}", part, tensors, constants)
     else:
         raise InputError(
-            f"cannot take a {type(value).__name__}",
+            f"cannot take {type(value).__name__!r}",
             where=f"argument '{name}'",
             fix="Pass tensors, numbers, strings, None, or dicts and sequences of these",
         )

@@ -60,7 +60,7 @@ def _flatten(value: Any, flat: list[torch.Tensor]) -> Structure:
         kind = "list" if isinstance(value, list) else "tuple"
         return {"kind": kind, "items": [_flatten(item, flat) for item in value]}
     raise CaptureError(
-        f"the network returns a {type(value).__name__}",
+        f"the network returns {type(value).__name__!r}",
         fix="Return tensors, or tuples, lists and dicts of tensors",
     )
 
