@@ -88,7 +88,8 @@ class QDiffConfig:
             section 4.2), "all" also splits convs behind the norm and activation of a concat, "off" none.
         weight_range: "max", or "mse": the paper's L2.4 search over 80 candidates.
         act_range: how activation ranges come from the statistics.
-        act_granularity: "tensor", or "timestep": a table of scales indexed by the timestep bin.
+        act_granularity: "timestep": a table of scales indexed by the timestep bin, or "tensor": one scale. A network
+            without a timestep argument gets one scale either way.
         quantize_attention: put both attention matmuls in int8.
         num_train_timesteps: length of the training schedule; timesteps lie in [0, num_train_timesteps).
         timestep_bins: how many equal parts of the schedule get statistics of their own.
@@ -101,7 +102,7 @@ class QDiffConfig:
     split: SplitPolicy = "shortcut"
     weight_range: WeightRange = "mse"
     act_range: ActRange = "mse"
-    act_granularity: ActGranularity = "tensor"
+    act_granularity: ActGranularity = "timestep"
     quantize_attention: bool = True
     num_train_timesteps: int = 1000
     timestep_bins: int = 25

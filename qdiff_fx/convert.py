@@ -97,7 +97,9 @@ def _quantize_activation(
 ) -> QuantizedActivation:
     plan: ActivationPlan = node.meta["activation_plan"]
     observer = cast(TimestepObserver, gm.get_submodule(str(node.target)))
-    params = _measure(observer, plan, per_timestep=config.act_granularity == "timestep")
+    params = static = _measure(observer, plan, per_timestep=False)
+    if tables.available:
+        params = _measure(observer, plan, per_timestep=True)
     scale: float | fx.Node = params.scale[0]
     zero_point: int | fx.Node = params.zero_point[0]
     quantize_op, dequantize_op = qd.quantize_per_tensor.default, qd.dequantize_per_tensor.default
@@ -108,6 +110,9 @@ def _quantize_activation(
     tail = (scale, zero_point, spec.qmin, spec.qmax, spec.dtype)
     codes = insert_call(gm.graph, node, quantize_op, (node.args[0], *tail))
     values = insert_call(gm.graph, node, dequantize_op, (codes, *tail))
+    if params.per_timestep:
+        # Beside the table, for backends whose kernels take one scale only.
+        codes.meta["static_qparams"] = (static.scale[0], static.zero_point[0])
     values = _cast_like(gm, node, values)
     return QuantizedActivation(params, scale, zero_point, codes, values)
 
@@ -121,11 +126,19 @@ def _cast_like(gm: fx.GraphModule, node: fx.Node, values: fx.Node) -> fx.Node:
 
 
 class _TimestepTables:
-    """Scales and zero-points looked up by the timestep's bin, which is computed once per call."""
+    """Scales and zero-points looked up by the timestep's bin, which is computed once per call.
+
+    A network without a timestep has nothing to look up by: it gets one scale per tensor.
+    """
 
     def __init__(self, gm: fx.GraphModule, config: QDiffConfig):
         self.gm, self.config = gm, config
+        self.timestep = next((n for n in gm.graph.nodes if n.meta.get("timestep")), None)
         self._bin: fx.Node | None = None
+
+    @property
+    def available(self) -> bool:
+        return self.config.act_granularity == "timestep" and self.timestep is not None
 
     def lookup(self, before: fx.Node, params: QParams) -> tuple[fx.Node, fx.Node]:
         scale = self._row(before, "scale", torch.tensor(params.scale, dtype=torch.float32))
@@ -139,15 +152,10 @@ class _TimestepTables:
 
     def _bin_node(self) -> fx.Node:
         if self._bin is None:
-            timestep = next((n for n in self.gm.graph.nodes if n.meta.get("timestep")), None)
-            if timestep is None:
-                raise ConversionError(
-                    "the network has no timestep input", fix='Use act_granularity="tensor" for this network'
-                )
+            assert self.timestep is not None
             target = torch.ops.qdiff.timestep_bin.default
-            config = self.config
-            args = (timestep, config.timestep_bins, config.num_train_timesteps)
-            self._bin = insert_call(self.gm.graph, timestep.next, target, args, like=timestep)
+            args = (self.timestep, self.config.timestep_bins, self.config.num_train_timesteps)
+            self._bin = insert_call(self.gm.graph, self.timestep.next, target, args, like=self.timestep)
         return self._bin
 
 

@@ -50,7 +50,7 @@ ENUMS: dict[str, type] = {
     "layout": torch.layout,
 }
 # Meta entries that are plain values and mean something to the passes that run after loading.
-META_KEYS = ("path", "timestep", "sample", "channels", "weight_bits")
+META_KEYS = ("path", "timestep", "sample", "channels", "weight_bits", "static_qparams")
 
 
 def graph_to_json(graph: fx.Graph) -> list[dict[str, Any]]:
@@ -110,8 +110,7 @@ def _node_from_json(graph: fx.Graph, row: dict[str, Any], nodes: dict[str, fx.No
 def _meta_from_json(row: dict[str, Any], mode: FakeTensorMode) -> dict[str, Any]:
     meta = {key: row[key] for key in META_KEYS if key in row}
     meta.setdefault("path", "")
-    if "channels" in meta:
-        meta["channels"] = tuple(meta["channels"])
+    meta |= {key: tuple(meta[key]) for key in ("channels", "static_qparams") if key in meta}
     if "layer" in row:
         meta["layer"] = LayerInfo.from_json(row["layer"])
     if "val" in row:

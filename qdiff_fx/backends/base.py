@@ -24,7 +24,8 @@ class LoweringOptions:
 
     Attributes:
         compute_dtype: float type between the integer operations.
-        output_quantizers: quantize layer outputs to u8 as torch.ao's kernels do (``reference`` only).
+        output_quantizers: quantize as torch.ao's kernels do (``reference`` only): layer outputs to u8, and one scale
+            per tensor over all timesteps.
         compile: hand the lowered graph to ``torch.compile`` (``inductor`` only); off is for inspecting it.
     """
 

@@ -6,6 +6,7 @@ import torch
 from torch import fx
 
 from qdiff_fx.backends.base import Backend, Lowered, LoweringOptions, quantized_layers, report
+from qdiff_fx.backends.static_scales import use_static_scales
 from qdiff_fx.graph import clean, copy_graph, insert_call
 from qdiff_fx.qparams import LayerInfo
 
@@ -23,6 +24,7 @@ class ReferenceBackend(Backend):
     def lower(self, gm: fx.GraphModule, options: LoweringOptions) -> Lowered:
         lowered = copy_graph(gm)
         if options.output_quantizers:
+            use_static_scales(lowered)
             quantize_outputs(lowered)
         layers = tuple(report(gm, node, "float arithmetic on codes") for node in quantized_layers(gm))
         return Lowered(clean(lowered), layers)

@@ -22,6 +22,7 @@ from torch.ao.quantization.quantize_fx import convert_fx, prepare_fx
 from qdiff_fx.backends.base import ATTENTION, Backend, Lowered, LoweringOptions, quantized_layers, report
 from qdiff_fx.backends.compute_dtype import set_compute_dtype
 from qdiff_fx.backends.module_graph import TRANSPOSED_CONVS, LayerConstants, constants_of, refusal, to_modules
+from qdiff_fx.backends.static_scales import use_static_scales
 from qdiff_fx.graph import clean, copy_graph, is_op
 from qdiff_fx.qparams import LayerInfo
 
@@ -64,6 +65,7 @@ class TorchAOBackend(Backend):
     def lower(self, gm: fx.GraphModule, options: LoweringOptions) -> Lowered:
         """Lower a q/dq graph, which is left as it is. Warns (UserWarning) where 8-bit weights may saturate."""
         lowered = copy_graph(gm)
+        use_static_scales(lowered)
         layers = {node: self.supports(node) for node in quantized_layers(lowered)}
         rows = tuple(report(lowered, node, self._kernel(node), reason) for node, reason in layers.items())
         if self.name == "x86" and any(row.integer and row.info.weight_bits == 8 for row in rows):

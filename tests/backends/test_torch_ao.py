@@ -385,9 +385,19 @@ class Timed(nn.Module):
         return self.out(F.silu(self.conv(x * (1 + t)[:, None, None, None])))
 
 
-def test_tables_of_scales_are_refused_and_run_in_float(engine):
+def test_tables_of_scales_give_way_to_the_scale_over_all_timesteps(engine):
     x, t = torch.randn(2, 3, 6, 6), torch.tensor([3.0, 900.0])
     gm = quantized_graph(Timed(), x, t, act_granularity="timestep")
+    result = get_backend(engine).lower(gm, PLAIN)
+    assert all(row.integer for row in result.layers)
+    assert_layers_agree(gm, engine, x, t)
+
+
+def test_a_table_without_a_scale_over_all_timesteps_runs_in_float(engine):
+    x, t = torch.randn(2, 3, 6, 6), torch.tensor([3.0, 900.0])
+    gm = quantized_graph(Timed(), x, t, act_granularity="timestep")
+    for node in gm.graph.nodes:
+        node.meta.pop("static_qparams", None)
     result = get_backend(engine).lower(gm, PLAIN)
     reason = 'per-timestep scales are not supported by torch.ao; convert with act_granularity="tensor"'
     assert [row.reason for row in result.layers] == [reason, reason]
