@@ -131,7 +131,7 @@ class QDiffConfig:
     def settings_for(self, path: str) -> LayerSettings:
         """The settings of the layer at a dotted module path, with every matching rule applied in order."""
         names = [f.name for f in fields(LayerSettings)]
-        chosen = {name: True if name == "quantize" else getattr(self, name) for name in names}
+        chosen: dict[str, Any] = {name: True if name == "quantize" else getattr(self, name) for name in names}
         for rule in self.rules:
             if rule.matches(path):
                 chosen |= {name: getattr(rule, name) for name in names if getattr(rule, name) is not None}

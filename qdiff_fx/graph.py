@@ -52,7 +52,7 @@ def add_buffer(gm: fx.GraphModule, name: str, tensor: torch.Tensor) -> str:
     return f"{path}.{unique}" if path else unique
 
 
-def _owner(gm: fx.GraphModule, path: str) -> nn.Module:
+def _owner(gm: nn.Module, path: str) -> nn.Module:
     """The submodule at the dotted `path`; missing ones are made empty."""
     owner: nn.Module = gm
     for part in path.split(".") if path else ():

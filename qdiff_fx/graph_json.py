@@ -68,7 +68,8 @@ def graph_from_json(rows: list[dict[str, Any]]) -> fx.Graph:
     Raises:
         ArtifactError: the description is malformed or calls something outside the allow-list.
     """
-    graph, nodes, mode = fx.Graph(), {}, FakeTensorMode()
+    graph, mode = fx.Graph(), FakeTensorMode()
+    nodes: dict[str, fx.Node] = {}
     for row in rows:
         try:
             node = _node_from_json(graph, row, nodes)

@@ -22,6 +22,8 @@ class PreparedUNet(DropIn):
         reports: what each pass changed, and what it refused and why.
     """
 
+    graph_module: fx.GraphModule
+
     def __init__(
         self, graph_module: fx.GraphModule, signature: CallSignature, qconfig: QDiffConfig, reports: list[PassReport]
     ):
@@ -38,6 +40,8 @@ class QuantizedUNet(DropIn):
         backend: name of the backend it runs on.
         source: where the float network came from, for evaluating against it later; may be empty.
     """
+
+    graph_module: fx.GraphModule
 
     def __init__(
         self,

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from torch import fx
+from torch.fx.node import Argument
 
 from qdiff_fx.backends.base import ATTENTION, activation_of, quantized_layers, weight_of
 from qdiff_fx.graph import add_buffer, get_attr_tensor, is_op
@@ -13,8 +15,8 @@ from qdiff_fx.qparams import LayerInfo
 
 aten, onednn = torch.ops.aten, torch.ops.onednn
 
-CONVS = {aten.conv1d.default: 1, aten.conv2d.default: 2}
-NO_POST_OP = ("none", [], "")
+CONVS: dict[object, int] = {aten.conv1d.default: 1, aten.conv2d.default: 2}
+NO_POST_OP: tuple[Argument, ...] = ("none", [], "")
 
 
 def refusal(layer: fx.Node) -> str:
@@ -74,7 +76,7 @@ def _call(
     layer: fx.Node,
     op: torch._ops.OpOverloadPacket,
     packed: torch.Tensor,
-    geometry: tuple[object, ...],
+    geometry: tuple[Argument, ...],
     output_dtype: torch.dtype,
 ) -> fx.Node:
     activation, weight = activation_of(layer), weight_of(layer)
@@ -107,13 +109,14 @@ def _weight_tensors(gm: fx.GraphModule, layer: fx.Node) -> tuple[torch.Tensor, t
 
 
 def _conv_geometry(layer: fx.Node, dims: int) -> tuple[list[int], list[int], list[int], int]:
-    given = list(layer.args[3:])
-    stride, padding, dilation, groups = [*given, *([1], [0], [1], 1)[len(given) :]]
-    return _expand(stride, dims), _expand(padding, dims), _expand(dilation, dims), int(groups)  # type: ignore[call-overload]
+    """Stride, padding, dilation and groups; arguments left out at the end have their defaults."""
+    given: list[Any] = [*layer.args[3:]]
+    stride, padding, dilation, groups = given + [[1], [0], [1], 1][len(given) :]
+    return _expand(stride, dims), _expand(padding, dims), _expand(dilation, dims), groups
 
 
-def _expand(value: object, dims: int) -> list[int]:
-    values = [value] if isinstance(value, int) else list(value)  # type: ignore[call-overload]
+def _expand(value: int | Sequence[int], dims: int) -> list[int]:
+    values = [value] if isinstance(value, int) else list(value)
     return values * dims if len(values) == 1 else values
 
 
@@ -179,7 +182,7 @@ def _same_shape(a: fx.Node, b: fx.Node) -> bool:
     return left is not None and right is not None and left.shape == right.shape and left.dtype == right.dtype
 
 
-def _with_sum(layer: fx.Node, into: fx.Node) -> tuple[Callable[..., object], tuple[object, ...]]:
+def _with_sum(layer: fx.Node, into: fx.Node) -> tuple[Callable[..., object], tuple[Argument, ...]]:
     per_timestep = is_op(layer, onednn.qconv_pointwise.tensor, onednn.qlinear_pointwise.tensor)
     args = layer.args
     if is_op(layer, onednn.qconv_pointwise.default, onednn.qconv_pointwise.tensor):

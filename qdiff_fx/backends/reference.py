@@ -43,5 +43,5 @@ def quantize_outputs(gm: fx.GraphModule) -> None:
         if node.meta["val"].dtype != torch.float32:
             cast = torch.ops.aten.to.dtype
             values = insert_call(gm.graph, values.next, cast, (values, node.meta["val"].dtype), like=node)
-        first = codes
-        node.replace_all_uses_with(values, delete_user_cb=lambda user, first=first: user is not first)
+        for user in [user for user in node.users if user is not codes]:
+            user.replace_input_with(node, values)
