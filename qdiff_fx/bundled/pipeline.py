@@ -17,7 +17,7 @@ from torch import nn
 
 from qdiff_fx.bundled.modules import IMAGE_SIZE, NULL_LABEL
 
-DEFAULT_GUIDANCE = 2.0
+DEFAULT_GUIDANCE = 2.5
 OUTPUT_TYPES = ("pt", "np", "pil")
 
 
@@ -81,9 +81,11 @@ class DigitsPipeline(DiffusionPipeline):
             raise ValueError(f"latents must have shape {shape}, got {tuple(latents.shape)}")
         sample = latents.to(device) * self.scheduler.init_noise_sigma
 
-        extra: dict[str, Any] = {}
-        if "generator" in inspect.signature(self.scheduler.step).parameters:
-            extra["generator"] = generator
+        # Guidance overshoots at the noisy end, where DDIM clips its estimate of the image; the noise must then be
+        # taken from the clipped estimate, or the two disagree and samples drift to other digits.
+        accepted = inspect.signature(self.scheduler.step).parameters
+        options = {"generator": generator, "use_clipped_model_output": True}
+        extra = {name: value for name, value in options.items() if name in accepted}
 
         for t in self.progress_bar(self.scheduler.timesteps):
             model_input = torch.cat([sample, sample]) if guided else sample

@@ -123,7 +123,9 @@ def test_guidance_formula_matches_separate_calls(pipe: digits.DigitsPipeline) ->
             pipe.unet(latents, t, encoder_hidden_states=pipe.embedding(torch.tensor([label]))).sample
             for label in (10, 6)
         )
-    expected = scheduler.step(null + 2.5 * (wanted - null), t, latents).prev_sample.clamp(-1, 1)
+    expected = scheduler.step(
+        null + 2.5 * (wanted - null), t, latents, use_clipped_model_output=True
+    ).prev_sample.clamp(-1, 1)
     images = pipe(6, num_inference_steps=1, guidance_scale=2.5, latents=latents).images
     torch.testing.assert_close(images, expected, atol=1e-4, rtol=1e-4)
 
