@@ -145,6 +145,15 @@ class TestPythonFile:
         assert list(inputs) == ["x", "t"]
         assert inputs["x"].shape == (3, 1, 4, 6)
 
+    def test_calibration_data_are_named_as_forward_names_them(self, tmp_path: Path, tiny: PythonFileSource) -> None:
+        text = HANDWRITTEN + "\n    SAMPLE_SHAPE = (1, 4, 4)\n"
+        handwritten = resolve(str(write(tmp_path, text, "hand.py")))
+        for source, names in ((tiny, ["sample", "timestep"]), (handwritten, ["x", "t"])):
+            data = source.calibration_data(Draw(3, steps=4), every=2, batch_size=2)
+            assert [list(batch) for batch in data] == [names] * 4
+            assert [len(batch[names[0]]) for batch in data] == [2, 2, 1, 1]
+            assert all(batch[names[1]].shape == (len(batch[names[0]]),) for batch in data)
+
     def test_conditioning_reaches_the_network(self, tmp_path: Path) -> None:
         text = HANDWRITTEN + (
             "\n    SAMPLE_SHAPE = (1, 4, 4)\n"

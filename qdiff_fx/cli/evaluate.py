@@ -16,6 +16,7 @@ from qdiff_fx.cli.output import Output
 from qdiff_fx.cli.saved import source_of
 from qdiff_fx.evaluation import Trajectory, predict, psnr_db, sqnr_db
 from qdiff_fx.report.comparison import decibels
+from qdiff_fx.report.layers import float_layers_table, layers_json
 from qdiff_fx.sources import Draw, Source
 
 REFERENCE = "reference"
@@ -55,7 +56,7 @@ def evaluate(
     trajectory = origin.trajectory(draw)
     fidelity = measure(quantized, origin, draw, trajectory, output)
     output.show(_table(fidelity, backend))
-    output.show(_layer_table(quantized))
+    output.show(float_layers_table(quantized.explain().rows, "on integers"))
     output.figures(_figures(fidelity, quantized, origin, draw, trajectory))
 
 
@@ -95,20 +96,9 @@ def _table(fidelity: Fidelity, backend: str) -> Table:
     return table
 
 
-def _layer_table(quantized: QuantizedUNet) -> Table:
-    explanation = quantized.explain()
-    table = Table(title=f"{len(explanation.integer)} layers on integers, {len(explanation.in_float)} in float")
-    table.add_column("layer in float")
-    table.add_column("reason", overflow="fold")
-    for row in explanation.in_float:
-        table.add_row(row.info.path, row.reason)
-    return table
-
-
 def _figures(
     fidelity: Fidelity, quantized: QuantizedUNet, origin: Source, draw: Draw, trajectory: Trajectory
 ) -> dict[str, Any]:
-    explanation = quantized.explain()
     return {
         "source": origin.identifier,
         "backend": quantized.backend,
@@ -119,9 +109,5 @@ def _figures(
         "eps_sqnr_db": {name: {"mean": fmean(values), "per_step": values} for name, values in fidelity.eps.items()},
         "agreement_db": {"mean": fmean(fidelity.agreement), "per_step": fidelity.agreement},
         "psnr_db": fidelity.images,
-        "layers": {
-            "integer": len(explanation.integer),
-            "float": len(explanation.in_float),
-            "in_float": [{"path": row.info.path, "reason": row.reason} for row in explanation.in_float],
-        },
+        "layers": layers_json(quantized.explain().rows),
     }

@@ -13,6 +13,7 @@ from rich.console import Console, RenderableType
 from qdiff_fx.report.files import write_text
 
 STDOUT = "-"
+PIPE_WIDTH = 160
 
 
 class Output:
@@ -24,7 +25,7 @@ class Output:
 
     def __init__(self, json_target: str | None = None):
         self._json_target = json_target
-        self._tables = Console(stderr=json_target == STDOUT)
+        self._tables = _console(stderr=json_target == STDOUT)
         self._progress = Console(stderr=True)
 
     @property
@@ -49,6 +50,12 @@ class Output:
             sys.stdout.write(text)
         else:
             write_text(Path(self._json_target), text)
+
+
+def _console(*, stderr: bool) -> Console:
+    """Tables keep their full width in files and pipes, where nothing says how wide they may be."""
+    console = Console(stderr=stderr)
+    return console if console.is_terminal else Console(stderr=stderr, width=PIPE_WIDTH)
 
 
 def _finite(value: Any) -> Any:

@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.table import Table
 
 from qdiff_fx.api import convert_qdiff, prepare_qdiff, save_qdiff
 from qdiff_fx.calibration import calibrate
@@ -17,6 +16,7 @@ from qdiff_fx.config import QDiffConfig
 from qdiff_fx.errors import ArtifactError
 from qdiff_fx.networks import PreparedUNet, QuantizedUNet
 from qdiff_fx.report.comparison import megabytes
+from qdiff_fx.report.layers import float_layers_table, layers_json
 from qdiff_fx.serialization import MANIFEST, artifact_bytes
 from qdiff_fx.sources import Draw, Source, resolve
 
@@ -72,7 +72,8 @@ def quantize(
     output.note("calibrating")
     calibrate(prepared, data, progress=output.interactive)
     quantized = convert(prepared, origin, out, output)
-    output.show(_table(quantized, out))
+    output.show(float_layers_table(quantized.explain().rows, "quantized"))
+    output.show(f"wrote {out}: {megabytes(artifact_bytes(out))}")
     output.figures(_figures(quantized, out))
 
 
@@ -96,27 +97,11 @@ def convert(prepared: PreparedUNet, origin: Source, out: Path, output: Output) -
     return quantized
 
 
-def _table(quantized: QuantizedUNet, out: Path) -> Table:
-    layers = quantized.explain()
-    table = Table(title=f"{out}: {megabytes(artifact_bytes(out))}")
-    table.add_column("layer in float")
-    table.add_column("reason", overflow="fold")
-    for row in layers.in_float:
-        table.add_row(row.info.path, row.reason)
-    table.caption = f"{len(layers.integer)} layers quantized, {len(layers.in_float)} in float"
-    return table
-
-
 def _figures(quantized: QuantizedUNet, out: Path) -> dict[str, Any]:
-    layers = quantized.explain()
     return {
         "folder": str(out),
         "bytes": artifact_bytes(out),
         "source": quantized.source,
         "config": quantized.qconfig.to_json(),
-        "layers": {
-            "quantized": len(layers.integer),
-            "float": len(layers.in_float),
-            "in_float": [{"path": row.info.path, "reason": row.reason} for row in layers.in_float],
-        },
+        "layers": layers_json(quantized.explain().rows),
     }

@@ -1,0 +1,31 @@
+"""Which layers stayed in float, and why."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from rich.console import RenderableType
+from rich.table import Table
+
+from qdiff_fx.backends import LayerReport
+
+
+def float_layers_table(rows: Sequence[LayerReport], what: str) -> RenderableType:
+    """How many layers are ``what`` ("on integers", "quantized"), and a table of the others if there are any."""
+    in_float = [row for row in rows if not row.integer]
+    title = f"{len(rows) - len(in_float)} layers {what}, {len(in_float)} in float"
+    if not in_float:
+        return title
+    table = Table(title=title)
+    table.add_column("layer in float")
+    table.add_column("reason", overflow="fold")
+    for row in in_float:
+        table.add_row(row.info.path, row.reason)
+    return table
+
+
+def layers_json(rows: Sequence[LayerReport]) -> dict[str, Any]:
+    """The same as figures."""
+    in_float = [{"path": row.info.path, "reason": row.reason} for row in rows if not row.integer]
+    return {"integer": len(rows) - len(in_float), "float": len(in_float), "in_float": in_float}

@@ -1,0 +1,264 @@
+"""The command line: what it prints, what it writes, and how it fails."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from PIL import Image
+from typer.testing import CliRunner, Result
+
+from qdiff_fx.cli import app
+from qdiff_fx.cli.rules import parse_rule
+from qdiff_fx.config import Rule
+from qdiff_fx.errors import ConfigError
+
+CUSTOM = Path(__file__).parents[1] / "examples" / "custom_unet.py"
+QUICK = ("--steps", "3", "--samples", "4", "--batch-size", "2")
+REFERENCE = ("--backend", "reference")
+
+
+def run(*arguments: str | Path) -> Result:
+    return CliRunner().invoke(app, [str(argument) for argument in arguments])
+
+
+def succeed(*arguments: str | Path) -> Result:
+    result = run(*arguments)
+    assert result.exit_code == 0, result.output
+    return result
+
+
+@pytest.fixture(scope="module")
+def quantized(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Result]:
+    """A saved network, and what the command that saved it said."""
+    folder = tmp_path_factory.mktemp("cli") / "w4a8"
+    rules = ("--rule", "first=float", "--rule", "last=w8")
+    return folder, succeed("quantize", CUSTOM, "--weight-bits", "4", *QUICK, *rules, "--out", folder, "--json", "-")
+
+
+@pytest.fixture(scope="module")
+def folder(quantized: tuple[Path, Result]) -> Path:
+    return quantized[0]
+
+
+class TestQuantize:
+    def test_stdout_is_json_alone(self, quantized: tuple[Path, Result]) -> None:
+        folder, result = quantized
+        figures = json.loads(result.stdout)
+        assert set(figures) == {"folder", "bytes", "source", "config", "layers"}
+        assert figures["folder"] == str(folder)
+        assert figures["bytes"] == sum(file.stat().st_size for file in folder.iterdir())
+        assert figures["source"] == str(CUSTOM)
+
+    def test_options_reach_the_configuration(self, quantized: tuple[Path, Result]) -> None:
+        figures = json.loads(quantized[1].stdout)
+        assert figures["config"]["weight_bits"] == 4
+        assert figures["config"]["num_train_timesteps"] == 1000
+        assert [rule["pattern"] for rule in figures["config"]["rules"]] == ["first", "last"]
+        assert figures["layers"]["in_float"] == [
+            {"path": "first", "reason": "a rule of the configuration keeps it in float"}
+        ]
+
+    def test_tables_and_progress_go_to_stderr(self, quantized: tuple[Path, Result]) -> None:
+        assert "calibrating" in quantized[1].stderr
+        assert "1 in float" in quantized[1].stderr
+
+    def test_calibration_data_are_kept_and_used_again(self, tmp_path: Path) -> None:
+        kept = ("--calibration", tmp_path / "data")
+        for name in ("first", "second"):
+            succeed("quantize", CUSTOM, *QUICK, *kept, "--out", tmp_path / name)
+        assert any((tmp_path / "data").rglob("*.safetensors"))
+        hashes = [json.loads((tmp_path / name / "qdiff.json").read_text())["sha256"] for name in ("first", "second")]
+        assert hashes[0] == hashes[1]
+        other = run("quantize", CUSTOM, *QUICK, *kept, "--seed", "5", "--out", tmp_path / "third")
+        assert other.exit_code == 1
+        assert "recorded with other settings (seed)" in other.stderr
+
+    def test_per_timestep_and_every(self, tmp_path: Path) -> None:
+        options = ("--per-timestep", "--every", "2", "--split", "off", "--act-range", "minmax")
+        succeed("quantize", CUSTOM, *QUICK, *options, "--out", tmp_path / "net", "--json", tmp_path / "figures.json")
+        config = json.loads((tmp_path / "figures.json").read_text())["config"]
+        assert (config["act_granularity"], config["split"], config["act_range"]) == ("timestep", "off", "minmax")
+
+
+class TestSavedNetwork:
+    def test_inspect(self, folder: Path) -> None:
+        figures = json.loads(succeed("inspect", folder, *REFERENCE, "--json", "-").stdout)
+        assert set(figures) == {"folder", "bytes", "source", "backend", "config", "layers"}
+        rows = {row["path"]: row for row in figures["layers"]["rows"]}
+        assert figures["layers"]["integer"] + figures["layers"]["float"] == len(rows)
+        assert (rows["last"]["weight_bits"], rows["middle.conv1"]["weight_bits"]) == (8, 4)
+        assert {"merge.shortcut[0:32]", "merge.shortcut[32:64]", "attention"} <= set(rows)
+
+    def test_inspect_prints_every_layer(self, folder: Path) -> None:
+        output = succeed("inspect", folder, *REFERENCE).stdout
+        assert "merge.shortcut[32:64]" in output
+        assert "custom_unet.py" in output
+
+    def test_eval(self, folder: Path, tmp_path: Path) -> None:
+        target = tmp_path / "figures.json"
+        result = succeed("eval", folder, *REFERENCE, "--images", "2", "--steps", "3", "--json", target)
+        figures = json.loads(target.read_text())
+        assert figures["timesteps"] == [666.0, 333.0, 0.0]
+        decibels = figures["eps_sqnr_db"]["reference"]
+        assert len(decibels["per_step"]) == 3
+        assert min(decibels["per_step"]) <= decibels["mean"] <= max(decibels["per_step"])
+        # One backend agrees with itself exactly; JSON has no infinity.
+        assert figures["agreement_db"]["mean"] is None
+        assert figures["psnr_db"] > 10
+        assert figures["layers"]["float"] == 1
+        assert f"{decibels['mean']:.1f} dB" in result.stdout
+
+    def test_the_same_seed_gives_the_same_figures(self, folder: Path) -> None:
+        arguments = ("eval", folder, *REFERENCE, "--images", "1", "--steps", "2", "--json", "-")
+        first, second, other = (
+            json.loads(succeed(*arguments, "--seed", seed).stdout)["eps_sqnr_db"] for seed in ("2", "2", "3")
+        )
+        assert first == second != other
+
+    def test_bench(self, folder: Path) -> None:
+        options = ("--rounds", "3", "--warmup", "1", "--batch-size", "2", "--json", "-")
+        figures = json.loads(succeed("bench", folder, *REFERENCE, *options).stdout)
+        assert figures["batch"] == 2
+        seconds = figures["seconds_per_step"]
+        assert set(seconds) == {"float32 eager", "reference"}
+        assert all(0 < times["min"] <= times["median"] <= times["max"] for times in seconds.values())
+        expected = seconds["float32 eager"]["median"] / seconds["reference"]["median"]
+        assert figures["speedup"] == pytest.approx(expected)
+
+    def test_sample(self, folder: Path, tmp_path: Path) -> None:
+        heights = []
+        for options in ((), ("--compare",)):
+            out = tmp_path / "sheet.png"
+            succeed("sample", folder, *REFERENCE, "--count", "2", "--steps", "2", "--out", out, *options)
+            with Image.open(out) as image:
+                heights.append(image.height)
+        assert heights[1] == 2 * heights[0]
+
+    def test_another_source_can_be_named(self, folder: Path) -> None:
+        options = ("--images", "1", "--steps", "2", "--json", "-")
+        figures = json.loads(succeed("eval", folder, *REFERENCE, *options, "--source", CUSTOM).stdout)
+        assert figures["source"] == str(CUSTOM)
+
+
+@pytest.mark.slow
+def test_demo(tmp_path: Path) -> None:
+    out, target = tmp_path / "demo", tmp_path / "figures.json"
+    succeed("demo", *REFERENCE, "--samples", "4", "--steps", "2", "--out", out, "--json", target)
+    figures: dict[str, Any] = json.loads(target.read_text())
+    networks = {row["name"]: row for row in figures["networks"]}
+    assert list(networks) == ["FP32", "W8A8", "W4A8"]
+    assert networks["W4A8"]["file_bytes"] < networks["W8A8"]["file_bytes"] < networks["FP32"]["file_bytes"]
+    assert networks["W4A8"]["eps_sqnr_db"] < networks["W8A8"]["eps_sqnr_db"]
+    assert all(0 <= row["accuracy"] <= 1 and row["seconds_per_image"] > 0 for row in networks.values())
+    for name in ("samples.png", "ranges.png"):
+        with Image.open(out / name) as image:
+            image.verify()
+    assert "W4A8" in (out / "report.html").read_text()
+    assert {"w8a8", "w4a8"} <= {path.name for path in out.iterdir()}
+
+
+class TestErrors:
+    @pytest.mark.parametrize(
+        ("arguments", "code", "message"),
+        [
+            (("quantize", "nowhere", "--out", "x"), 1, "error: nowhere: there is no such source."),
+            (("quantize", "gone.py", "--out", "x"), 1, "error: gone.py: there is no such file."),
+            (("quantize", "digits", "--out", "x", "--weight-bits", "9"), 2, "weight_bits: 9 bits are not supported."),
+            (("quantize", "digits", "--out", "x", "--split", "all of it"), 2, "split: 'all of it' is not supported."),
+            (("quantize", "digits", "--out", "x", "--rule", "conv_in"), 2, "a rule has the form PATTERN=float"),
+            (("quantize", "digits", "--out", "x", "--steps", "0"), 2, "--steps"),
+            (("quantize", "digits"), 2, "Missing option '--out'"),
+            (("inspect", "nowhere"), 1, "error: nowhere: the folder does not exist."),
+            (("eval", "nowhere"), 1, "error: nowhere: the folder does not exist."),
+            (("bench", "nowhere"), 1, "error: nowhere: the folder does not exist."),
+            (("sample", "nowhere", "--out", "x.png"), 1, "error: nowhere: the folder does not exist."),
+            (("evaluate",), 2, "No such command 'evaluate'"),
+            (("inspect",), 2, "Missing argument 'DIR'"),
+            (("inspect", "x", "--nonsense"), 2, "No such option: --nonsense"),
+        ],
+    )
+    def test_one_line_and_a_code(self, arguments: tuple[str, ...], code: int, message: str) -> None:
+        result = run(*arguments)
+        assert result.exit_code == code
+        assert result.stdout == ""
+        (line,) = [line for line in result.stderr.splitlines() if not line.startswith("loading ")]
+        assert line.startswith("error: ")
+        assert message in line
+
+    def test_a_defective_source_file_is_named(self, tmp_path: Path) -> None:
+        path = tmp_path / "model.py"
+        path.write_text("def make_scheduler(steps): ...")
+        result = run("quantize", path, "--out", tmp_path / "out")
+        assert result.exit_code == 1
+        assert f"error: {path}: it defines no load_unet()." in result.stderr
+
+    def test_a_rule_that_matches_nothing_is_a_usage_error(self, tmp_path: Path) -> None:
+        result = run("quantize", CUSTOM, *QUICK, "--rule", "conv_nothing=float", "--out", tmp_path / "out")
+        assert result.exit_code == 2
+        assert "Rule('conv_nothing'): the rule matches no layer" in result.stderr
+
+    def test_an_unknown_backend_lists_those_there_are(self, folder: Path) -> None:
+        result = run("inspect", folder, "--backend", "abacus")
+        assert result.exit_code == 1
+        assert "backend='abacus': there is no such backend" in result.stderr
+        assert "reference" in result.stderr
+
+    def test_a_folder_that_holds_something_else_is_left_alone(self, tmp_path: Path) -> None:
+        (tmp_path / "thesis.txt").write_text("all of it")
+        result = run("quantize", CUSTOM, "--out", tmp_path)
+        assert result.exit_code == 1
+        assert "it exists and is not a saved network" in result.stderr
+        assert [path.name for path in tmp_path.iterdir()] == ["thesis.txt"]
+
+    def test_a_source_that_has_moved_is_said(self, folder: Path) -> None:
+        result = run("eval", folder, *REFERENCE, "--source", "moved.py")
+        assert result.exit_code == 1
+        assert "error: moved.py: there is no such file" in result.stderr
+
+    def test_unforeseen_errors_are_one_line_too(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        def fail(*arguments: object, **options: object) -> None:
+            raise RuntimeError("the kettle\nboiled over")
+
+        monkeypatch.setattr("qdiff_fx.cli.inspect.load_qdiff", fail)
+        result = run("inspect", "x")
+        assert result.exit_code == 1
+        assert result.stderr.splitlines() == [
+            "error: RuntimeError: the kettle boiled over (`qdiff --debug …` shows where)"
+        ]
+
+    def test_debug_lets_the_error_through(self) -> None:
+        result = run("--debug", "inspect", "nowhere")
+        assert type(result.exception).__name__ == "ArtifactError"
+
+    def test_json_that_cannot_be_written_is_said(self, folder: Path, tmp_path: Path) -> None:
+        result = run("inspect", folder, *REFERENCE, "--json", tmp_path)
+        assert result.exit_code == 1
+        assert f"error: {tmp_path}: it cannot be written" in result.stderr
+
+
+class TestRules:
+    @pytest.mark.parametrize(
+        ("text", "rule"),
+        [
+            ("conv_in=float", Rule("conv_in", quantize=False)),
+            ("up_blocks.*=w8", Rule("up_blocks.*", weight_bits=8)),
+            ("*=w4a6s16", Rule("*", weight_bits=4, act_bits=6, softmax_bits=16)),
+            ("re:a(?=b).*=a8", Rule("re:a(?=b).*", act_bits=8)),
+        ],
+    )
+    def test_what_is_understood(self, text: str, rule: Rule) -> None:
+        assert parse_rule(text) == rule
+
+    @pytest.mark.parametrize("text", ["", "conv", "conv=", "=float", "conv=b4", "conv=8", "conv=w4x", "conv=w99"])
+    def test_what_is_not(self, text: str) -> None:
+        with pytest.raises(ConfigError):
+            parse_rule(text)
+
+
+def test_help_names_every_command() -> None:
+    output = succeed("--help").stdout
+    for command in ("demo", "quantize", "inspect", "eval", "bench", "sample"):
+        assert command in output
