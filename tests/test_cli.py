@@ -76,11 +76,11 @@ class TestQuantize:
         assert other.exit_code == 1
         assert "recorded with other settings (seed)" in other.stderr
 
-    def test_per_timestep_and_every(self, tmp_path: Path) -> None:
-        options = ("--per-timestep", "--every", "2", "--split", "off", "--act-range", "minmax")
+    def test_per_tensor_and_every(self, tmp_path: Path) -> None:
+        options = ("--per-tensor", "--every", "2", "--split", "off", "--act-range", "minmax")
         succeed("quantize", CUSTOM, *QUICK, *options, "--out", tmp_path / "net", "--json", tmp_path / "figures.json")
         config = json.loads((tmp_path / "figures.json").read_text())["config"]
-        assert (config["act_granularity"], config["split"], config["act_range"]) == ("timestep", "off", "minmax")
+        assert (config["act_granularity"], config["split"], config["act_range"]) == ("tensor", "off", "minmax")
 
 
 class TestSavedNetwork:

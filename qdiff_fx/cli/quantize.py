@@ -20,18 +20,27 @@ from qdiff_fx.report.layers import float_layers_table, layers_json
 from qdiff_fx.serialization import MANIFEST, artifact_bytes
 from qdiff_fx.sources import Draw, Source, resolve
 
+DEFAULTS = QDiffConfig()
+
 
 def quantize(
     source: SourceName,
     out: Annotated[Path, typer.Option("--out", metavar="DIR", help="The folder to write.")],
-    weight_bits: Annotated[int, typer.Option("--weight-bits", help="2 to 8.")] = 8,
-    act_bits: Annotated[int, typer.Option("--act-bits", help="4 to 8.")] = 8,
-    softmax_bits: Annotated[int, typer.Option("--softmax-bits", help="4 to 8, or 16.")] = 8,
-    split: Annotated[str, typer.Option("--split", help="Which shortcuts to split: shortcut, all or off.")] = "shortcut",
-    act_range: Annotated[str, typer.Option("--act-range", help="minmax, moving_average, percentile or mse.")] = "mse",
+    weight_bits: Annotated[int, typer.Option("--weight-bits", help="2 to 8.")] = DEFAULTS.weight_bits,
+    act_bits: Annotated[int, typer.Option("--act-bits", help="4 to 8.")] = DEFAULTS.act_bits,
+    softmax_bits: Annotated[int, typer.Option("--softmax-bits", help="4 to 8, or 16.")] = DEFAULTS.softmax_bits,
+    split: Annotated[
+        str, typer.Option("--split", help="Which shortcuts to split: shortcut, all or off.")
+    ] = DEFAULTS.split,
+    act_range: Annotated[
+        str, typer.Option("--act-range", help="minmax, moving_average, percentile or mse.")
+    ] = DEFAULTS.act_range,
     per_timestep: Annotated[
-        bool, typer.Option("--per-timestep/--per-tensor", help="A table of activation scales over the timesteps.")
-    ] = False,
+        bool,
+        typer.Option(
+            "--per-timestep/--per-tensor", help="A table of activation scales over the timesteps, or one scale."
+        ),
+    ] = DEFAULTS.act_granularity == "timestep",
     rule: Annotated[
         list[str] | None,
         typer.Option("--rule", metavar="PATTERN=WHAT", help="An exception, e.g. 'conv_in=float' or '*.to_q=w8a8'."),
