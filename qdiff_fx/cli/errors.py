@@ -6,6 +6,7 @@ Exit codes: 0 success, 1 the work failed, 2 the command line asked for something
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
 from typing import Any
 
 import typer
@@ -28,9 +29,17 @@ class OneLineErrors(TyperGroup):
             _print(_describe(error))
             raise typer.Exit(USAGE if isinstance(error, ConfigError) else FAILURE) from error
 
-    def main(self, *args: Any, standalone_mode: bool = True, **kwargs: Any) -> Any:
+    def main(
+        self,
+        args: Sequence[str] | None = None,
+        prog_name: str | None = None,
+        complete_var: str | None = None,
+        standalone_mode: bool = True,
+        windows_expand_args: bool = True,
+        **extra: Any,
+    ) -> Any:
         try:
-            code = super().main(*args, standalone_mode=False, **kwargs)
+            code = super().main(args, prog_name, complete_var, False, windows_expand_args, **extra)
         except Exception as error:
             if not (standalone_mode and hasattr(error, "format_message")):
                 raise

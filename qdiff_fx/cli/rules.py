@@ -8,7 +8,7 @@ from qdiff_fx.config import Rule
 from qdiff_fx.errors import ConfigError
 
 FLOAT = "float"
-BITS = re.compile(r"(?:w(?P<weight_bits>\d+))?(?:a(?P<act_bits>\d+))?(?:s(?P<softmax_bits>\d+))?")
+BITS = re.compile(r"(?:w(\d+))?(?:a(\d+))?(?:s(\d+))?")
 
 
 def parse_rule(text: str) -> Rule:
@@ -27,5 +27,5 @@ def parse_rule(text: str) -> Rule:
         )
     if bits is None or what == FLOAT:
         return Rule(pattern, quantize=False)
-    given = {name: int(value) for name, value in bits.groupdict().items() if value is not None}
-    return Rule(pattern, **given)
+    weight, activation, softmax = (None if digits is None else int(digits) for digits in bits.groups())
+    return Rule(pattern, weight_bits=weight, act_bits=activation, softmax_bits=softmax)

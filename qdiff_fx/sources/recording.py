@@ -42,7 +42,10 @@ def recording(unet: nn.Module, limit: int | None = None) -> Iterator[list[Call]]
 
 def as_trajectory(calls: list[Call], final: torch.Tensor) -> Trajectory:
     """A recorded sampler run as a `Trajectory`; the first two arguments of a diffusion network are x_t and t."""
-    steps = [Step(*list(call.inputs.values())[:2], call.prediction) for call in calls]
+    steps = []
+    for call in calls:
+        sample, timestep, *_ = call.inputs.values()
+        steps.append(Step(sample, timestep, call.prediction))
     conditioning = dict(list(calls[0].inputs.items())[2:])
     return Trajectory(steps, final, conditioning)
 

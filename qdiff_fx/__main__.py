@@ -1,0 +1,5 @@
+"""``python -m qdiff_fx`` is ``qdiff``."""
+
+from qdiff_fx.cli import main
+
+main()
