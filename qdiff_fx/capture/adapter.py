@@ -106,7 +106,7 @@ def module_path(node: fx.Node) -> str:
     stack = node.meta.get("nn_module_stack") or {"": ("", "")}
     innermost = next(reversed(stack.values()))[0]
     parts = [part.split("@")[0] for part in innermost.split(".")]
-    return ".".join(parts[1:] if parts[0] == NETWORK else parts)
+    return ".".join(parts[1:]) if parts[0] == NETWORK else ""
 
 
 def unfold_inputs(graph: fx.Graph, inputs: Sequence[TensorInput]) -> None:

@@ -76,9 +76,10 @@ def _parameters(model: nn.Module, example_inputs: Mapping[str, Any]) -> tuple[Pa
 
 
 def _timestep_name(parameters: tuple[Parameter, ...], arguments: Mapping[str, Any]) -> str | None:
-    """By its usual names, else forward's second argument where that is one number per image."""
-    names = [parameter.name for parameter in parameters if not parameter.keyword_only]
-    for name in (*TIMESTEP_NAMES, *names[1:2]):
+    """By its usual names, else forward's second argument where that is required and one number per image."""
+    second = [p.name for p in parameters if not p.keyword_only][1:2]
+    required = [p.name for p in parameters if p.required]
+    for name in (*TIMESTEP_NAMES, *(name for name in second if name in required)):
         value = arguments.get(name)
         if isinstance(value, torch.Tensor) and value.dim() <= 1 and value.dtype != torch.bool:
             return name

@@ -32,6 +32,8 @@ def flat_module(program: ExportedProgram, inputs: Sequence[TensorInput]) -> fx.G
     graph = unlifted.graph
     graph.set_codegen(fx.graph.CodeGen())
     for node in reversed(graph.nodes):
+        if _writes(node):
+            node.replace_all_uses_with(node.args[1])
         if is_op(node, *_ASSERTIONS) or _writes(node):
             graph.erase_node(node)
     _keep_value_and_path(graph)

@@ -20,10 +20,6 @@ from qdiff_fx.signature.inputs import BATCH, Size, TensorInput
 TOKENS = ".tokens"
 _AXES = {3: ("length",), 4: ("height", "width"), 5: ("depth", "height", "width")}
 
-# Export compares a symbol with constants of the network (channels, heads) by its value in the traced example.
-# A prime that no network uses as a size keeps such comparisons from coming out equal by accident.
-_TRACED_BATCH = 11
-
 _TRIAL_SIZES = (1, 2, 3, 8, 13, 64, 1000)
 
 
@@ -112,24 +108,25 @@ def _token_lengths(example: Example) -> dict[str, str]:
 
 
 def traced_sizes(inputs: Sequence[TensorInput], example: Example) -> dict[str, int]:
-    """Symbol -> the number to trace with.
+    """Symbol -> the number to trace with: a prime of its own, above 10 and the example's number.
 
-    The example's own, but at least 2, because export takes a size of 1 for a constant, and different for each
-    spatial axis, so that a square example does not pass for a network that needs squares.
+    Export decides comparisons, with the network's constants and between symbols, by these numbers. A height of
+    8 in a network of 8 channels would pass for the channels, equal height and width for a rule that they are,
+    and a size of 1 is a constant to export. Nobody builds networks from these primes.
     """
     sizes: dict[str, int] = {}
     for spec in inputs:
         for dim, size in zip(spec.dims, example.tensors[spec.name].shape, strict=True):
             if isinstance(dim, Size) and dim.symbol not in sizes:
-                sizes[dim.symbol] = max(2, size // dim.multiple)
-    if BATCH in sizes:
-        sizes[BATCH] = _TRACED_BATCH
-    taken: set[int] = set()
-    for axis in ("depth", "height", "width"):
-        while sizes.get(axis) in taken:
-            sizes[axis] += 1
-        taken.add(sizes.get(axis, 0))
+                sizes[dim.symbol] = _next_free_prime(max(10, size // dim.multiple), sizes.values())
     return sizes
+
+
+def _next_free_prime(above: int, taken: Collection[int]) -> int:
+    prime = sympy.nextprime(above)
+    while prime in taken:
+        prime = sympy.nextprime(prime)
+    return int(prime)
 
 
 def assumed_symbols(program: ExportedProgram, inputs: Sequence[TensorInput]) -> set[str]:
