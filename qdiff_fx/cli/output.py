@@ -35,11 +35,11 @@ class Output:
 
     def show(self, what: RenderableType) -> None:
         """A result: a table or a line."""
-        self._tables.print(what, highlight=False)
+        self._tables.print(what, highlight=False, markup=False)
 
     def note(self, line: str) -> None:
         """What is being done now."""
-        self._progress.print(line, style="dim", highlight=False)
+        self._progress.print(line, style="dim", highlight=False, markup=False)
 
     def figures(self, data: dict[str, Any]) -> None:
         """Write the figures where ``--json`` says, if anywhere. Infinities become null: JSON has none."""

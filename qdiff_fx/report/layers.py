@@ -7,6 +7,7 @@ from typing import Any
 
 from rich.console import RenderableType
 from rich.table import Table
+from rich.text import Text
 
 from qdiff_fx.backends import LayerReport
 
@@ -21,7 +22,8 @@ def float_layers_table(rows: Sequence[LayerReport], what: str) -> RenderableType
     table.add_column("layer in float")
     table.add_column("reason", overflow="fold")
     for row in in_float:
-        table.add_row(row.info.path, row.reason)
+        # As text: neither a path nor a reason is markup.
+        table.add_row(Text(row.info.path), Text(row.reason))
     return table
 
 
