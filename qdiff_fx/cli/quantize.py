@@ -46,7 +46,7 @@ def quantize(
         typer.Option("--rule", metavar="PATTERN=WHAT", help="An exception, e.g. 'conv_in=float' or '*.to_q=w8a8'."),
     ] = None,
     steps: Steps = 25,
-    samples: Annotated[int, typer.Option("--samples", min=1, help="Trajectories to calibrate on.")] = 32,
+    samples: Annotated[int, typer.Option("--samples", min=1, help="Trajectories to calibrate on.")] = 8,
     every: Annotated[int, typer.Option("--every", min=1, help="Calibrate on every n-th step.")] = 1,
     batch_size: BatchSize = 8,
     seed: Seed = 0,
