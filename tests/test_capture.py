@@ -10,7 +10,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 import zoo
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 from torch import fx, nn
 
@@ -221,9 +221,7 @@ class TestTheModelIsLeftAlone:
         hooks = {path: len(m._forward_hooks) + len(m._forward_pre_hooks) for path, m in model.named_modules()}
         capture(model, inputs, dynamic=False)
         assert {path: (type(m), dict(m.__dict__)) for path, m in model.named_modules()} == before
-        assert {
-            path: len(m._forward_hooks) + len(m._forward_pre_hooks) for path, m in model.named_modules()
-        } == hooks
+        assert {path: len(m._forward_hooks) + len(m._forward_pre_hooks) for path, m in model.named_modules()} == hooks
 
     def test_replacing_the_graphs_weights_does_not_reach_it(self):
         model, inputs = zoo.handwritten_sum()
@@ -445,6 +443,8 @@ class TestCapturedNetwork:
         ours = CapturedNetwork(graph, model)
         with pytest.raises(InputError, match="float64"):
             ours(inputs["x"].double(), inputs["t"])
+        with pytest.raises(InputError, match="'x': has size 5 in dimension 1"):
+            ours(zoo.noise(5), inputs["t"])
         assert not ours._further
 
     def test_deepcopy_runs_on_its_own_weights(self):
@@ -457,13 +457,14 @@ class TestCapturedNetwork:
         assert_same(ours(**inputs), model(**inputs))
 
 
-@settings(max_examples=4, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+# No shrinking: every example is a capture of seconds.
+@settings(max_examples=4, deadline=None, phases=[Phase.generate], suppress_health_check=[HealthCheck.too_slow])
 @given(
     widths=st.lists(st.sampled_from([8, 16, 24]), min_size=1, max_size=2),
     attention=st.booleans(),
     scale_shift=st.booleans(),
     batch=st.integers(1, 4),
-    steps=st.tuples(st.integers(1, 3), st.integers(1, 3)),
+    steps=st.tuples(st.integers(2, 4), st.integers(2, 4)),
 )
 def test_random_unets(widths, attention, scale_shift, batch, steps):
     level = "Attn" if attention else ""

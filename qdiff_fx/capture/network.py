@@ -9,6 +9,7 @@ from typing import Any
 from torch import nn
 
 from qdiff_fx.capture.tracing import CapturedGraph, capture
+from qdiff_fx.errors import CaptureError
 from qdiff_fx.signature.call import BoundCall
 from qdiff_fx.signature.dropin import DropIn
 from qdiff_fx.signature.inputs import CaptureMismatchError
@@ -47,8 +48,11 @@ class CapturedNetwork(DropIn):
         """Same arguments and result as the original network's forward."""
         try:
             call = self.signature.bind(args, kwargs)
-        except CaptureMismatchError:
-            captured, call = self._covering(args, kwargs)
+        except CaptureMismatchError as mismatch:
+            try:
+                captured, call = self._covering(args, kwargs)
+            except CaptureError as error:  # not a call of the network at all, as far as it can be told
+                raise mismatch from error
             return captured.signature.pack(captured.module(*call.tensors), call.return_dict)
         return self.signature.pack(self.graph_module(*call.tensors), call.return_dict)
 

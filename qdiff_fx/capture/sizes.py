@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 
 import sympy
 import torch
-from sympy.core.relational import Relational
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensor
 from torch.export import ExportedProgram
+from torch.utils._sympy.functions import Min
 
 from qdiff_fx.capture.adapter import symbol_positions
 from qdiff_fx.capture.example import Example
@@ -19,8 +18,6 @@ from qdiff_fx.signature.inputs import BATCH, Size, TensorInput
 
 TOKENS = ".tokens"
 _AXES = {3: ("length",), 4: ("height", "width"), 5: ("depth", "height", "width")}
-
-_TRIAL_SIZES = (1, 2, 3, 8, 13, 64, 1000)
 
 
 class SmallestSizes:
@@ -155,20 +152,26 @@ def _guarded_symbols(values: Sequence[FakeTensor], names: Mapping[object, str]) 
     shape_env = values[0].fake_mode.shape_env
     guarded: set[str] = set()
     for guard in shape_env.guards if shape_env is not None else ():
-        condition = shape_env.replace(guard.expr)
-        if not _is_identity(condition):
-            guarded |= {names[symbol] for symbol in condition.free_symbols if symbol in names}
+        condition = _settle_minima(shape_env.replace(guard.expr))
+        guarded |= {names[symbol] for symbol in condition.free_symbols if symbol in names}
     return guarded
 
 
-def _is_identity(condition: sympy.Basic) -> bool:
-    """Whether an equation, or a choice of equations, holds for sizes of every kind.
+def _settle_minima(condition: sympy.Basic) -> sympy.Basic:
+    """Take Min(32, 32*width) for 32: sizes are at least 1. Export's stride arithmetic is full of these."""
+    return condition.replace(Min, _smaller)
 
-    Export's own stride arithmetic leaves some, such as Min(32, 32*width) = 32, that sympy does not see through.
-    Inequalities are never taken for granted: there is always a size not tried.
-    """
-    if any(not isinstance(relation, sympy.Eq) for relation in condition.atoms(Relational)):
+
+def _smaller(*parts: sympy.Expr) -> sympy.Expr:
+    numbers = [part for part in parts if part.is_number]
+    if len(numbers) == 1 and all(part is numbers[0] or _at_least(part, numbers[0]) for part in parts):
+        return numbers[0]
+    return Min(*parts)
+
+
+def _at_least(expression: sympy.Expr, number: sympy.Expr) -> bool:
+    """Whether a polynomial that only grows with its sizes reaches `number` where all of them are 1."""
+    if not expression.is_polynomial(*expression.free_symbols):
         return False
-    symbols = sorted(condition.free_symbols, key=str)
-    trials = itertools.product(_TRIAL_SIZES, repeat=len(symbols))
-    return all(condition.subs(dict(zip(symbols, trial, strict=True))) == sympy.true for trial in trials)
+    coefficients = sympy.Poly(expression, *expression.free_symbols).coeffs()
+    return all(coefficient > 0 for coefficient in coefficients) and sum(coefficients) >= number

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -148,6 +149,9 @@ def _trace(model: nn.Module, example: Example, inputs: Sequence[TensorInput]) ->
 def _errors_name_the_module(network: nn.Module) -> Iterator[None]:
     """Turn what tracing raises into a CaptureError that names the innermost module that was running."""
     path = CallPath(network)
+    log = logging.getLogger("torch._subclasses.fake_tensor")
+    level = log.level
+    log.setLevel(logging.CRITICAL)  # the traceback it prints is the one the error below is raised from
     try:
         yield
     except QDiffError:
@@ -160,6 +164,8 @@ def _errors_name_the_module(network: nn.Module) -> Iterator[None]:
             where=path.deepest() or type(network).__name__,
             fix=_fix(error),
         ) from error
+    finally:
+        log.setLevel(level)
 
 
 def _fix(error: Exception) -> str:
