@@ -26,7 +26,7 @@ from benchmarks.networks import Network
 from benchmarks.output import Column, number, print_table, write_json
 from benchmarks.subjects import Subject, get_subject
 from benchmarks.variants import is_variant
-from qdiff_fx.evaluation import Trajectory, eps_sqnr, frechet_distance, generate, psnr_db, trajectory
+from qdiff_fx.evaluation import Trajectory, eps_sqnr, frechet_distance, psnr_db
 
 IMAGES_PER_BATCH = 4
 """Images calibrated on, images of the ε SQNR, and images denoised at a time (some rivals fix the batch)."""
@@ -82,9 +82,7 @@ def batches_of(images: int, first: int = 0) -> Iterator[range]:
 
 def run_reference(subject: Subject, unet: nn.Module, noise: torch.Tensor) -> Reference:
     """The FP trajectory of the first batch of `noise`, and the final images of all of it."""
-    context: Any = subject.conditioning(range(IMAGES_PER_BATCH))
-    start, guidance_scale = noise[:IMAGES_PER_BATCH], subject.guidance_scale
-    recorded = trajectory(unet, subject.scheduler, start, guidance_scale=guidance_scale, progress=True, **context)
+    recorded = subject.trajectory(unet, noise[:IMAGES_PER_BATCH], range(IMAGES_PER_BATCH))
     rest = sample(subject, unet, noise, first=IMAGES_PER_BATCH)
     return Reference(noise, recorded, torch.cat([recorded.final, rest]))
 
@@ -93,8 +91,7 @@ def sample(subject: Subject, predict: Any, noise: torch.Tensor, first: int = 0) 
     """The images that `predict` makes of `noise[first:]`."""
     finals = [noise[:0]]
     for images in tqdm(list(batches_of(len(noise), first)), desc="images", leave=False):
-        start, context = noise[images.start : images.stop], subject.conditioning(images)
-        finals.append(generate(predict, subject.scheduler, start, guidance_scale=subject.guidance_scale, **context))
+        finals.append(subject.generate(predict, noise[images.start : images.stop], images))
     return torch.cat(finals)
 
 
@@ -112,23 +109,6 @@ def compare(subject: Subject, predict: Predict, reference: Reference, row: Fidel
         frechet=frechet_distance(subject.features(reference.finals[judged]), subject.features(finals[judged])),
         class_accuracy=subject.class_accuracy(finals),
     )
-
-
-def calibration_batches(subject: Subject, unet: nn.Module, seed: int) -> list[Batch]:
-    """Every step of one FP trajectory from the calibration seed."""
-    from qdiff_fx import collect_calibration_data
-
-    data = collect_calibration_data(
-        unet,
-        scheduler=subject.scheduler,
-        num_samples=IMAGES_PER_BATCH,
-        num_inference_steps=subject.scheduler.num_inference_steps,
-        batch_size=IMAGES_PER_BATCH,
-        seed=seed,
-        inputs=subject.conditioning(range(IMAGES_PER_BATCH)),
-        guidance_scale=subject.guidance_scale if subject.halves == 2 else None,
-    )
-    return list(data)
 
 
 def contender_of(config: str, backend: str) -> tuple[str, Contender]:
@@ -175,7 +155,7 @@ def main(
     chosen = [(config.strip(), *contender_of(config.strip(), backend)) for config in configs.split(",")]
     subject = get_subject(model, steps)
     unet = subject.network.build(False)
-    batches = calibration_batches(subject, unet, calibration_seed)
+    batches = list(subject.collect(unet, IMAGES_PER_BATCH, calibration_seed))
     frechet_images = frechet_images or images
     noise = draw_noise(subject.network, test_seed, max(images, frechet_images))
     reference = run_reference(subject, unet, noise)

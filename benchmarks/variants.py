@@ -13,6 +13,7 @@ DEFAULT_VARIANT = "w8a8"
 BITS = re.compile(r"w(\d+)(?:a(\d+))?")
 SUFFIXES: dict[str, dict[str, Any]] = {
     "pertimestep": {"act_granularity": "timestep"},
+    "pertensor": {"act_granularity": "tensor"},
     "nosplit": {"split": "off"},
     "splitall": {"split": "all"},
     "minmax": {"act_range": "minmax"},

@@ -11,6 +11,7 @@ import copy
 import inspect
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import torch
@@ -18,6 +19,7 @@ from tqdm import tqdm
 
 from qdiff_fx.errors import InputError
 
+NO_OPTIONS: Mapping[str, Any] = MappingProxyType({})
 NOISE_SEED = 0
 """Where a scheduler draws noise of its own, it is drawn from this seed: two networks get the same noise."""
 
@@ -58,6 +60,7 @@ def trajectory(
     noise: torch.Tensor,
     *,
     guidance_scale: float = 1.0,
+    step_options: Mapping[str, Any] = NO_OPTIONS,
     progress: bool = False,
     **conditioning: Any,
 ) -> Trajectory:
@@ -68,6 +71,7 @@ def trajectory(
         scheduler: a diffusers scheduler after ``set_timesteps``; it is copied, never changed.
         noise: the starting point (N, C, H, W), of unit variance.
         guidance_scale: above 1, classifier-free guidance on a doubled batch (see the module docstring).
+        step_options: further arguments of ``scheduler.step``, e.g. ``{"use_clipped_model_output": True}``.
         progress: show a bar.
         conditioning: further arguments of the network, e.g. ``encoder_hidden_states``.
 
@@ -75,7 +79,7 @@ def trajectory(
         InputError: if the scheduler has no timesteps.
     """
     steps: list[Step] = []
-    final = _denoise(unet, scheduler, noise, guidance_scale, conditioning, steps.append, progress)
+    final = _denoise(unet, scheduler, noise, guidance_scale, step_options, conditioning, steps.append, progress)
     return Trajectory(steps, final, conditioning)
 
 
@@ -85,11 +89,15 @@ def generate(
     noise: torch.Tensor,
     *,
     guidance_scale: float = 1.0,
+    step_options: Mapping[str, Any] = NO_OPTIONS,
     progress: bool = False,
     **conditioning: Any,
 ) -> torch.Tensor:
     """The final images of `trajectory`, without keeping its steps."""
-    return _denoise(unet, scheduler, noise, guidance_scale, conditioning, lambda step: None, progress)
+
+    def forget(step: Step) -> None: ...
+
+    return _denoise(unet, scheduler, noise, guidance_scale, step_options, conditioning, forget, progress)
 
 
 @torch.no_grad()
@@ -98,6 +106,7 @@ def _denoise(
     scheduler: Any,
     noise: torch.Tensor,
     guidance_scale: float,
+    step_options: Mapping[str, Any],
     conditioning: Mapping[str, Any],
     record: Callable[[Step], object],
     progress: bool,
@@ -105,7 +114,7 @@ def _denoise(
     scheduler = copy.deepcopy(scheduler)
     if getattr(scheduler, "num_inference_steps", None) is None:
         raise InputError("no timesteps are set", where="scheduler", fix="Call set_timesteps(steps) on it first")
-    extra = _step_extras(scheduler)
+    extra = {**_step_extras(scheduler), **step_options}
     image = noise * scheduler.init_noise_sigma
     for timestep in tqdm(scheduler.timesteps, desc="denoise", leave=False, disable=not progress):
         sample = torch.cat([image, image]) if guidance_scale > 1 else image

@@ -29,7 +29,8 @@ def test_a_variant_names_configuration_fields(name: str, fields: dict) -> None:
 
 @pytest.mark.parametrize("suffix", SUFFIXES)
 def test_every_suffix_is_a_valid_configuration(suffix: str) -> None:
-    assert make_config(f"w8a8-{suffix}", 1000) != make_config("w8a8", 1000)
+    config = make_config(f"w8a8-{suffix}", 1000)
+    assert all(getattr(config, field) == value for field, value in SUFFIXES[suffix].items())
 
 
 @pytest.mark.parametrize("name", ["a8", "w8a8-", "w8a8-nosplt", "w8x8", ""])

@@ -107,3 +107,12 @@ def test_a_scheduler_without_timesteps_is_refused(noise: torch.Tensor) -> None:
 def test_predict_unwraps_every_kind_of_output(wrap) -> None:
     tensor = torch.ones(1, 1, 2, 2)
     assert torch.equal(predict(lambda sample, timestep: wrap(sample), tensor, 0), tensor)
+
+
+def test_step_options_reach_the_scheduler(noise: torch.Tensor) -> None:
+    scheduler, options = ddim(), {"use_clipped_model_output": True}
+    walked = trajectory(Shrink(gain=3), scheduler, noise, step_options=options)
+    step = walked.steps[0]
+    expected = scheduler.step(step.eps, step.timestep, noise, **options).prev_sample
+    assert torch.equal(walked.steps[1].sample, expected)
+    assert not torch.equal(walked.final, generate(Shrink(gain=3), scheduler, noise))
