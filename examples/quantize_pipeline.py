@@ -21,7 +21,8 @@ from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 from qdiff_fx import QDiffConfig, calibrate, collect_calibration_data, convert_qdiff, prepare_qdiff, save_qdiff
 
 PROMPTS = ["a fish", "a boat on a lake", "two birds", "the moon over a hill"]
-TEXT_WIDTH = 32
+TEXT_WIDTH, TOKENS = 32, 24
+LETTERS = len(string.ascii_lowercase)
 
 
 def tiny_pipeline() -> StableDiffusionPipeline:
@@ -41,16 +42,20 @@ def tiny_pipeline() -> StableDiffusionPipeline:
             norm_num_groups=8,
         ).eval(),
         vae=AutoencoderKL(latent_channels=4, block_out_channels=(8,), norm_num_groups=4).eval(),
-        scheduler=DDIMScheduler(beta_schedule="scaled_linear", clip_sample=False, set_alpha_to_one=False),
+        scheduler=DDIMScheduler(
+            beta_schedule="scaled_linear", clip_sample=False, set_alpha_to_one=False, steps_offset=1
+        ),
         tokenizer=letter_tokenizer(),
         text_encoder=CLIPTextModel(
             CLIPTextConfig(
-                vocab_size=2 * len(string.ascii_lowercase) + 2,
+                vocab_size=2 * LETTERS + 2,
+                bos_token_id=2 * LETTERS,
+                eos_token_id=2 * LETTERS + 1,
                 hidden_size=TEXT_WIDTH,
                 intermediate_size=TEXT_WIDTH,
                 num_hidden_layers=1,
                 num_attention_heads=2,
-                max_position_embeddings=8,
+                max_position_embeddings=TOKENS,
             )
         ).eval(),
         safety_checker=None,
@@ -67,7 +72,7 @@ def letter_tokenizer() -> CLIPTokenizer:
         words, merges = Path(folder, "vocab.json"), Path(folder, "merges.txt")
         words.write_text(json.dumps(vocabulary))
         merges.write_text("#version: 0.2\n")
-        return CLIPTokenizer(str(words), str(merges), model_max_length=8)
+        return CLIPTokenizer(str(words), str(merges), model_max_length=TOKENS)
 
 
 def main() -> None:
