@@ -58,7 +58,11 @@ def load_digits_embedding(folder: Path = FOLDER) -> DigitEmbedding:
 
 
 def make_digits_scheduler(steps: int = 25, folder: Path = FOLDER) -> DDIMScheduler:
-    """A DDIM scheduler on the noise schedule of training, with its timesteps set."""
+    """A DDIM scheduler on the noise schedule of training, with its timesteps set.
+
+    Pass `use_clipped_model_output=True` to its `step`, as the pipeline does: without it, guidance above about 1.5
+    ends in other digits than those asked for.
+    """
     scheduler = DDIMScheduler.from_config(_read_json(folder / SCHEDULER_CONFIG))
     scheduler.set_timesteps(steps)
     return scheduler

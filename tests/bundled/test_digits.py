@@ -226,7 +226,7 @@ def test_classifier_reads_real_digits() -> None:
 
 def test_samples_are_the_digits_asked_for() -> None:
     labels = torch.arange(100) % 10
-    images = digits.sample_digits(digits.load_digits_unet(), labels, seed=0, steps=10)
+    images = digits.sample_digits(digits.load_digits_unet(), labels, seed=0)
     with torch.no_grad():
         found = digits.load_digit_classifier()(images).argmax(dim=1)
     assert float((found == labels).float().mean()) >= 0.95
