@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
+from unittest import mock
 
 import torch
 import torch.nn.functional as F
 from diffusers import UNet2DConditionModel, UNet2DModel
 from torch import nn
 
+from qdiff_fx import PreparedUNet, QDiffConfig, QuantizedUNet, calibrate, convert_qdiff, prepare_qdiff
 from qdiff_fx.capture import CapturedGraph, capture
 
 BATCH, SIZE, TOKENS = 2, 16, 5
@@ -307,3 +309,44 @@ def captured(name: str) -> tuple[nn.Module, dict[str, Any], CapturedGraph]:
     torch.manual_seed(0)
     model, inputs = ARCHITECTURES[name]()
     return model, inputs, capture(model, inputs)
+
+
+def prepared(name: str, config: QDiffConfig) -> PreparedUNet:
+    """One network of the zoo, prepared anew; only its capture is shared."""
+    model, inputs, graph = captured(name)
+    with mock.patch("qdiff_fx.api.capture", return_value=graph):
+        return prepare_qdiff(model, config, inputs)
+
+
+@functools.cache
+def quantized(name: str, config: QDiffConfig = QDiffConfig()) -> QuantizedUNet:  # noqa: B008, it is frozen
+    """One network of the zoo on `reference`, calibrated on its example and on other noise; not to be changed."""
+    network = prepared(name, config)
+    inputs = captured(name)[1]
+    torch.manual_seed(1)
+    calibrate(network, [inputs, *(resized(inputs, BATCH) for _ in range(5))], progress=False)
+    return convert_qdiff(network, backend="reference")
+
+
+def resized(inputs: Any, batch: int, scale: int = 1, tokens: int = 0) -> Any:
+    """Example inputs with another batch, wider images, more tokens; new random values for images and tokens."""
+    if isinstance(inputs, Mapping):
+        return {key: resized(value, batch, scale, tokens) for key, value in inputs.items()}
+    if isinstance(inputs, tuple):
+        return tuple(resized(value, batch, scale, tokens) for value in inputs)
+    if not isinstance(inputs, torch.Tensor) or inputs.dim() == 0:
+        return inputs
+    if inputs.dim() == 4:
+        return torch.randn(batch, inputs.shape[1], inputs.shape[2], inputs.shape[3] * scale)
+    if inputs.dim() == 3:
+        return torch.randn(batch, inputs.shape[1] + tokens, inputs.shape[2])
+    repeated = inputs[torch.arange(batch) % len(inputs)]
+    return torch.cat([repeated, repeated[:, :tokens]], dim=1) if inputs.shape[-1] == TOKENS else repeated
+
+
+def tensors_of(result: Any) -> list[torch.Tensor]:
+    """Every tensor of a network's result, in order."""
+    if isinstance(result, torch.Tensor):
+        return [result]
+    parts = result.values() if isinstance(result, Mapping) else result
+    return [tensor for part in parts for tensor in tensors_of(part)]

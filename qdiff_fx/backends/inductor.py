@@ -46,6 +46,7 @@ class InductorBackend(Backend):
         layers = tuple(report(gm, node, _kernel_name(node), self.supports(node)) for node in quantized_layers(gm))
         lowered = copy_graph(gm)
         onednn.lower_to_onednn(lowered, options.compute_dtype)
+        onednn.dequantize_remaining_weights(lowered)
         write_codes(lowered)
         hide_from_inductor(lowered)
         for node in lowered.graph.nodes:

@@ -9,8 +9,9 @@ import torch
 from torch import fx
 from torch.fx.node import Argument
 
-from qdiff_fx.backends.base import ATTENTION, activation_of, quantized_layers, weight_of
+from qdiff_fx.backends.base import ATTENTION, DEQUANTIZE_WEIGHT, activation_of, quantized_layers, weight_of
 from qdiff_fx.graph import add_buffer, get_attr_tensor, is_op
+from qdiff_fx.numerics import dequantize
 from qdiff_fx.qparams import LayerInfo
 
 aten, onednn = torch.ops.aten, torch.ops.onednn
@@ -40,6 +41,22 @@ def lower_to_onednn(gm: fx.GraphModule, output_dtype: torch.dtype) -> None:
             _replace(gm, layer, _lower_conv, output_dtype)
         elif is_op(layer, aten.linear.default):
             _replace(gm, layer, _lower_linear, output_dtype)
+
+
+def dequantize_remaining_weights(gm: fx.GraphModule) -> None:
+    """Dequantize now, in place, the weights of layers that stay in float.
+
+    Inductor would do it at every call, and its dequantize per channel does not take weights without zero-points.
+    """
+    for node in [n for n in gm.graph.nodes if is_op(n, DEQUANTIZE_WEIGHT)]:
+        codes, scales, _, axis = node.args[:4]
+        weight = dequantize(get_attr_tensor(gm, codes), get_attr_tensor(gm, scales), 0, axis=axis)
+        name = add_buffer(gm, f"{codes.target}_dequantized", weight)
+        with gm.graph.inserting_before(node):
+            constant = gm.graph.get_attr(name)
+        constant.meta.update(node.meta)
+        node.replace_all_uses_with(constant)
+        gm.graph.erase_node(node)
 
 
 def _replace(
