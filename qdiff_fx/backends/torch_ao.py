@@ -53,6 +53,7 @@ class TorchAOBackend(Backend):
         return ""
 
     def supports(self, layer: fx.Node) -> str:
+        """As for every backend; ``lower`` asks after it has put static scales in the place of tables."""
         info: LayerInfo = layer.meta["layer"]
         if is_op(layer, ATTENTION):
             return info.float_reason

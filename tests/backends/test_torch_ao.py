@@ -41,6 +41,7 @@ needs_x86 = pytest.mark.skipif("x86" not in ENGINES, reason="this build of torch
 needs_qnnpack = pytest.mark.skipif("qnnpack" not in ENGINES, reason="this build of torch has no qnnpack engine")
 # QNNPACK rounds the bias to a multiple of input scale times weight scale, so near ties it may go the other way.
 FLIPPED_CODES = {"x86": 1e-3, "qnnpack": 1e-2}
+A_FEW = 3
 
 
 @pytest.fixture(params=[pytest.param("x86", marks=needs_x86), pytest.param("qnnpack", marks=needs_qnnpack)])
@@ -127,7 +128,7 @@ def assert_layers_agree(gm: fx.GraphModule, engine: str, *inputs: torch.Tensor) 
     assert differences
     together = torch.cat(differences)
     assert together.max() <= 1
-    assert (together > 0).float().mean() <= FLIPPED_CODES[engine]
+    assert (together > 0).sum() <= A_FEW + FLIPPED_CODES[engine] * together.numel()
 
 
 class Attention(nn.Module):
@@ -187,30 +188,31 @@ class SmallUNet(nn.Module):
 
 
 IMAGE = (2, 4, 7, 6)
+# Built in the test, under its seed.
 LAYERS = {
-    "conv": (nn.Conv2d(4, 8, 3, padding=1), IMAGE),
-    "strided": (nn.Conv2d(4, 8, 3, stride=(2, 1), padding=(0, 2)), IMAGE),
-    "dilated": (nn.Conv2d(4, 8, 3, padding=2, dilation=2), IMAGE),
-    "grouped": (nn.Conv2d(4, 8, 3, padding=1, groups=2), IMAGE),
-    "depthwise": (nn.Conv2d(4, 4, 3, padding=1, groups=4), IMAGE),
-    "odd channels, no bias": (nn.Conv2d(4, 5, 1, bias=False), IMAGE),
-    "conv1d": (nn.Conv1d(4, 8, 3, padding=1), (2, 4, 9)),
-    "conv3d": (nn.Conv3d(4, 8, 3, padding=1), (2, 4, 5, 4, 3)),
-    "linear": (nn.Linear(12, 7), (2, 12)),
-    "linear on tokens": (nn.Linear(12, 7, bias=False), (2, 5, 12)),
-    "in a row": (nn.Sequential(nn.Conv2d(4, 8, 3), nn.Conv2d(8, 4, 3)), IMAGE),
-    "attention": (Attention(), (2, 16, 3, 3)),
-    "concat": (Concat(), (2, 3, 6, 6)),
-    "two readers": (TwoReaders(), (2, 3, 6, 6)),
-    "unet": (SmallUNet(), (2, 3, 8, 8)),
+    "conv": (lambda: nn.Conv2d(4, 8, 3, padding=1), IMAGE),
+    "strided": (lambda: nn.Conv2d(4, 8, 3, stride=(2, 1), padding=(0, 2)), IMAGE),
+    "dilated": (lambda: nn.Conv2d(4, 8, 3, padding=2, dilation=2), IMAGE),
+    "grouped": (lambda: nn.Conv2d(4, 8, 3, padding=1, groups=2), IMAGE),
+    "depthwise": (lambda: nn.Conv2d(4, 4, 3, padding=1, groups=4), IMAGE),
+    "odd channels, no bias": (lambda: nn.Conv2d(4, 5, 1, bias=False), IMAGE),
+    "conv1d": (lambda: nn.Conv1d(4, 8, 3, padding=1), (2, 4, 9)),
+    "conv3d": (lambda: nn.Conv3d(4, 8, 3, padding=1), (2, 4, 5, 4, 3)),
+    "linear": (lambda: nn.Linear(12, 7), (2, 12)),
+    "linear on tokens": (lambda: nn.Linear(12, 7, bias=False), (2, 5, 12)),
+    "in a row": (lambda: nn.Sequential(nn.Conv2d(4, 8, 3), nn.Conv2d(8, 4, 3)), IMAGE),
+    "attention": (Attention, (2, 16, 3, 3)),
+    "concat": (Concat, (2, 3, 6, 6)),
+    "two readers": (TwoReaders, (2, 3, 6, 6)),
+    "unet": (SmallUNet, (2, 3, 8, 8)),
 }
 
 
 @pytest.mark.parametrize("name", LAYERS)
 def test_layers_give_the_codes_of_the_reference(name, engine):
-    net, shape = LAYERS[name]
-    x = torch.randn(shape)
-    assert_layers_agree(quantized_graph(net, x), engine, 1.5 * x)
+    build, shape = LAYERS[name]
+    gm = quantized_graph(build(), torch.randn(shape))
+    assert_layers_agree(gm, engine, 1.5 * torch.randn(16, *shape[1:]))
 
 
 @pytest.mark.parametrize("weight_bits", [SAFE_BITS, 4])
@@ -331,16 +333,16 @@ def test_x86_refuses_transposed_convolutions_and_runs_them_in_float():
 
 @needs_qnnpack
 @pytest.mark.parametrize(
-    ("net", "shape"),
+    ("build", "shape"),
     [
-        (nn.ConvTranspose1d(4, 6, 4, stride=2, padding=1, output_padding=1), (2, 4, 9)),
-        (nn.ConvTranspose2d(4, 6, 3, stride=2, output_padding=1), (2, 4, 5, 4)),
-        (nn.ConvTranspose2d(4, 6, (3, 2), padding=1, dilation=2, bias=False), (2, 4, 5, 6)),
+        (lambda: nn.ConvTranspose1d(4, 6, 4, stride=2, padding=1, output_padding=1), (2, 4, 9)),
+        (lambda: nn.ConvTranspose2d(4, 6, 3, stride=2, output_padding=1), (2, 4, 5, 4)),
+        (lambda: nn.ConvTranspose2d(4, 6, (3, 2), padding=1, dilation=2, bias=False), (2, 4, 5, 6)),
     ],
 )
-def test_qnnpack_takes_transposed_convolutions(net, shape):
-    x = torch.randn(shape)
-    assert_layers_agree(quantized_graph(net, x), "qnnpack", x)
+def test_qnnpack_takes_transposed_convolutions(build, shape):
+    gm = quantized_graph(build(), torch.randn(shape))
+    assert_layers_agree(gm, "qnnpack", torch.randn(16, *shape[1:]))
 
 
 @needs_qnnpack
