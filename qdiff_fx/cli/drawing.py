@@ -45,4 +45,4 @@ def draw_in_turn(
 @torch.no_grad()
 def accuracy(images: torch.Tensor, labels: torch.Tensor) -> float:
     """Share of images (N, 1, 32, 32) the bundled classifier takes for the digit they were to show."""
-    return float((load_digit_classifier()(images).argmax(1) == labels).float().mean())
+    return int((load_digit_classifier()(images).argmax(1) == labels).sum()) / len(labels)

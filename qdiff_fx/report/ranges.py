@@ -20,9 +20,13 @@ BAND, CORE, LINE = "#c9d7f2", "#7f9fd9", "#1f3f7f"
 
 
 def most_varying(records: Sequence[Statistics], count: int) -> list[Statistics]:
-    """The records whose range changes most over the timesteps, as a ratio, greatest change first."""
+    """The records whose range changes most over the timesteps, as a ratio, greatest change first.
+
+    Of layers that read the same activation only the first counts.
+    """
     usable = [record for record in records if int(record.seen.sum()) > 1]
-    return sorted(usable, key=_spread, reverse=True)[:count]
+    distinct = {(*record.min_val.tolist(), *record.max_val.tolist()): record for record in reversed(usable)}
+    return sorted(reversed(distinct.values()), key=_spread, reverse=True)[:count]
 
 
 def ranges_figure(records: Sequence[Statistics], num_train_timesteps: int) -> Figure:

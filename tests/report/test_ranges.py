@@ -41,6 +41,11 @@ def test_the_most_varying_layers_come_first() -> None:
     assert [r.name for r in most_varying(records, 2)] == ["wild", "calm"]
 
 
+def test_layers_that_read_the_same_activation_count_once() -> None:
+    records = [record("first", 2.0), record("second", 2.0), record("other", 3.0)]
+    assert [r.name for r in most_varying(records, 3)] == ["other", "first"]
+
+
 def test_layers_seen_at_one_timestep_only_do_not_count_as_varying() -> None:
     observer = TimestepObserver(BINS, TRAIN_STEPS, name="once")
     observer(torch.ones(1, 3), 0)
