@@ -65,10 +65,15 @@ def hide_from_inductor(gm: fx.GraphModule) -> None:
 
 def _only_source(node: object) -> fx.Node | None:
     """The integer layer at the start of a chain of reshapes that nothing else reads."""
-    while isinstance(node, fx.Node) and len(node.users) == 1:
+    while isinstance(node, fx.Node) and len(_readers(node)) == 1:
         if is_op(node, *LAYER_OPS):
             return node if node.args[-4] in (torch.float32, torch.bfloat16) else None
         if not is_op(node, *RESHAPES):
             return None
         node = node.args[0]
     return None
+
+
+def _readers(node: fx.Node) -> list[fx.Node]:
+    """Who reads the values; asking for a size does not."""
+    return [user for user in node.users if not is_op(user, aten.sym_size.int)]

@@ -1,0 +1,69 @@
+"""Quantized graphs of networks small enough to check by hand."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import fx, nn
+
+from qdiff_fx import PreparedUNet, QDiffConfig, prepare_qdiff
+from qdiff_fx.convert import convert
+
+
+class Plain(nn.Module):
+    """One layer between nothing: `layer(x)`."""
+
+    def __init__(self, layer: nn.Module):
+        super().__init__()
+        self.layer = layer
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.layer(x)
+
+
+class Shortcut(nn.Module):
+    """A concat of two tensors of very different size before a 1x1 convolution, and attention behind it."""
+
+    def __init__(self, channels: int = 16):
+        super().__init__()
+        self.conv_in = nn.Conv2d(3, channels, 3, padding=1)
+        self.deep = nn.Conv2d(channels, channels, 3, padding=1)
+        self.shortcut = nn.Conv2d(2 * channels, channels, 1)
+        self.to_q, self.to_k, self.to_v = (nn.Linear(channels, channels) for _ in range(3))
+        self.conv_out = nn.Conv2d(channels, 3, 3, padding=1)
+        self.time = nn.Linear(1, channels)
+
+    def forward(self, x: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
+        skip = self.conv_in(x)
+        h = F.silu(self.deep(F.silu(skip + self.time(t[:, None].to(x.dtype) / 1000)[..., None, None]))) * 50
+        h = self.shortcut(torch.cat([h, skip], dim=1))
+        tokens = h.flatten(2).transpose(1, 2)
+        split = lambda y: y.unflatten(-1, (2, -1)).transpose(1, 2)  # noqa: E731
+        mixed = F.scaled_dot_product_attention(
+            split(self.to_q(tokens)), split(self.to_k(tokens)), split(self.to_v(tokens))
+        )
+        return self.conv_out(h + mixed.transpose(1, 2).flatten(2).transpose(1, 2).reshape(h.shape))
+
+
+def prepared(net: nn.Module, *inputs: torch.Tensor, calibrated: bool = True, **config: Any) -> PreparedUNet:
+    """`net` prepared with its forward arguments named x and t, and calibrated on `inputs`."""
+    names = ("x", "t")
+    network = prepare_qdiff(net.eval(), QDiffConfig(**config), dict(zip(names, inputs, strict=False)))
+    if calibrated:
+        with torch.no_grad():
+            network(*inputs)
+    return network
+
+
+def qdq_graph(net: nn.Module, *inputs: torch.Tensor, **config: Any) -> fx.GraphModule:
+    """The q/dq graph of `net`, calibrated on `inputs`."""
+    network = prepared(net, *inputs, **config)
+    return convert(network.graph_module, network.qconfig)
+
+
+def run(module: nn.Module, *inputs: torch.Tensor) -> torch.Tensor:
+    """The only output of a flat graph."""
+    with torch.no_grad():
+        return module(*inputs)[0]
