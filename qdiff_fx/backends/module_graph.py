@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any, NamedTuple, cast
@@ -16,7 +17,6 @@ from qdiff_fx.qparams import LayerInfo
 
 aten, qd = torch.ops.aten, torch.ops.quantized_decomposed
 
-LAYERS = "layers"
 CONVS: dict[object, type[nn.Module]] = {
     aten.conv1d.default: nn.Conv1d,
     aten.conv2d.default: nn.Conv2d,
@@ -122,13 +122,14 @@ def to_modules(
     """
     modules: dict[str, LayerConstants] = {}
     inputs: dict[fx.Node, fx.Node] = {}
-    gm.add_submodule(LAYERS, nn.Module())
+    owner = _unused_name(gm, "layers")
+    gm.add_submodule(owner, nn.Module())
     for layer in layers:
         activation = cast(fx.Node, activation_of(layer))
         if activation not in inputs:
             inputs[activation] = _module_input(gm.graph, activation)
         constants = constants_of(gm, layer)
-        name = _add_module(gm, layer, constants)
+        name = _add_module(gm, owner, layer, constants)
         _call_instead(gm.graph, layer, name, inputs[activation], compute_dtype)
         modules[name] = constants
     return modules
@@ -157,17 +158,19 @@ def _call_instead(graph: fx.Graph, layer: fx.Node, name: str, x: fx.Node, comput
     graph.erase_node(layer)
 
 
-def _add_module(gm: fx.GraphModule, layer: fx.Node, constants: LayerConstants) -> str:
+def _add_module(gm: fx.GraphModule, owner: str, layer: fx.Node, constants: LayerConstants) -> str:
     weight = dequantize(constants.codes, constants.scales, 0, axis=constants.axis)
     module = float_module(layer.target, weight, constants.bias, constants.options)
     # Module paths may hold one another ("attn" and "attn.to_q"), so they are flattened.
-    stem = "".join(c if c.isalnum() else "_" for c in layer.meta["layer"].path).strip("_") or layer.name
-    name, count = stem, 0
-    while hasattr(gm.get_submodule(LAYERS), name):
-        count += 1
-        name = f"{stem}_{count}"
-    gm.add_submodule(f"{LAYERS}.{name}", module)
-    return f"{LAYERS}.{name}"
+    flat = "".join(c if c.isalnum() else "_" for c in layer.meta["layer"].path).strip("_")
+    name = f"{owner}.{_unused_name(gm.get_submodule(owner), flat or layer.name)}"
+    gm.add_submodule(name, module)
+    return name
+
+
+def _unused_name(module: nn.Module, stem: str) -> str:
+    candidates = itertools.chain([stem], (f"{stem}_{count}" for count in itertools.count(1)))
+    return next(name for name in candidates if not hasattr(module, name))
 
 
 def float_module(target: object, weight: Tensor, bias: Tensor | None, options: dict[str, Any]) -> nn.Module:

@@ -482,6 +482,26 @@ def test_packed_layers_keep_their_engine(engine):
         torch.backends.quantized.engine = before
 
 
+class AwkwardNames(nn.Module):
+    """A module called like the one this backend adds, and one that is applied twice."""
+
+    def __init__(self):
+        super().__init__()
+        self.layers = nn.ModuleList([nn.GroupNorm(2, 4), nn.Conv2d(4, 4, 3, padding=1)])
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        norm, conv = self.layers
+        return conv(norm(conv(x)))
+
+
+def test_names_of_modules_do_not_clash(engine):
+    x = torch.randn(2, 4, 6, 6)
+    gm = quantized_graph(AwkwardNames(), x)
+    assert len(integer_layers(gm, engine)) == 2
+    assert_layers_agree(gm, engine, x)
+    assert run(lowered(gm, engine), x).shape == x.shape
+
+
 def test_bfloat16_between_the_layers(engine):
     net, x = SmallUNet(), torch.randn(2, 3, 8, 8)
     gm = quantized_graph(net, x)
