@@ -24,9 +24,11 @@ def most_varying(records: Sequence[Statistics], count: int) -> list[Statistics]:
 
     Of layers that read the same activation only the first counts.
     """
-    usable = [record for record in records if int(record.seen.sum()) > 1]
-    distinct = {(*record.min_val.tolist(), *record.max_val.tolist()): record for record in reversed(usable)}
-    return sorted(reversed(distinct.values()), key=_spread, reverse=True)[:count]
+    distinct: dict[tuple[float, ...], Statistics] = {}
+    for record in records:
+        if int(record.seen.sum()) > 1:
+            distinct.setdefault((*record.min_val.tolist(), *record.max_val.tolist()), record)
+    return sorted(distinct.values(), key=_spread, reverse=True)[:count]
 
 
 def ranges_figure(records: Sequence[Statistics], num_train_timesteps: int) -> Figure:
