@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import keyword
 import math
 import operator
 from collections.abc import Callable
@@ -68,15 +69,18 @@ def graph_from_json(rows: list[dict[str, Any]]) -> fx.Graph:
     Raises:
         ArtifactError: the description is malformed or calls something outside the allow-list.
     """
+    if not isinstance(rows, list):
+        raise ArtifactError(f"the nodes are a {type(rows).__name__}, not a list", where="graph.json")
     graph, mode = fx.Graph(), FakeTensorMode()
     nodes: dict[str, fx.Node] = {}
-    for row in rows:
+    for index, row in enumerate(rows):
         try:
             node = _node_from_json(graph, row, nodes)
-        except (KeyError, TypeError, AttributeError, IndexError) as error:
-            raise ArtifactError(f"node {row.get('name', '?')!r} is malformed ({error})", where="graph.json") from error
-        nodes[row["name"]] = node
-        node.meta.update(_meta_from_json(row, mode))
+            nodes[row["name"]] = node
+            node.meta.update(_meta_from_json(row, mode))
+        except (LookupError, TypeError, ValueError, AttributeError, RuntimeError) as error:
+            cause = f"{type(error).__name__}: {error}"
+            raise ArtifactError(f"node {index} is malformed ({cause})", where="graph.json") from error
     graph.lint()
     return graph
 
@@ -102,10 +106,31 @@ def _hint(size: int | torch.SymInt) -> int:
 def _node_from_json(graph: fx.Graph, row: dict[str, Any], nodes: dict[str, fx.Node]) -> fx.Node:
     args = tuple(_decode(arg, nodes) for arg in row["args"])
     kwargs = {key: _decode(value, nodes) for key, value in row.get("kwargs", {}).items()}
+    for key in kwargs:
+        _check_name(key)
     if row["op"] not in ("placeholder", "get_attr", "call_function", "output"):
         raise ArtifactError(f"node {row['name']!r} has operation {row['op']!r}", where="graph.json")
-    target = _target(row["target"]) if row["op"] == "call_function" else row["target"]
+    target: Callable[..., Any] | str = row["target"]
+    if row["op"] == "call_function":
+        target = _target(row["target"])
+    elif row["op"] == "get_attr":
+        _check_attribute(row["target"])
+    else:
+        _check_name(row["target"])
+    _check_name(row["name"])
     return graph.create_node(row["op"], target, args, kwargs, name=row["name"])
+
+
+def _check_name(text: str) -> None:
+    """torch.fx writes names into the code it generates for a graph, so only a Python name may pass."""
+    if not text.isidentifier() or keyword.iskeyword(text):
+        raise ArtifactError(f"{text!r} is not a name", where="graph.json")
+
+
+def _check_attribute(path: str) -> None:
+    """torch.fx quotes the parts of a path that are no names, so none of them may end the quotes."""
+    if not path.isprintable() or set(path) & set("\"'\\"):
+        raise ArtifactError(f"{path!r} is not the path of a tensor", where="graph.json")
 
 
 def _meta_from_json(row: dict[str, Any], mode: FakeTensorMode) -> dict[str, Any]:
@@ -125,7 +150,7 @@ def _target_name(node: fx.Node) -> str:
     target = node.target
     if isinstance(target, str):
         return target
-    if isinstance(target, torch._ops.OpOverload) and target.namespace in NAMESPACES:
+    if isinstance(target, torch._ops.OpOverload) and _only_computes(target):
         return str(target)
     if target in FUNCTION_NAMES:
         return FUNCTION_NAMES[target]
@@ -140,11 +165,26 @@ def _target(name: str) -> Callable[..., Any]:
     if namespace not in NAMESPACES:
         raise ArtifactError(f"{name!r} is not an operator that may be loaded", where="graph.json")
     try:
-        return getattr(getattr(getattr(torch.ops, namespace), packet), overload)
+        target = getattr(getattr(getattr(torch.ops, namespace), packet), overload)
     except AttributeError as error:
         raise ArtifactError(
             f"this build of torch has no operator {name!r}", where="graph.json", fix="Use the torch it was saved with"
         ) from error
+    if not _only_computes(target):
+        raise ArtifactError(f"{name!r} is not an operator that may be loaded", where="graph.json")
+    return target
+
+
+def _only_computes(target: object) -> bool:
+    """Whether this is an operator that writes to none of its arguments and names no file.
+
+    What the dispatcher does not know are functions of TorchScript, `save` among them.
+    """
+    if not isinstance(target, torch._ops.OpOverload) or target.namespace not in NAMESPACES:
+        return False
+    schema = target._schema
+    known = torch._C._dispatch_has_kernel(target.name())
+    return known and not schema.is_mutable and not any(argument.name == "filename" for argument in schema.arguments)
 
 
 def _encode(node: fx.Node, value: Any) -> Any:

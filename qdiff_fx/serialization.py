@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from qdiff_fx.signature import CallSignature
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import fx, nn
@@ -25,6 +24,7 @@ from qdiff_fx.errors import ArtifactError
 from qdiff_fx.graph import add_buffer, get_attr_tensor
 from qdiff_fx.graph_json import graph_from_json, graph_to_json
 from qdiff_fx.packing import pack_codes, unpack_codes
+from qdiff_fx.signature import CallSignature
 
 FORMAT_VERSION = 1
 MANIFEST, GRAPH, WEIGHTS = "qdiff.json", "graph.json", "weights.safetensors"
@@ -49,10 +49,7 @@ def save_artifact(artifact: Artifact, folder: str | os.PathLike[str]) -> Path:
         ArtifactError: the folder holds something else, the disk is full, or the graph cannot be saved.
     """
     target = Path(folder)
-    if target.exists() and not (target / MANIFEST).is_file():
-        raise ArtifactError(
-            "it exists and is not a saved network", where=str(target), fix="Choose another folder or remove it"
-        )
+    _check_replaceable(target)
     tensors, packed = _pack(artifact.graph_module)
     graph = {"nodes": graph_to_json(artifact.graph_module.graph), "packed": packed}
     with _replacing(target, sum(t.numel() * t.element_size() for t in tensors.values())) as staging:
@@ -67,7 +64,7 @@ def save_artifact(artifact: Artifact, folder: str | os.PathLike[str]) -> Path:
             "sha256": {name: _digest(staging / name) for name in (GRAPH, WEIGHTS)},
         }
         manifest["manifest_sha256"] = _manifest_digest(manifest)
-        (staging / MANIFEST).write_text(json.dumps(manifest, indent=1))
+        (staging / MANIFEST).write_text(_manifest_text(manifest))
     return target
 
 
@@ -78,22 +75,13 @@ def load_artifact(folder: str | os.PathLike[str]) -> Artifact:
         ArtifactError: the folder is missing, incomplete, damaged, or of a newer version.
     """
     path = Path(folder)
-    manifest = _read_manifest(path)
-    for name, digest in manifest["sha256"].items():
-        if not (path / name).is_file():
-            raise ArtifactError(f"{name} is missing", where=str(path), fix="Save the network again")
-        if _digest(path / name) != digest:
-            raise ArtifactError(
-                f"{name} is damaged: its checksum differs", where=str(path), fix="Copy or save it again"
-            )
-    try:
-        graph = json.loads((path / GRAPH).read_text())
-        tensors = load_file(path / WEIGHTS)
-    except (ValueError, SafetensorError) as error:
-        raise ArtifactError(f"it cannot be read ({error})", where=str(path), fix="Save the network again") from error
-    module = _unpack(graph, tensors)
-    signature = CallSignature.from_json(manifest["signature"])
-    return Artifact(module, signature, QDiffConfig.from_json(manifest["config"]), manifest["source"])
+    with _reading(path):
+        manifest = _read_manifest(path)
+        for name in (GRAPH, WEIGHTS):
+            _check_file(path, name, manifest["sha256"][name])
+        module = _unpack(json.loads((path / GRAPH).read_text()), load_file(path / WEIGHTS))
+        signature = CallSignature.from_json(manifest["signature"])
+        return Artifact(module, signature, QDiffConfig.from_json(manifest["config"]), manifest["source"])
 
 
 def artifact_bytes(folder: str | os.PathLike[str]) -> int:
@@ -135,12 +123,38 @@ def _unpack(graph: dict[str, Any], tensors: dict[str, torch.Tensor]) -> fx.Graph
         bits_and_shape = graph["packed"].get(name)
         add_buffer(root, name, unpack_codes(tensor, *bits_and_shape) if bits_and_shape else tensor)
     nodes = graph_from_json(graph["nodes"])
-    missing = {str(n.target) for n in nodes.nodes if n.op == "get_attr"} - set(tensors)
-    if missing:
-        raise ArtifactError(f"tensor {sorted(missing)[0]!r} is missing", where=WEIGHTS, fix="Save the network again")
+    for node in nodes.nodes:
+        if node.op == "get_attr":
+            _check_tensor(root, node, set(tensors))
     module = fx.GraphModule(root, nodes)
     module.meta["properties"] = {"canonical", "quantized"}
     return module
+
+
+@contextmanager
+def _reading(path: Path) -> Iterator[None]:
+    """Whatever goes wrong with what is read is the folder's fault."""
+    try:
+        yield
+    except ArtifactError:
+        raise
+    except Exception as error:
+        cause = f"{type(error).__name__}: {error}"
+        raise ArtifactError(f"it cannot be read ({cause})", where=str(path), fix="Save the network again") from error
+
+
+def _check_tensor(root: fx.GraphModule, node: fx.Node, stored: set[str]) -> None:
+    """Raises ArtifactError for a tensor the graph reads that is missing, or is not of the kind the graph expects."""
+    if node.target not in stored:
+        raise ArtifactError(f"tensor {node.target!r} is missing", where=WEIGHTS, fix="Save the network again")
+    expected, found = node.meta.get("val"), get_attr_tensor(root, node)
+    if expected is not None and (expected.dtype, expected.shape) != (found.dtype, found.shape):
+        raise ArtifactError(
+            f"tensor {node.target!r} is {found.dtype} {list(found.shape)}, "
+            f"the graph expects {expected.dtype} {list(expected.shape)}",
+            where=WEIGHTS,
+            fix="Save the network again",
+        )
 
 
 def _read_manifest(path: Path) -> dict[str, Any]:
@@ -148,20 +162,30 @@ def _read_manifest(path: Path) -> dict[str, Any]:
     if not file.is_file():
         found = "is not a saved network: it has no qdiff.json" if path.is_dir() else "does not exist"
         raise ArtifactError(f"the folder {found}", where=str(path), fix="Give a folder written by save_qdiff")
-    try:
-        manifest = json.loads(file.read_text())
-        version = manifest["format_version"]
-    except (ValueError, KeyError, TypeError) as error:
-        raise ArtifactError(f"qdiff.json cannot be read ({error})", where=str(path), fix="Save it again") from error
+    text = file.read_text()
+    manifest = json.loads(text)
+    version = manifest["format_version"]
     if version > FORMAT_VERSION:
         raise ArtifactError(
             f"it has format version {version}, this release reads up to {FORMAT_VERSION}",
             where=str(path),
             fix="Upgrade qdiff_fx",
         )
-    if manifest.get("manifest_sha256") != _manifest_digest(manifest):
+    # The text too, or a changed byte that means the same (1e-5, 1E-5) would pass.
+    if manifest["manifest_sha256"] != _manifest_digest(manifest) or text != _manifest_text(manifest):
         raise ArtifactError("qdiff.json is damaged: its checksum differs", where=str(path), fix="Copy or save it again")
     return manifest
+
+
+def _check_file(path: Path, name: str, digest: str) -> None:
+    if not (path / name).is_file():
+        raise ArtifactError(f"{name} is missing", where=str(path), fix="Save the network again")
+    if _digest(path / name) != digest:
+        raise ArtifactError(f"{name} is damaged: its checksum differs", where=str(path), fix="Copy or save it again")
+
+
+def _manifest_text(manifest: dict[str, Any]) -> str:
+    return json.dumps(manifest, indent=1)
 
 
 def _manifest_digest(manifest: dict[str, Any]) -> str:
@@ -174,29 +198,44 @@ def _digest(file: Path) -> str:
         return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
+def _check_replaceable(target: Path) -> None:
+    """Only a saved network is ever overwritten, and only one with nothing else beside it."""
+    if not target.exists():
+        return
+    if not (target / MANIFEST).is_file():
+        raise ArtifactError(
+            "it exists and is not a saved network", where=str(target), fix="Choose another folder or remove it"
+        )
+    others = sorted({file.name for file in target.iterdir()} - {MANIFEST, GRAPH, WEIGHTS})
+    if others:
+        raise ArtifactError(
+            f"it holds {others[0]!r} beside a saved network", where=str(target), fix="Choose another folder"
+        )
+
+
 @contextmanager
 def _replacing(target: Path, expected_bytes: int) -> Iterator[Path]:
     """A staging folder beside ``target`` that takes its place on success and vanishes on failure."""
-    target.parent.mkdir(parents=True, exist_ok=True)
-    free = shutil.disk_usage(target.parent).free
-    if free < expected_bytes:
-        raise _disk_full(target, f"{expected_bytes} bytes are needed and {free} are free")
     token = uuid.uuid4().hex[:8]
     staging, previous = (target.parent / f".{target.name}.{token}.{kind}" for kind in ("new", "old"))
     try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        free = shutil.disk_usage(target.parent).free
+        if free < expected_bytes:
+            raise _disk_full(target, f"{expected_bytes} bytes are needed and {free} are free")
         staging.mkdir()
         yield staging
         if target.exists():
             os.replace(target, previous)
         os.replace(staging, target)
     except (OSError, SafetensorError) as error:
-        if previous.exists() and not target.exists():
-            os.replace(previous, target)
         # safetensors wraps the operating system's error in its own text.
         if getattr(error, "errno", None) == errno.ENOSPC or "No space left" in str(error):
             raise _disk_full(target, str(error)) from error
         raise ArtifactError(f"it cannot be written ({error})", where=str(target)) from error
     finally:
+        if previous.exists() and not target.exists():
+            os.replace(previous, target)
         shutil.rmtree(staging, ignore_errors=True)
         shutil.rmtree(previous, ignore_errors=True)
 

@@ -86,7 +86,8 @@ def lowered_shortcut() -> tuple[torch.fx.GraphModule, torch.fx.GraphModule]:
 def test_every_layer_is_lowered():
     gm, lowered = lowered_shortcut()
     assert not any(refusal(node) for node in gm.graph.nodes if "layer" in node.meta)
-    assert sum(is_op(node, *LAYER_OPS) for node in lowered.graph.nodes) == 9  # 3 convs, 2 parts of the shortcut, 4 linears
+    # 3 convolutions, 2 parts of the shortcut, 4 linear layers.
+    assert sum(is_op(node, *LAYER_OPS) for node in lowered.graph.nodes) == 9
     assert not any("dequantize_per_channel" in str(node.target) for node in clean(lowered).graph.nodes)
 
 
