@@ -263,6 +263,7 @@ def test_any_convolution_agrees_to_one_code(engine, data):
     size = data.draw(st.integers(1, 9))
     assume(size + 2 * padding > dilation * (kernel - 1))
     options = {"stride": stride, "padding": padding, "dilation": dilation, "groups": groups}
+    torch.manual_seed(data.draw(st.integers(0, 1000)))  # so that an example fails again when it is replayed
     conv = (nn.Conv1d, nn.Conv2d)[dims - 1](channels, outputs, kernel, **options, bias=data.draw(st.booleans()))
     x = torch.randn(2, channels, *[size] * dims)
     gm = quantized_graph(
@@ -271,7 +272,14 @@ def test_any_convolution_agrees_to_one_code(engine, data):
     (layer,) = quantized_layers(gm)
     expected = run(lowered(gm, "reference", AS_TORCH_AO), 1.5 * x)
     actual = run(lowered(gm, engine), 1.5 * x)
-    assert (actual - expected).abs().max() <= 1.001 * layer.meta["layer"].output.scale[0]
+    one_code = 1.001 * layer.meta["layer"].output.scale[0]
+    assert (actual - expected).abs().max() <= one_code + _bias_rounding(gm, layer, engine)
+
+
+def _bias_rounding(gm: fx.GraphModule, layer: fx.Node, engine: str) -> float:
+    """QNNPACK keeps the bias as a multiple of input scale times weight scale, which is coarse at few weight bits."""
+    weight_scales = get_attr_tensor(gm, weight_of(layer).args[1])
+    return 0.5 * activation_of(layer).args[1] * weight_scales.max().item() if engine == "qnnpack" else 0.0
 
 
 @pytest.mark.parametrize("act_bits", [4, 7])
