@@ -73,10 +73,9 @@ def _named(kind: str, name: str, entries: Mapping[str, Any], flat: list[torch.Te
 def pack_output(flat: Sequence[torch.Tensor], structure: Structure, return_dict: bool = True) -> Any:
     """The inverse of `flatten_output`; with return_dict=False a named structure becomes a plain tuple."""
     tensors = iter(flat)
-    result = _pack(tensors, structure)
     if return_dict or structure["kind"] not in ("dict", "output"):
-        return result
-    return tuple(result[key] for key in structure["items"])
+        return _pack(tensors, structure)
+    return tuple(_pack(tensors, item) for item in structure["items"].values())
 
 
 def _pack(tensors: Iterator[torch.Tensor], structure: Structure) -> Any:
