@@ -30,7 +30,7 @@ from qdiff_fx.sources import DigitsSource, Draw, Source
 FLOAT = "FP32"
 WEIGHT_BITS = {"W8A8": 8, "W4A8": 4}
 BATCH = 20
-CALIBRATION_IMAGES, CALIBRATION_EVERY = 40, 2
+CALIBRATION_IMAGES = 20
 PANELS, COLUMNS = 6, 10
 
 
@@ -88,8 +88,7 @@ def demo(
 def _quantize_all(source: Source, folders: dict[str, Path], draw: Draw, out: Path, output: Output) -> Path:
     """Save every variant, calibrated on the same trajectories; returns the plot of the ranges they were."""
     output.note(f"sampling {draw.count} trajectories of {draw.steps} steps to calibrate on")
-    every = min(CALIBRATION_EVERY, draw.steps)
-    data = source.calibration_data(draw, every=every, batch_size=min(BATCH, draw.count))
+    data = source.calibration_data(draw, every=1, batch_size=min(BATCH, draw.count))
     prepared = [_quantize(source, WEIGHT_BITS[name], data, folder, output) for name, folder in folders.items()]
     # Both saw the same activations.
     return _save_ranges(prepared[0], source, out / "ranges.png")
