@@ -33,7 +33,7 @@ class Rule:
     Attributes:
         pattern: a glob over dotted module paths ("up_blocks.*.conv_shortcut"), or a regular expression after "re:".
         weight_bits, act_bits, softmax_bits, act_range: override the global setting where not ``None``.
-        quantize: ``False`` keeps the layer in float.
+        quantize: ``False`` keeps the layer in float, ``True`` takes it back from an earlier rule that did.
     """
 
     pattern: str
@@ -41,7 +41,7 @@ class Rule:
     act_bits: int | None = None
     softmax_bits: int | None = None
     act_range: ActRange | None = None
-    quantize: bool = True
+    quantize: bool | None = None
 
     def __post_init__(self) -> None:
         where = f"Rule({self.pattern!r})"

@@ -244,9 +244,9 @@ class TestRules:
         ("text", "rule"),
         [
             ("conv_in=float", Rule("conv_in", quantize=False)),
-            ("up_blocks.*=w8", Rule("up_blocks.*", weight_bits=8)),
-            ("*=w4a6s16", Rule("*", weight_bits=4, act_bits=6, softmax_bits=16)),
-            ("re:a(?=b).*=a8", Rule("re:a(?=b).*", act_bits=8)),
+            ("up_blocks.*=w8", Rule("up_blocks.*", weight_bits=8, quantize=True)),
+            ("*=w4a6s16", Rule("*", weight_bits=4, act_bits=6, softmax_bits=16, quantize=True)),
+            ("re:a(?=b).*=a8", Rule("re:a(?=b).*", act_bits=8, quantize=True)),
         ],
     )
     def test_what_is_understood(self, text: str, rule: Rule) -> None:

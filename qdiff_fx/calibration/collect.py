@@ -145,7 +145,8 @@ def _run(sampler: Sampler, plan: CollectionPlan, samples: range, inputs: Inputs,
         torch.manual_seed(seed)  # for `inputs`, and for samplers that take no generator
         conditioning = inputs(len(samples)) if callable(inputs) else _cut(inputs or {}, samples, plan, sampler.halves)
         sampler.sample(len(samples), conditioning, torch.Generator().manual_seed(seed))
-    rows = len(recorder.records[-1]["timestep"]) if recorder.records else 0
+    # The first argument is x_t; the others have its number of rows, see `as_record`.
+    rows = len(next(iter(recorder.records[-1].values()))) if recorder.records else 0
     if rows == 0 or rows % len(samples):
         raise CalibrationError(
             f"the sampler ran the network on {rows} rows for {len(samples)} samples",

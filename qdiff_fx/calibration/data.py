@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Iterator, Mapping, Sequence
+from itertools import islice
 from pathlib import Path
 from typing import Any, Literal, overload
 
@@ -83,7 +84,8 @@ class CalibrationData(Sequence[Batch]):
         "first" are the noisiest timesteps (where sampling starts), "last" the cleanest, "middle" those between,
         "uniform" spreads over the trajectory. The paper shows that all but "uniform" overfit.
         """
-        recorded = sorted({float(record["timestep"].flatten()[0]) for record in self._records}, reverse=True)
+        at = [_timestep_of(record) for record in self._records]
+        recorded = sorted(set(at), reverse=True)
         if timesteps not in (*_STARTS, "uniform") or not 1 <= steps <= len(recorded):
             raise CalibrationError(
                 f"cannot select {steps} {timesteps!r} timesteps of {len(recorded)}",
@@ -95,7 +97,7 @@ class CalibrationData(Sequence[Batch]):
         else:
             start = int(_STARTS[timesteps] * (len(recorded) - steps))
             chosen = set(recorded[start : start + steps])
-        kept = [record for record in self._records if float(record["timestep"].flatten()[0]) in chosen]
+        kept = [record for record, timestep in zip(self._records, at, strict=True) if timestep in chosen]
         return CalibrationData(kept, self.metadata | {"selected": [timesteps, steps]})
 
     def save(self, folder: str | os.PathLike[str]) -> None:
@@ -157,8 +159,9 @@ def as_record(arguments: Mapping[str, Any]) -> dict[str, Tensor]:
 
     A timestep given as a number or for all samples at once becomes [R]; so does anything of first dimension 1.
     """
-    if isinstance(arguments.get("timestep"), (int, float)):
-        arguments = {**arguments, "timestep": torch.tensor(arguments["timestep"])}
+    name = timestep_argument(arguments)
+    if name is not None and isinstance(arguments[name], (int, float)):
+        arguments = {**arguments, name: torch.tensor(arguments[name])}
     # A tensor that needs neither stays the same object, by which shared tensors are recognised.
     flat = {
         name: tensor.detach().cpu() if tensor.requires_grad or not tensor.is_cpu else tensor
@@ -166,6 +169,21 @@ def as_record(arguments: Mapping[str, Any]) -> dict[str, Tensor]:
     }
     rows = _row_count(flat)
     return {name: _expanded(name, tensor, rows) for name, tensor in flat.items()}
+
+
+def timestep_argument(arguments: Mapping[str, Any]) -> str | None:
+    """The argument that holds t: "timestep", or the second one if that can be t, as in ``unet(x_t, t)``."""
+    if "timestep" in arguments:
+        return "timestep"
+    name, value = next(islice(arguments.items(), 1, None), ("", None))
+    is_timestep = isinstance(value, (int, float)) or (isinstance(value, Tensor) and value.dim() <= 1)
+    return name if is_timestep else None
+
+
+def _timestep_of(record: Mapping[str, Tensor]) -> float:
+    """The timestep of a batch's first sample; of a network without any, one and the same for all."""
+    name = timestep_argument(record)
+    return 0.0 if name is None else float(record[name].flatten()[0])
 
 
 def _row_count(record: Mapping[str, Tensor]) -> int:
@@ -190,5 +208,6 @@ def _expanded(name: str, tensor: Tensor, rows: int) -> Tensor:
 def _mixing_key(number: int, record: Mapping[str, Tensor]) -> tuple[Any, ...]:
     """Equal for batches that may be joined: one and the same timestep, and tensors of the same kind."""
     layout = tuple(sorted((name, tensor.shape[1:], tensor.dtype) for name, tensor in record.items()))
-    timesteps = record["timestep"].unique() if "timestep" in record else torch.empty(0)
+    name = timestep_argument(record)
+    timesteps = torch.empty(0) if name is None else record[name].unique()
     return (timesteps.item() if timesteps.numel() == 1 else f"batch {number}", layout)

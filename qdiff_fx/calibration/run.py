@@ -9,7 +9,7 @@ import torch
 from torch import nn
 from tqdm import tqdm
 
-from qdiff_fx.calibration.data import Batch
+from qdiff_fx.calibration.data import Batch, timestep_argument
 from qdiff_fx.calibration.nested import flatten
 from qdiff_fx.errors import CalibrationError, QDiffError
 from qdiff_fx.observers import Observer
@@ -58,11 +58,11 @@ def _check_batch(index: int, batch: Batch, schedule: float) -> None:
     for name, tensor in flatten(batch, strict=False).items():
         if tensor.is_floating_point() and not bool(tensor.isfinite().all()):
             raise CalibrationError("it holds NaN or infinity", where=f"batch {index}, argument {name!r}")
-    timesteps = batch.get("timestep")
-    for timestep in [] if timesteps is None else torch.as_tensor(timesteps).flatten().tolist():
+    argument = timestep_argument(batch)
+    for timestep in [] if argument is None else torch.as_tensor(batch[argument]).flatten().tolist():
         if not 0 <= timestep < schedule:
             raise CalibrationError(
                 f"timestep {timestep} is outside the schedule [0, {schedule})",
-                where=f"batch {index}, argument 'timestep'",
+                where=f"batch {index}, argument {argument!r}",
                 fix="Set num_train_timesteps in the configuration to the length of the schedule it comes from",
             )

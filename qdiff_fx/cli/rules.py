@@ -28,4 +28,5 @@ def parse_rule(text: str) -> Rule:
     if bits is None or what == FLOAT:
         return Rule(pattern, quantize=False)
     weight, activation, softmax = (None if digits is None else int(digits) for digits in bits.groups())
-    return Rule(pattern, weight_bits=weight, act_bits=activation, softmax_bits=softmax)
+    # Bits for what an earlier rule keeps in float can only mean to quantize it after all.
+    return Rule(pattern, weight_bits=weight, act_bits=activation, softmax_bits=softmax, quantize=True)

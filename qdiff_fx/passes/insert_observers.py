@@ -7,7 +7,7 @@ from torch import fx, nn
 
 from qdiff_fx.config import QDiffConfig
 from qdiff_fx.observers import TimestepObserver
-from qdiff_fx.passes.annotate import ActivationPlan, LayerPlan
+from qdiff_fx.passes.annotate import ActivationPlan, LayerPlan, layer_path
 from qdiff_fx.passes.base import Change, Pass, PassReport
 
 OBSERVERS = "observers"
@@ -57,14 +57,14 @@ class InsertObservers(Pass):
         source = node.args[index]
         assert isinstance(source, fx.Node)
         if (source, activation) not in shared:
-            name = f"{node.meta.get('path', '')} input {index}" if index else f"{node.meta.get('path', '')} input"
+            name = f"{layer_path(node)} input {index}" if index else f"{layer_path(node)} input"
             observer = self._insert(gm, source, timestep, name, f"{source.name}_to_{node.name}_{index}")
             observer.meta["activation_plan"] = activation
             shared[source, activation] = observer
         node.update_arg(index, shared[source, activation])
 
     def _observe_output(self, gm: fx.GraphModule, node: fx.Node, timestep: fx.Node) -> None:
-        observer = self._insert(gm, node, timestep, f"{node.meta.get('path', '')} output", f"{node.name}_output")
+        observer = self._insert(gm, node, timestep, f"{layer_path(node)} output", f"{node.name}_output")
         node.replace_all_uses_with(observer, delete_user_cb=lambda user: user is not observer)
         node.meta["output_observer"] = observer.target
 

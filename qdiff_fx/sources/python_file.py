@@ -6,7 +6,6 @@ The file is executed, with the rights of whoever runs the command: give only fil
 from __future__ import annotations
 
 import importlib.util
-import inspect
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -18,11 +17,9 @@ import torch
 from diffusers.utils.torch_utils import randn_tensor
 from torch import nn
 
-from qdiff_fx.calibration import CalibrationData
 from qdiff_fx.errors import QDiffError
 from qdiff_fx.evaluation import generate
 from qdiff_fx.sources.base import Source, SourceError
-from qdiff_fx.sources.draw import Draw
 
 REQUIRED = ("load_unet", "make_scheduler")
 Result = TypeVar("Result")
@@ -50,28 +47,6 @@ class PythonFileSource(Source):
 
     def make_scheduler(self, steps: int) -> Any:
         return self.pipe.make_scheduler(steps)
-
-    def calibration_data(self, draw: Draw, **options: Any) -> CalibrationData:
-        # Recorded under the names of diffusers, then given back the network's own.
-        own = dict(zip(("sample", "timestep"), inspect.signature(self.unet.forward).parameters))
-        self.pipe.unet = _DiffusersNames(self.unet)
-        try:
-            data = super().calibration_data(draw, **options)
-        finally:
-            self.pipe.unet = self.unet
-        records = [{own.get(name, name): value for name, value in record.items()} for record in data]
-        return CalibrationData(records, data.metadata)
-
-
-class _DiffusersNames(nn.Module):
-    """A network whose first two arguments are called as those of diffusers are."""
-
-    def __init__(self, unet: nn.Module):
-        super().__init__()
-        self.unet = unet
-
-    def forward(self, sample: torch.Tensor, timestep: torch.Tensor, **conditioning: Any) -> Any:
-        return self.unet(sample, timestep, **conditioning)
 
 
 class FilePipeline:

@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 from safetensors.torch import save_file
 
 from qdiff_fx.calibration import CalibrationData
+from qdiff_fx.calibration.data import timestep_argument
 from qdiff_fx.calibration.nested import flatten, unflatten
 from qdiff_fx.errors import ArtifactError, CalibrationError
 
@@ -57,6 +58,17 @@ class TestRecords:
     def test_the_timestep_becomes_one_per_sample(self, timestep):
         data = CalibrationData([{"sample": torch.zeros(2, 1), "timestep": timestep}])
         assert data[0]["timestep"].tolist() == [7, 7]
+
+    def test_the_timestep_may_have_another_name(self):
+        data = CalibrationData([{"x_t": torch.zeros(2, 1), "sigma": t} for t in (9, 5, 1)])
+        assert data[0]["sigma"].tolist() == [9, 9]
+        assert [batch["sigma"][0] for batch in data.select("last", 1)] == [1]
+        assert [len(batch["x_t"]) for batch in data.batches(8)] == [2, 2, 2]
+
+    def test_an_image_in_second_place_is_no_timestep(self):
+        data = CalibrationData([{"x_t": torch.zeros(2, 1), "mask": torch.ones(2, 1, 4, 4)}])
+        assert timestep_argument(data[0]) is None
+        assert timestep_argument({"x_t": torch.zeros(2, 1)}) is None
 
     def test_nested_arguments_come_back_as_they_were(self):
         data = CalibrationData(

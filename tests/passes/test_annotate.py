@@ -119,7 +119,7 @@ class TestRules:
         assert found["block.to_q"].inputs[0].act_range == "mse"
 
     def test_the_last_rule_wins(self, gm):
-        rules = (Rule("*", quantize=False), Rule("block.to_q", weight_bits=2))
+        rules = (Rule("*", quantize=False), Rule("block.to_q", quantize=True), Rule("block.*", weight_bits=2))
         found, report = annotate(gm, rules=rules)
         assert {path for path, plan in found.items() if plan.info.quantized} == {"block.to_q"}
         assert {refusal.reason for refusal in report.refused} == {"a rule of the configuration keeps it in float"}

@@ -12,6 +12,7 @@ from qdiff_fx.passes.annotate import Annotate
 from qdiff_fx.passes.base import run_passes
 from qdiff_fx.passes.canonicalise import Canonicalise
 from qdiff_fx.passes.insert_observers import InsertObservers
+from qdiff_fx.passes.split_shortcut import SplitShortcut
 
 X, T = torch.linspace(-2, 3, 2 * 5 * 8).reshape(2, 5, 8), torch.tensor([0.0, 700.0])
 
@@ -79,6 +80,21 @@ def test_layers_under_another_rule_have_their_own(gm):
     observe(gm, rules=(Rule("to_k", act_bits=6),))
     assert readers(gm, "to_q input") == {"to_q", "to_v"}
     assert readers(gm, "to_k input") == {"to_k"}
+
+
+def test_the_parts_of_a_split_shortcut_are_told_apart(export):
+    class Shortcut(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.conv = nn.Conv2d(5, 4, 3)
+
+        def forward(self, deep, shallow):
+            return self.conv(torch.cat([deep, shallow], 1))
+
+    gm = export(Shortcut(), torch.randn(2, 3, 6, 6), torch.randn(2, 2, 6, 6))
+    run_passes(gm, [Canonicalise(), SplitShortcut()])
+    observe(gm, timestep=False)
+    assert {"conv[0:3] input", "conv[3:5] input"} <= set(observers(gm))
 
 
 def test_layers_in_float_are_not_watched(gm):
