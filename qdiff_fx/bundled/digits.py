@@ -1,6 +1,6 @@
 """Loads the bundled class-conditional digits model and draws samples from it.
 
-The files under `digits/` were written by `examples/train_digits.py` (default options, `--until 1347`): weights are
+The files under `digits/` were written by `examples/train_digits.py` (default options): weights are
 stored as float16 and loaded to float32, and nothing is pickled.
 """
 
