@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterable
 
 from benchmarks.contender import Contender
-from benchmarks.ours import OURS, Ours
+from benchmarks.ours import DTYPES, OURS, Ours
 from benchmarks.rivals.openvino import OPENVINO
 from benchmarks.rivals.plain_torch import PLAIN_TORCH
 from benchmarks.variants import DEFAULT_VARIANT, parse_variant
@@ -18,17 +18,17 @@ BEST_OF = {"openvino-int8": tuple(name for name in OPENVINO if name.startswith("
 
 
 def get_contender(name: str) -> Contender:
-    """A rival by its name, or one of ours by ``BACKEND[-bf16][-VARIANT]``; raises ValueError with what is known."""
+    """A rival by its name, or one of ours by ``BACKEND[-DTYPE][-VARIANT]``; raises ValueError with what is known."""
     rivals: dict[str, Contender] = {**PLAIN_TORCH, **OPENVINO}
     if name in rivals:
         return rivals[name]
-    match = re.fullmatch(rf"({'|'.join(OURS)})(-bf16)?(?:-(w\d.*))?", name)
+    match = re.fullmatch(rf"({'|'.join(OURS)})(?:-({'|'.join(DTYPES)}))?(?:-(w\d.*))?", name)
     if match is None:
-        known = [*rivals, *BEST_OF, *(f"{backend}[-bf16][-w4a8…]" for backend in OURS)]
+        known = [*rivals, *BEST_OF, *(f"{backend}[-f16|-bf16][-w4a8…]" for backend in OURS)]
         raise ValueError(f"unknown backend {name!r}; known: {', '.join(known)}")
     variant = match[3] or DEFAULT_VARIANT
     parse_variant(variant)
-    return Ours(match[1], bf16=match[2] is not None, variant=variant)
+    return Ours(match[1], dtype=match[2] or "", variant=variant)
 
 
 def expand(names: Iterable[str]) -> list[str]:

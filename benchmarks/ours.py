@@ -16,7 +16,8 @@ from benchmarks.networks import Network
 from benchmarks.variants import DEFAULT_VARIANT, make_config
 from qdiff_fx.evaluation import predict
 
-OURS = ("reference", "inductor", "x86", "qnnpack")
+OURS = ("reference", "native", "inductor", "x86", "qnnpack")
+DTYPES = {"f16": torch.float16, "bf16": torch.bfloat16}
 
 
 @dataclass(frozen=True)
@@ -24,7 +25,7 @@ class Ours:
     """One backend of this package on one quantized network. Backends share the saved network."""
 
     backend: str
-    bf16: bool = False
+    dtype: str = ""
     variant: str = DEFAULT_VARIANT
 
     @property
@@ -42,5 +43,5 @@ class Ours:
     def load(self, network: Network, folder: Path) -> Predict:
         from qdiff_fx import load_qdiff
 
-        options: dict[str, Any] = {"compute_dtype": torch.bfloat16} if self.bf16 else {}
+        options: dict[str, Any] = {"compute_dtype": DTYPES[self.dtype]} if self.dtype else {}
         return partial(predict, load_qdiff(folder, backend=self.backend, **options))

@@ -4,13 +4,20 @@ from __future__ import annotations
 
 from qdiff_fx.backends.base import Backend, LayerReport, Lowered, LoweringOptions
 from qdiff_fx.backends.inductor import InductorBackend
+from qdiff_fx.backends.native import NativeBackend
 from qdiff_fx.backends.reference import ReferenceBackend
 from qdiff_fx.backends.torch_ao import TorchAOBackend
 from qdiff_fx.errors import BackendError
 
 BACKENDS: dict[str, Backend] = {
     backend.name: backend
-    for backend in (ReferenceBackend(), InductorBackend(), TorchAOBackend("x86"), TorchAOBackend("qnnpack"))
+    for backend in (
+        ReferenceBackend(),
+        NativeBackend(),
+        InductorBackend(),
+        TorchAOBackend("x86"),
+        TorchAOBackend("qnnpack"),
+    )
 }
 
 

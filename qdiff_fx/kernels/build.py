@@ -12,6 +12,7 @@ import subprocess
 import tempfile
 import threading
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -26,29 +27,31 @@ _FOLDER = Path(__file__).parent / "csrc"
 _SWITCH = "QDIFF_KERNELS"  # "0" or "reference": plain torch only
 _CACHE = "QDIFF_KERNELS_CACHE"  # folder of the built libraries
 _COMPILERS = ("g++", "clang++", "c++")
-_COMPILE_FLAGS = ("-std=c++20", "-O3", "-fPIC", "-fopenmp", "-ffp-contract=off")
+_COMPILE_FLAGS = ("-std=c++20", "-O3", "-fPIC", "-fopenmp", "-ffp-contract=off", "-Wno-psabi")
 _COMPILE_SECONDS = 600
 
 
 @dataclass(frozen=True)
 class Variant:
-    """A kernel source for one instruction set."""
+    """Kernel sources for one instruction set."""
 
-    source: str
+    sources: tuple[str, ...]
     machine: str
     needs: tuple[str, ...]  # keys of torch.cpu.get_capabilities()
     flags: tuple[str, ...]
 
 
-# A new instruction set adds a line here and its function to best_kernel() in attention.cpp.
+# A new instruction set adds a line here and its function to the lists of candidates in attention.cpp and ops.cpp.
 _VARIANTS = (
     Variant(
-        source="attention_vnni.cpp",
+        sources=("attention_vnni.cpp", "avx512_vnni.cpp"),
         machine="x86_64",
         needs=("avx512_f", "avx512_bw", "avx512_vl", "avx512_dq", "avx512_vnni"),
         flags=("-mavx512f", "-mavx512bw", "-mavx512vl", "-mavx512dq", "-mavx512vnni", "-mfma"),
     ),
 )
+_PORTABLE_SOURCES = ("pack.cpp",)
+_TORCH_SOURCES = ("attention.cpp", "ops.cpp")
 
 
 @dataclass(frozen=True)
@@ -166,10 +169,11 @@ def _digest_file(library: Path) -> Path:
 
 
 def _build(compiler: str, library: Path) -> None:
-    _log.info("building the attention kernels into %s", library)
+    _log.info("building the integer kernels into %s", library)
     with tempfile.TemporaryDirectory(dir=library.parent, prefix="build-") as name:
         folder = Path(name)
-        objects = [_compile(compiler, source, flags, folder) for source, flags in _sources()]
+        with ThreadPoolExecutor(os.cpu_count()) as pool:
+            objects = list(pool.map(lambda each: _compile(compiler, each[0], each[1], folder), _sources()))
         made = folder / library.name
         search = [f"-L{path}" for path in library_paths()]
         # No -fopenmp here: torch's own OpenMP runtime, already loaded, is the only one wanted.
@@ -182,10 +186,14 @@ def _build(compiler: str, library: Path) -> None:
 
 def _sources() -> Iterator[tuple[str, list[str]]]:
     abi = f"-D_GLIBCXX_USE_CXX11_ABI={int(torch.compiled_with_cxx11_abi())}"
-    yield "attention.cpp", [abi, *(f"-isystem{path}" for path in include_paths())]
+    for source in _TORCH_SOURCES:
+        yield source, [abi, *(f"-isystem{path}" for path in include_paths())]
+    for source in _PORTABLE_SOURCES:
+        yield source, []
     for variant in _VARIANTS:
         # Off its machine a variant compiles to a function that returns nothing.
-        yield variant.source, list(variant.flags) if variant.machine == platform.machine() else []
+        for source in variant.sources:
+            yield source, list(variant.flags) if variant.machine == platform.machine() else []
 
 
 def _compile(compiler: str, source: str, flags: list[str], folder: Path) -> Path:

@@ -4,63 +4,159 @@ from __future__ import annotations
 
 import functools
 import warnings
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from qdiff_fx.kernels import attention
+from qdiff_fx.kernels import attention, integer
 from qdiff_fx.kernels.build import status
 from qdiff_fx.kernels.timestep import timestep_bin as _timestep_bin
+
+_library = torch.library.Library("qdiff", "FRAGMENT")  # the registrations live as long as this object
 
 _ATTENTION_SCHEMA = (
     "(Tensor q, Tensor k, Tensor v, Tensor? mask, Tensor q_scale, Tensor q_zero_point, Tensor k_scale, "
     "Tensor v_scale, float softmax_scale, int prob_bits, ScalarType out_dtype) -> Tensor"
 )
-_library = torch.library.Library("qdiff", "FRAGMENT")  # the registrations live as long as this object
-
-
-def _fake_attention(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    mask: Tensor | None,
-    q_scale: Tensor,
-    q_zero_point: Tensor,
-    k_scale: Tensor,
-    v_scale: Tensor,
-    softmax_scale: float,
-    prob_bits: int,
-    out_dtype: torch.dtype,
-) -> Tensor:
-    attention.check_arguments(q, k, v, mask, softmax_scale, prob_bits, out_dtype)
-    return attention.empty_output(q, out_dtype)
-
-
-def _vnni_before_loading(q: Tensor, *args) -> Tensor:
-    # Loading registers a C++ CPU kernel over this one, so on CPU this function is left after the first call.
-    state = status()
-    if state.available and q.device.type == "cpu":
-        return torch.ops.qdiff.int_attention_vnni.default(q, *args)
-    if not state.available and not state.disabled:
-        _warn_once(state.reason)
-    return attention.int_attention(q, *args)
+_ATTENTION_NUMBERS = (
+    "(Tensor q, Tensor k, Tensor v, Tensor? mask, float q_scale, int q_zero_point, float k_scale, float v_scale, "
+    "float softmax_scale, int prob_bits, ScalarType out_dtype) -> Tensor"
+)
+_QUANTIZER = "ScalarType out_dtype, float scale, int zero_point, int low, int high"
+_OUTPUT = "ScalarType out_dtype, float out_scale, int out_zero_point, int out_low, int out_high"
 
 
 @functools.cache
 def _warn_once(reason: str) -> None:
-    warnings.warn(f"int8 attention runs in plain torch, slowly: {reason}", RuntimeWarning, stacklevel=3)
+    warnings.warn(f"int8 kernels run in plain torch, slowly: {reason}", RuntimeWarning, stacklevel=4)
 
 
-def _define_attention(name: str, implementation) -> None:
+def _compiled_or(overload: str, reference: Callable[..., Any]) -> Callable[..., Any]:
+    """Builds and loads the compiled kernels at the first call; without them runs the reference.
+
+    Loading registers C++ kernels for the CPU over these functions, so they are left after the first call.
+    """
+
+    def run(*args: Any) -> Any:
+        state = status()
+        if state.available and _first_tensor(args).device.type == "cpu":
+            packet, name = overload.split(".")
+            return getattr(getattr(torch.ops.qdiff, packet), name)(*args)
+        if not state.available and not state.disabled:
+            _warn_once(state.reason)
+        return reference(*args)
+
+    return run
+
+
+def _first_tensor(args: tuple[Any, ...]) -> Tensor:
+    first = args[0]
+    return first if isinstance(first, Tensor) else first[0]
+
+
+def _fake_attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, *rest: Any) -> Tensor:
+    softmax_scale, prob_bits, out_dtype = rest[-3:]
+    attention.check_arguments(q, k, v, mask, softmax_scale, prob_bits, out_dtype)
+    return attention.empty_output(q, out_dtype)
+
+
+def _attention_by_numbers(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, *rest: Any) -> Tensor:
+    q_scale, q_zero_point, k_scale, v_scale, *options = rest
+    numbers = (torch.tensor(number) for number in (q_scale, q_zero_point, k_scale, v_scale))
+    return attention.int_attention(q, k, v, mask, *numbers, *options)  # type: ignore[arg-type]
+
+
+def _define_attention(name: str, schema: str, implementation: Callable[..., Tensor]) -> None:
     # The kernel reads any strides, but the result's layout follows q's: the compiler must keep them.
     tags = (torch.Tag.needs_fixed_stride_order, torch.Tag.pt2_compliant_tag)
-    _library.define(name + _ATTENTION_SCHEMA, tags=tags)
+    _library.define(name + schema, tags=tags)
     _library.impl(name, implementation, "CompositeExplicitAutograd")
     torch.library.register_fake(f"qdiff::{name}", _fake_attention, lib=_library)
 
 
-_define_attention("int_attention", attention.int_attention)
-_define_attention("int_attention_vnni", _vnni_before_loading)
+def _fake_pack(codes: Tensor) -> tuple[Tensor, Tensor]:
+    return codes.new_empty(codes.numel()), codes.new_empty(codes.shape[0], dtype=torch.int32)
+
+
+def _fake_conv(codes: Sequence[Tensor], *args: Any) -> Tensor:
+    out_channels, kernel, stride, padding, dilation, enlarge = args[5:11]
+    size = [
+        (codes[0].shape[2 + i] * enlarge[i] + padding[2 * i] + padding[2 * i + 1] - dilation[i] * (kernel[i] - 1) - 1)
+        // stride[i]
+        + 1
+        for i in range(2)
+    ]
+    out = codes[0].new_empty((codes[0].shape[0], *size, out_channels), dtype=args[15])
+    return out.permute(0, 3, 1, 2)
+
+
+def _fake_linear(codes: Tensor, *args: Any) -> Tensor:
+    return codes.new_empty((*codes.shape[:-1], args[5]), dtype=args[9])
+
+
+def _fake_group_norm(parts: Sequence[Tensor], *args: Any) -> Tensor:
+    first = parts[0]
+    sizes = (first.shape[0], *first.shape[2:], sum(part.shape[1] for part in parts))
+    return first.new_empty(sizes, dtype=args[5]).movedim(-1, 1)
+
+
+def _fake_layer_norm(x: Tensor, *args: Any) -> Tensor:
+    return x.new_empty(x.shape, dtype=args[3])
+
+
+def _fake_act_quantize(x: Tensor, activation: int, out_dtype: torch.dtype, *args: Any) -> Tensor:
+    if activation == integer.Activation.GEGLU:
+        return x.new_empty((*x.shape[:-1], x.shape[-1] // 2), dtype=out_dtype)
+    return torch.empty_like(x, dtype=out_dtype)
+
+
+def _define(name: str, schema: str, reference: Callable[..., Any], fake: Callable[..., Any]) -> None:
+    _library.define(name + schema, tags=(torch.Tag.pt2_compliant_tag,))
+    _library.impl(name, _compiled_or(f"{name}.default", reference), "CompositeExplicitAutograd")
+    torch.library.register_fake(f"qdiff::{name}", fake, lib=_library)
+
+
+_define_attention("int_attention", _ATTENTION_SCHEMA, attention.int_attention)
+_define_attention(
+    "int_attention_vnni", _ATTENTION_SCHEMA, _compiled_or("int_attention_vnni.default", attention.int_attention)
+)
+_define_attention(
+    "int_attention_vnni.numbers",
+    _ATTENTION_NUMBERS,
+    _compiled_or("int_attention_vnni.numbers", _attention_by_numbers),
+)
+_define("pack_weight", "(Tensor codes) -> (Tensor, Tensor)", integer.pack_weight, _fake_pack)
+_define(
+    "int_conv",
+    "(Tensor[] codes, float[] scales, int[] zero_points, Tensor[] weights, Tensor[] weight_scales, "
+    "Tensor[] weight_sums, int out_channels, int[] kernel, int[] stride, int[] padding, int[] dilation, "
+    f"int[] enlarge, Tensor? bias, Tensor? shift, Tensor? residual, int activation, {_OUTPUT}) -> Tensor",
+    integer.int_conv,
+    _fake_conv,
+)
+_define(
+    "int_linear",
+    "(Tensor codes, float scale, int zero_point, Tensor weight, Tensor weight_scale, Tensor weight_sum, "
+    f"int out_features, Tensor? bias, Tensor? residual, int activation, {_OUTPUT}) -> Tensor",
+    integer.int_linear,
+    _fake_linear,
+)
+_define(
+    "group_norm_act",
+    "(Tensor[] parts, int groups, Tensor? weight, Tensor? bias, float epsilon, int activation, "
+    f"{_QUANTIZER}) -> Tensor",
+    integer.group_norm_act,
+    _fake_group_norm,
+)
+_define(
+    "layer_norm_act",
+    f"(Tensor x, Tensor? weight, Tensor? bias, float epsilon, {_QUANTIZER}) -> Tensor",
+    integer.layer_norm_act,
+    _fake_layer_norm,
+)
+_define("act_quantize", f"(Tensor x, int activation, {_QUANTIZER}) -> Tensor", integer.act_quantize, _fake_act_quantize)
 
 _library.define("timestep_bin(Tensor timestep, int bins, int num_train_timesteps) -> Tensor")
 _library.impl("timestep_bin", _timestep_bin, "CompositeImplicitAutograd")

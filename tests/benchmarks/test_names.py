@@ -49,9 +49,9 @@ def test_variants_are_told_from_rivals() -> None:
     ("name", "contender"),
     [
         ("inductor", Ours("inductor")),
-        ("inductor-bf16", Ours("inductor", bf16=True)),
+        ("inductor-bf16", Ours("inductor", dtype="bf16")),
         ("x86-w4", Ours("x86", variant="w4")),
-        ("inductor-bf16-w4a8-pertimestep", Ours("inductor", bf16=True, variant="w4a8-pertimestep")),
+        ("inductor-bf16-w4a8-pertimestep", Ours("inductor", dtype="bf16", variant="w4a8-pertimestep")),
         ("torch-bf16", PlainTorch(torch.bfloat16)),
         ("openvino-int8-transformer-bf16", OpenVINO("bf16", "transformer")),
     ],

@@ -7,6 +7,7 @@
 #include <ATen/core/Tensor.h>
 #include <ATen/core/dispatch/Dispatcher.h>
 #include <ATen/ops/empty.h>
+#include <ATen/ops/full.h>
 #include <torch/library.h>
 
 #include <algorithm>
@@ -60,17 +61,9 @@ void check_options(double softmax_scale, int64_t prob_bits, at::ScalarType out_d
   TORCH_CHECK(at::isFloatingType(out_dtype), "int_attention: out_dtype must be floating, not ", out_dtype);
 }
 
-double positive(const Tensor& scale, const char* name) {
-  const double value = scale.item<double>();
+void check_positive(double value, const char* name) {
   TORCH_CHECK(value > 0 && std::isfinite(value), "int_attention: ", name,
               " must be a positive finite number, not ", value);
-  return value;
-}
-
-int32_t zero_point(const Tensor& tensor) {
-  const int64_t value = tensor.item<int64_t>();
-  TORCH_CHECK(value >= 0 && value <= 255, "int_attention: q_zero_point must be 0..255, not ", value);
-  return static_cast<int32_t>(value);
 }
 
 // (..., T, D) as (batch, heads, T, D).
@@ -177,6 +170,40 @@ qdiff::Attention describe(const Tensor& queries, const Tensor& keys, const Tenso
   return problem;
 }
 
+struct Numbers {
+  double q_scale;
+  int64_t q_zero_point;
+  double k_scale, v_scale, softmax_scale;
+  int64_t prob_bits;
+};
+
+void check_numbers(const Numbers& numbers) {
+  check_positive(numbers.q_scale, "q_scale");
+  check_positive(numbers.k_scale, "k_scale");
+  check_positive(numbers.v_scale, "v_scale");
+  TORCH_CHECK(numbers.q_zero_point >= 0 && numbers.q_zero_point <= 255,
+              "int_attention: q_zero_point must be 0..255, not ", numbers.q_zero_point);
+}
+
+Tensor attend(const qdiff::Kernel& kernel, const Tensor& q, const Tensor& k, const Tensor& v, const OptionalTensor& mask,
+              const Numbers& numbers, at::ScalarType out_dtype) {
+  const Tensor queries = with_unit_stride(as_heads(q));
+  const Tensor keys = with_unit_stride(as_heads(k));
+  const Tensor values = with_unit_stride(as_heads(v));
+  const OptionalTensor added = additive_mask(mask, q, k.size(-2));
+  const Tensor out = allocate_output(q, out_dtype == at::kBFloat16 ? at::kBFloat16 : at::kFloat);
+
+  qdiff::Attention problem = describe(queries, keys, values, added, as_heads(out));
+  problem.q_zero_point = static_cast<int32_t>(numbers.q_zero_point);
+  problem.score_scale = static_cast<float>(numbers.softmax_scale * numbers.q_scale * numbers.k_scale);
+  problem.v_scale = static_cast<float>(numbers.v_scale);
+  problem.levels = static_cast<int32_t>((int64_t{1} << numbers.prob_bits) - 1);
+
+  if (out.numel() > 0 && problem.key_len == 0) out.zero_();
+  if (out.numel() > 0 && problem.key_len > 0) execute(kernel, problem);
+  return out.to(out_dtype);
+}
+
 Tensor int_attention(const Tensor& q, const Tensor& k, const Tensor& v, const OptionalTensor& mask,
                      const Tensor& q_scale, const Tensor& q_zero_point, const Tensor& k_scale,
                      const Tensor& v_scale, double softmax_scale, int64_t prob_bits,
@@ -188,26 +215,34 @@ Tensor int_attention(const Tensor& q, const Tensor& k, const Tensor& v, const Op
     return reference().call(q, k, v, mask, q_scale, q_zero_point, k_scale, v_scale, softmax_scale, prob_bits,
                             out_dtype);
   }
-  const Tensor queries = with_unit_stride(as_heads(q));
-  const Tensor keys = with_unit_stride(as_heads(k));
-  const Tensor values = with_unit_stride(as_heads(v));
-  const OptionalTensor added = additive_mask(mask, q, k.size(-2));
-  const Tensor out = allocate_output(q, out_dtype == at::kBFloat16 ? at::kBFloat16 : at::kFloat);
+  const Numbers numbers{q_scale.item<double>(), q_zero_point.item<int64_t>(), k_scale.item<double>(),
+                        v_scale.item<double>(), softmax_scale, prob_bits};
+  check_numbers(numbers);
+  return attend(*kernel, q, k, v, mask, numbers, out_dtype);
+}
 
-  qdiff::Attention problem = describe(queries, keys, values, added, as_heads(out));
-  problem.q_zero_point = zero_point(q_zero_point);
-  problem.score_scale =
-      static_cast<float>(softmax_scale * positive(q_scale, "q_scale") * positive(k_scale, "k_scale"));
-  problem.v_scale = static_cast<float>(positive(v_scale, "v_scale"));
-  problem.levels = static_cast<int32_t>((int64_t{1} << prob_bits) - 1);
-
-  if (out.numel() > 0 && problem.key_len == 0) out.zero_();
-  if (out.numel() > 0 && problem.key_len > 0) execute(*kernel, problem);
-  return out.to(out_dtype);
+// The same with numbers where the other takes tensors of one element.
+Tensor int_attention_numbers(const Tensor& q, const Tensor& k, const Tensor& v, const OptionalTensor& mask,
+                             double q_scale, int64_t q_zero_point, double k_scale, double v_scale,
+                             double softmax_scale, int64_t prob_bits, at::ScalarType out_dtype) {
+  check_codes(q, k, v);
+  check_options(softmax_scale, prob_bits, out_dtype);
+  const qdiff::Kernel* kernel = best_kernel();
+  if (!takes(kernel, q, k, prob_bits)) {
+    const auto tensor = [](double x) { return at::full({}, x, at::TensorOptions().dtype(at::kFloat)); };
+    return reference().call(q, k, v, mask, tensor(q_scale), tensor(double(q_zero_point)).to(at::kLong), tensor(k_scale),
+                            tensor(v_scale), softmax_scale, prob_bits, out_dtype);
+  }
+  const Numbers numbers{q_scale, q_zero_point, k_scale, v_scale, softmax_scale, prob_bits};
+  check_numbers(numbers);
+  return attend(*kernel, q, k, v, mask, numbers, out_dtype);
 }
 
 }  // namespace
 
 TORCH_LIBRARY_FRAGMENT(qdiff_native, library) { library.def("kernel_name() -> str", kernel_name); }
 
-TORCH_LIBRARY_IMPL(qdiff, CPU, library) { library.impl("int_attention_vnni", int_attention); }
+TORCH_LIBRARY_IMPL(qdiff, CPU, library) {
+  library.impl("int_attention_vnni", int_attention);
+  library.impl("int_attention_vnni.numbers", int_attention_numbers);
+}

@@ -29,13 +29,13 @@ constexpr int64_t kTileVectors = 4;
 constexpr int64_t kKeyBlock = kTileVectors * kLanes;
 constexpr int64_t kChunk = 512;                         // keys whose probabilities are held at a time (L1)
 constexpr int64_t kProbStride = kChunk + kVectorBytes;  // off the 4 KiB aliasing distance
-constexpr int64_t kMaxHeadDim = 256;
+constexpr int64_t kMaxHeadDim = 512;
 constexpr int64_t kQueryStride = kMaxHeadDim + kVectorBytes;
 constexpr int64_t kMaxRows = 48;
 constexpr int64_t kScoreBytes = 448 * 1024;  // share of L2 for the scores of one block
 // |sum P v| <= 255 * 128 * key_len must stay below 2^31.
 constexpr int64_t kMaxKeyLen = 65536;
-// Score of a key that does not exist: below any real one (|dot| <= 255 * 128 * 256), and its difference to
+// Score of a key that does not exist: below any real one (|dot| <= 255 * 128 * 512), and its difference to
 // a real one does not overflow.
 constexpr int32_t kNoKey = -(1 << 30);
 

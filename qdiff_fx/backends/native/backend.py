@@ -1,0 +1,49 @@
+"""The backend: which rewrites run, in which order."""
+
+from __future__ import annotations
+
+import torch
+from torch import fx
+
+from qdiff_fx.backends.base import ATTENTION, Backend, Lowered, LoweringOptions, quantized_layers, report
+from qdiff_fx.backends.native import layers
+from qdiff_fx.backends.native.absorb_input import absorb_inputs
+from qdiff_fx.backends.native.absorb_output import absorb_outputs
+from qdiff_fx.backends.native.dtypes import settle_dtypes
+from qdiff_fx.backends.native.hoist import hoist_quantizers
+from qdiff_fx.backends.native.numbers import numbers_from_tables
+from qdiff_fx.backends.native.window import absorb_windows
+from qdiff_fx.backends.onednn import dequantize_remaining_weights
+from qdiff_fx.graph import clean, copy_graph, is_op
+from qdiff_fx.kernels import status
+
+
+class NativeBackend(Backend):
+    """One kernel per integer layer, with what surrounds the layer done on the way in and out.
+
+    Between the kernels activations are held in ``options.compute_dtype``; float16 and bfloat16 halve that memory.
+    """
+
+    name = "native"
+
+    def supports(self, layer: fx.Node) -> str:
+        return layers.refusal(layer)
+
+    def lower(self, gm: fx.GraphModule, options: LoweringOptions) -> Lowered:
+        status()  # the kernels decide how weights are packed, so they are built before the first is
+        reports = tuple(report(gm, node, _kernel_name(node), self.supports(node)) for node in quantized_layers(gm))
+        lowered = copy_graph(gm)
+        with torch.no_grad():
+            numbers_from_tables(lowered)
+            layers.lower_layers(lowered)
+            dequantize_remaining_weights(lowered)
+            for rewrite in (hoist_quantizers, absorb_inputs, absorb_windows, absorb_outputs):
+                rewrite(lowered)
+            settle_dtypes(lowered, options.compute_dtype)
+        return Lowered(clean(lowered), reports)
+
+
+def _kernel_name(layer: fx.Node) -> str:
+    if is_op(layer, ATTENTION):
+        return "qdiff::int_attention_vnni"
+    return "qdiff::int_linear" if layer.meta["layer"].kind == "linear" else "qdiff::int_conv"

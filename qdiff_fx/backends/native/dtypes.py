@@ -1,0 +1,48 @@
+"""The float type in which kernels hand activations to each other, and float32 wherever anyone else reads them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import fx
+
+from qdiff_fx.backends.native.hoist import MOVES
+from qdiff_fx.backends.native.layers import GROUP_NORM, LAYER_NORM, LAYERS, QUANTIZE, named
+from qdiff_fx.backends.native.numbers import ATTENTION_NUMBERS
+from qdiff_fx.graph import is_op
+from qdiff_fx.kernels.integer import CODES
+
+aten = torch.ops.aten
+PRODUCERS = (*LAYERS, GROUP_NORM, LAYER_NORM)
+READ_ANY_FLOAT: dict[Any, tuple[str, ...]] = {  # kernel -> its arguments that may be of any float type
+    **dict.fromkeys(LAYERS, ("residual",)),
+    QUANTIZE: ("x",),
+    GROUP_NORM: ("parts",),
+    LAYER_NORM: ("x",),
+}
+
+
+def settle_dtypes(gm: fx.GraphModule, dtype: torch.dtype) -> None:
+    """Let every kernel write `dtype` whose readers take it, in place; the attention kernel's floats likewise."""
+    for node in gm.graph.nodes:
+        if is_op(node, *PRODUCERS) and named(node)["out_dtype"] not in CODES:
+            node.kwargs = {**node.kwargs, "out_dtype": dtype if _all_take_it(node) else torch.float32}
+        elif is_op(node, ATTENTION_NUMBERS):
+            node.args = (*node.args[:-1], torch.float32)
+
+
+def _all_take_it(node: fx.Node) -> bool:
+    return all(_takes_it(user, node) for user in node.users)
+
+
+def _takes_it(user: fx.Node, value: fx.Node) -> bool:
+    if is_op(user, *MOVES, aten.add.Tensor):
+        return _all_take_it(user)
+    taken = READ_ANY_FLOAT.get(user.target, ()) if user.op == "call_function" else ()
+    readers = [name for name, argument in user.kwargs.items() if value in _nodes(argument)]
+    return bool(readers) and all(name in taken for name in readers)
+
+
+def _nodes(argument: object) -> list[object]:
+    return list(argument) if isinstance(argument, (list, tuple)) else [argument]

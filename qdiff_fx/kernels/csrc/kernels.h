@@ -1,0 +1,124 @@
+// What the integer kernels are given and what each instruction set offers. No torch headers here: kernels are
+// compiled with instruction-set flags, and inline library functions compiled that way could leak into the
+// portable code.
+//
+// Memory of images is channels-last: a pixel's channels lie side by side.
+#pragma once
+
+#include <cstdint>
+
+namespace qdiff {
+
+enum class Type : int32_t { f32, f16, bf16, u8, s8 };
+enum class Activation : int32_t { none, silu, gelu, gelu_tanh, geglu };
+
+// code = clamp(round(x / scale) + zero_point, low, high)
+struct Quantizer {
+  float scale;
+  int32_t zero_point, low, high;
+};
+
+// One quantized input of a convolution with the weights that read it. A split shortcut has several.
+struct ConvSource {
+  const uint8_t* codes;
+  int64_t stride_n, stride_h, stride_w;  // bytes; a pixel has at least 4 * quads readable bytes
+  // Source row and column of every row and column the kernel window can reach, -1 where it is padding. They
+  // express strides, paddings of any mode, and nearest-neighbour upsampling, without a copy of the image.
+  const int64_t* row_map;
+  const int64_t* col_map;
+  const uint8_t* outside;  // a pixel of zero-point codes
+  int64_t quads;           // groups of four input channels
+  const int8_t* weight;    // packed, see pack_weight
+  const float* weight_scale;
+  const int32_t* start;    // -zero_point * sum of the weights of each output channel
+  float scale;
+};
+
+// Convolution (a linear layer is one of 1x1 over rows of pixels) with everything that follows it in one pass:
+//   out = quantize(act(sum over sources + bias + shift + residual))
+struct Conv {
+  const ConvSource* sources;
+  int64_t source_count;
+  int64_t batch, out_h, out_w, out_channels;
+  int64_t kernel_h, kernel_w, stride_h, stride_w, dilation_h, dilation_w;
+  const float* bias;      // per output channel; may be null
+  const float* shift;     // per image and output channel; may be null
+  int64_t shift_stride;
+  const void* residual;   // pixels like out's; may be null
+  Type residual_type;
+  int64_t residual_stride;  // elements from pixel to pixel
+  void* out;
+  Type out_type;
+  int64_t out_stride;
+  Activation activation;
+  Quantizer quantizer;  // where out_type is u8 or s8
+};
+
+// Some images side by side along their channels: a concat that is never made.
+constexpr int64_t kMaxParts = 8;
+
+// Group norm (groups of channels of an image) or layer norm (pixels), activation, quantizer.
+struct Norm {
+  const void* parts[kMaxParts];
+  int64_t part_channels[kMaxParts];
+  int64_t part_stride[kMaxParts];  // elements from pixel to pixel
+  int64_t part_count;
+  Type type;
+  int64_t batch, pixels, channels, groups;
+  const float* weight;  // may be null
+  const float* bias;    // may be null
+  double epsilon;
+  Activation activation;
+  void* out;
+  Type out_type;
+  int64_t out_stride;
+  Quantizer quantizer;
+};
+
+// act(x) of rows, quantized; geglu reads 2 * channels and writes channels.
+struct Pointwise {
+  const void* in;
+  Type type;
+  int64_t rows, channels, in_stride;
+  Activation activation;
+  void* out;
+  Type out_type;
+  int64_t out_stride;
+  Quantizer quantizer;
+};
+
+// One implementation of everything for one instruction set.
+struct Kernels {
+  const char* name;
+
+  // Tasks are numbered 0 .. conv_tasks; each writes its own part of the output.
+  int64_t (*conv_tasks)(const Conv&);
+  void (*conv)(const Conv&, int64_t begin, int64_t end);
+
+  // sums: [batch][chunks][2][channels] floats; norm_chunks says how many chunks an image has.
+  int64_t (*norm_chunks)(const Norm&);
+  void (*norm_sums)(const Norm&, float* sums, int64_t begin, int64_t end);
+  // factors: [batch][2][channels]: y = x * factors[0] + factors[1]. Not split into tasks: it is small.
+  void (*norm_factors)(const Norm&, const float* sums, float* factors);
+  void (*norm_apply)(const Norm&, const float* factors, int64_t begin, int64_t end);
+
+  void (*layer_norm)(const Norm&, int64_t begin, int64_t end);
+  void (*pointwise)(const Pointwise&, int64_t begin, int64_t end);
+};
+
+// Packed weights are [block of 64 channels][tap][quad][<= 4 vectors][16 channels][4] signed bytes.
+constexpr int64_t kLanes = 16;
+constexpr int64_t kBlockVectors = 4;
+constexpr int64_t kBlockChannels = kLanes * kBlockVectors;
+
+inline int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
+inline int64_t packed_channels(int64_t out_channels) { return ceil_div(out_channels, kLanes) * kLanes; }
+
+// codes: (out_channels, in_channels, taps) with the strides given; sums: [packed_channels].
+void pack_weight(const int8_t* codes, int64_t out_channels, int64_t in_channels, int64_t taps, const int64_t* strides,
+                 int8_t* packed, int32_t* sums, int64_t begin_block, int64_t end_block);
+
+// Each returns nullptr when this CPU (or this compiler target) lacks the instructions.
+const Kernels* avx512_vnni_kernels();
+
+}  // namespace qdiff

@@ -1,0 +1,462 @@
+// The qdiff operators on CPU: checks, memory layout, threads. The arithmetic is in Kernels.
+
+#include "kernels.h"
+
+#include <ATen/Parallel.h>
+#include <ATen/core/Tensor.h>
+#include <ATen/ops/empty.h>
+#include <ATen/ops/empty_strided.h>
+#include <ATen/ops/full.h>
+#include <ATen/ops/zeros.h>
+#include <torch/library.h>
+
+#include <algorithm>
+#include <cmath>
+#include <optional>
+#include <tuple>
+#include <vector>
+
+namespace {
+
+using at::IntArrayRef;
+using at::Tensor;
+using at::TensorList;
+using qdiff::ceil_div;
+using OptionalTensor = std::optional<Tensor>;
+
+const qdiff::Kernels& kernels() {
+  static const qdiff::Kernels* best = [] {
+    for (const auto candidate : {qdiff::avx512_vnni_kernels}) {
+      if (const qdiff::Kernels* found = candidate()) return found;
+    }
+    return static_cast<const qdiff::Kernels*>(nullptr);
+  }();
+  TORCH_CHECK(best, "qdiff: no compiled kernel runs on this CPU");
+  return *best;
+}
+
+// ------------------------------------------------------------------------------------------------- checks
+
+qdiff::Type type_of(at::ScalarType dtype) {
+  switch (dtype) {
+    case at::kFloat: return qdiff::Type::f32;
+    case at::kHalf: return qdiff::Type::f16;
+    case at::kBFloat16: return qdiff::Type::bf16;
+    case at::kByte: return qdiff::Type::u8;
+    case at::kChar: return qdiff::Type::s8;
+    default: TORCH_CHECK(false, "qdiff: ", dtype, " is not float32, float16, bfloat16, uint8 or int8");
+  }
+}
+
+bool is_codes(at::ScalarType dtype) { return dtype == at::kByte || dtype == at::kChar; }
+
+void check_float(const Tensor& x, const char* op) {
+  TORCH_CHECK(x.device().is_cpu(), op, ": expected a tensor on the CPU, got one on ", x.device());
+  TORCH_CHECK(x.scalar_type() == at::kFloat || x.scalar_type() == at::kHalf || x.scalar_type() == at::kBFloat16, op,
+              ": expected float32, float16 or bfloat16, got ", x.scalar_type());
+}
+
+qdiff::Quantizer quantizer(double scale, int64_t zero_point, int64_t low, int64_t high, at::ScalarType dtype,
+                           const char* op) {
+  if (!is_codes(dtype)) return {1.0f, 0, 0, 0};
+  TORCH_CHECK(scale > 0 && std::isfinite(scale), op, ": the scale must be a positive finite number, not ", scale);
+  const int64_t least = dtype == at::kByte ? 0 : -128;
+  TORCH_CHECK(least <= low && low <= high && high <= least + 255, op, ": codes from ", low, " to ", high,
+              " do not fit ", dtype);
+  TORCH_CHECK(low <= zero_point && zero_point <= high, op, ": zero point ", zero_point, " is not one of the codes ",
+              low, " to ", high);
+  return {float(scale), int32_t(zero_point), int32_t(low), int32_t(high)};
+}
+
+const float* floats(const OptionalTensor& x, int64_t count, const char* what, const char* op) {
+  if (!x.has_value()) return nullptr;
+  TORCH_CHECK(x->scalar_type() == at::kFloat && x->is_contiguous() && x->numel() == count, op, ": ", what,
+              " must hold ", count, " contiguous float32 numbers");
+  return x->const_data_ptr<float>();
+}
+
+qdiff::Activation activation_of(int64_t number) {
+  TORCH_CHECK(0 <= number && number <= 4, "qdiff: there is no activation ", number);
+  return static_cast<qdiff::Activation>(number);
+}
+
+template <typename Run>
+void parallel(int64_t tasks, int64_t work_per_task, const Run& run) {
+  // A thread is worth waking for some ten microseconds of work.
+  constexpr int64_t kWorkPerThread = 1 << 15;
+  at::parallel_for(0, tasks, std::max<int64_t>(1, kWorkPerThread / std::max<int64_t>(1, work_per_task)), run);
+}
+
+// ------------------------------------------------------------------------------------------------- memory
+
+// Uninitialised (N, C, ...) whose channels lie side by side, with `padded` channels from pixel to pixel.
+Tensor channels_last(IntArrayRef sizes, int64_t padded, at::ScalarType dtype) {
+  std::vector<int64_t> strides(sizes.size(), 1);
+  int64_t step = padded;
+  for (size_t dim = sizes.size(); dim-- > 2;) strides[dim] = step, step *= sizes[dim];
+  strides[0] = step;
+  return at::empty_strided(sizes, strides, at::TensorOptions().dtype(dtype));
+}
+
+// Whether the pixels of (N, C, ...) follow each other at one distance and their channels lie side by side.
+bool has_even_pixels(const Tensor& x) {
+  if (x.size(1) > 1 && x.stride(1) != 1) return false;
+  int64_t expected = -1;
+  for (int64_t dim = x.dim() - 1; dim != 1; dim = dim > 2 ? dim - 1 : (dim == 2 ? 0 : 1)) {
+    if (x.size(dim) != 1) {
+      if (expected >= 0 && x.stride(dim) != expected) return false;
+      if (expected < 0 && x.stride(dim) < x.size(1)) return false;
+      expected = x.stride(dim) * x.size(dim);
+    }
+    if (dim == 0) break;
+  }
+  return true;
+}
+
+int64_t pixel_stride(const Tensor& x) {
+  for (int64_t dim = x.dim() - 1; dim >= 2; --dim) {
+    if (x.size(dim) != 1) return x.stride(dim);
+  }
+  return x.size(0) != 1 ? x.stride(0) : x.size(1);
+}
+
+Tensor with_even_pixels(const Tensor& x) {
+  if (has_even_pixels(x)) return x;
+  Tensor copy = channels_last(x.sizes(), x.size(1), x.scalar_type());
+  return copy.copy_(x);
+}
+
+int64_t pixels_of(const Tensor& x) {
+  int64_t count = 1;
+  for (int64_t dim = 2; dim < x.dim(); ++dim) count *= x.size(dim);
+  return count;
+}
+
+// ------------------------------------------------------------------------------------------------ weights
+
+std::tuple<Tensor, Tensor> pack_weight(const Tensor& codes) {
+  TORCH_CHECK(codes.scalar_type() == at::kChar && codes.dim() >= 2 && codes.dim() <= 4,
+              "pack_weight: expected int8 codes (out, in), (out, in, w) or (out, in, h, w)");
+  const Tensor dense = codes.contiguous();
+  const int64_t out = dense.size(0), in = dense.size(1), taps = out * in ? dense.numel() / (out * in) : 0;
+  TORCH_CHECK(taps > 0, "pack_weight: the weight ", codes.sizes(), " is empty");
+  const int64_t strides[3] = {in * taps, taps, 1};
+  const int64_t channel_bytes = taps * ceil_div(in, 4) * 4;
+  Tensor packed = at::empty({qdiff::packed_channels(out) * channel_bytes}, codes.options());
+  Tensor sums = at::empty({qdiff::packed_channels(out)}, codes.options().dtype(at::kInt));
+  at::parallel_for(0, ceil_div(out, qdiff::kBlockChannels), 1, [&](int64_t begin, int64_t end) {
+    qdiff::pack_weight(dense.const_data_ptr<int8_t>(), out, in, taps, strides, packed.data_ptr<int8_t>(),
+                       sums.data_ptr<int32_t>(), begin, end);
+  });
+  return {packed, sums};
+}
+
+// -------------------------------------------------------------------------------------------- convolution
+
+// What one source of a convolution needs besides its tensors.
+struct SourceMemory {
+  Tensor codes, outside, start;
+  std::vector<int64_t> rows, cols;
+};
+
+Tensor with_readable_quads(const Tensor& codes) {
+  // (N, C, H, W): the last quad of a pixel is read whole, and so must exist.
+  const int64_t quad_bytes = ceil_div(codes.size(1), 4) * 4;
+  const bool side_by_side = codes.size(1) == 1 || codes.stride(1) == 1;
+  bool readable = side_by_side && codes.size(1) == quad_bytes;
+  if (side_by_side && !readable) {
+    int64_t last = 0;
+    for (int64_t dim = 0; dim < 4; ++dim) last += dim == 1 ? 0 : (codes.size(dim) - 1) * codes.stride(dim);
+    const int64_t available = int64_t(codes.storage().nbytes()) - codes.storage_offset();
+    readable = last + quad_bytes <= available;
+  }
+  if (readable) return codes;
+  Tensor copy = channels_last(codes.sizes(), quad_bytes, at::kByte);
+  return copy.copy_(codes);
+}
+
+std::vector<int64_t> index_map(int64_t size, int64_t enlarged, int64_t pad_before, int64_t reach) {
+  std::vector<int64_t> map(reach);
+  for (int64_t i = 0; i < reach; ++i) {
+    const int64_t at = i - pad_before;
+    map[i] = at < 0 || at >= enlarged ? -1 : at * size / enlarged;
+  }
+  return map;
+}
+
+struct Window {
+  int64_t kernel[2], stride[2], pad[4], dilation[2], enlarge[2];  // pad: top, bottom, left, right
+
+  int64_t output_size(int64_t size, int dim) const {
+    const int64_t span = dilation[dim] * (kernel[dim] - 1) + 1;
+    return (size * enlarge[dim] + pad[2 * dim] + pad[2 * dim + 1] - span) / stride[dim] + 1;
+  }
+  int64_t reach(int64_t out, int dim) const { return (out - 1) * stride[dim] + (kernel[dim] - 1) * dilation[dim] + 1; }
+};
+
+Window window_of(IntArrayRef kernel, IntArrayRef stride, IntArrayRef pad, IntArrayRef dilation, IntArrayRef enlarge) {
+  TORCH_CHECK(kernel.size() == 2 && stride.size() == 2 && pad.size() == 4 && dilation.size() == 2 && enlarge.size() == 2,
+              "int_conv: kernel, stride, dilation and enlarge need two numbers, padding four");
+  Window w{};
+  for (int i = 0; i < 2; ++i) {
+    w.kernel[i] = kernel[i], w.stride[i] = stride[i], w.dilation[i] = dilation[i], w.enlarge[i] = enlarge[i];
+    TORCH_CHECK(kernel[i] > 0 && stride[i] > 0 && dilation[i] > 0 && enlarge[i] > 0,
+                "int_conv: kernel, stride, dilation and enlarge must be positive");
+  }
+  for (int i = 0; i < 4; ++i) w.pad[i] = pad[i];
+  TORCH_CHECK(kernel[0] * kernel[1] <= 1024, "int_conv: kernels of more than 1024 taps are not supported");
+  return w;
+}
+
+qdiff::ConvSource source_of(const Tensor& codes, double scale, int64_t zero_point, const Tensor& weight,
+                            const Tensor& weight_scale, const Tensor& weight_sum, const Window& w, IntArrayRef out,
+                            SourceMemory& memory) {
+  TORCH_CHECK(codes.scalar_type() == at::kByte && codes.dim() == 4, "int_conv: codes must be uint8 (N, C, H, W)");
+  TORCH_CHECK(scale > 0 && std::isfinite(scale), "int_conv: a scale must be a positive finite number, not ", scale);
+  TORCH_CHECK(0 <= zero_point && zero_point <= 255, "int_conv: zero point ", zero_point, " is not in 0..255");
+  const int64_t quads = ceil_div(codes.size(1), 4), channels = qdiff::packed_channels(out[1]);
+  TORCH_CHECK(weight.scalar_type() == at::kChar && weight.is_contiguous() &&
+                  weight.numel() == channels * w.kernel[0] * w.kernel[1] * quads * 4,
+              "int_conv: the packed weight has ", weight.numel(), " bytes, not those of ", out[1], " x ", codes.size(1),
+              " x ", w.kernel[0], " x ", w.kernel[1]);
+  TORCH_CHECK(weight_sum.scalar_type() == at::kInt && weight_sum.numel() == channels,
+              "int_conv: weight sums must be those of pack_weight");
+  memory.codes = with_readable_quads(codes);
+  memory.outside = at::full({quads * 4}, zero_point, at::TensorOptions().dtype(at::kByte));
+  memory.start = at::empty({channels}, weight_sum.options());
+  const int32_t* sums = weight_sum.const_data_ptr<int32_t>();
+  int32_t* start = memory.start.data_ptr<int32_t>();
+  for (int64_t c = 0; c < channels; ++c) start[c] = -int32_t(zero_point) * sums[c];
+  memory.rows = index_map(codes.size(2), codes.size(2) * w.enlarge[0], w.pad[0], w.reach(out[2], 0));
+  memory.cols = index_map(codes.size(3), codes.size(3) * w.enlarge[1], w.pad[2], w.reach(out[3], 1));
+  qdiff::ConvSource s{};
+  s.codes = memory.codes.const_data_ptr<uint8_t>();
+  s.stride_n = memory.codes.stride(0), s.stride_h = memory.codes.stride(2), s.stride_w = memory.codes.stride(3);
+  s.row_map = memory.rows.data(), s.col_map = memory.cols.data();
+  s.outside = memory.outside.const_data_ptr<uint8_t>();
+  s.quads = quads;
+  s.weight = weight.const_data_ptr<int8_t>();
+  s.weight_scale = floats(weight_scale, channels, "weight scales", "int_conv");
+  s.start = start;
+  s.scale = float(scale);
+  return s;
+}
+
+Tensor int_conv(TensorList codes, at::ArrayRef<double> scales, IntArrayRef zero_points, TensorList weights,
+                TensorList weight_scales, TensorList weight_sums, int64_t out_channels, IntArrayRef kernel,
+                IntArrayRef stride, IntArrayRef padding, IntArrayRef dilation, IntArrayRef enlarge,
+                const OptionalTensor& bias, const OptionalTensor& shift, const OptionalTensor& residual,
+                int64_t activation, at::ScalarType out_dtype, double out_scale, int64_t out_zero_point, int64_t out_low,
+                int64_t out_high) {
+  const size_t count = codes.size();
+  TORCH_CHECK(count > 0 && scales.size() == count && zero_points.size() == count && weights.size() == count &&
+                  weight_scales.size() == count && weight_sums.size() == count,
+              "int_conv: every source needs codes, scale, zero point, weight, weight scales and weight sums");
+  const Window window = window_of(kernel, stride, padding, dilation, enlarge);
+  const Tensor& x = codes[0];
+  TORCH_CHECK(x.dim() == 4, "int_conv: codes must be uint8 (N, C, H, W)");
+  const int64_t sizes[4] = {x.size(0), out_channels, window.output_size(x.size(2), 0), window.output_size(x.size(3), 1)};
+  TORCH_CHECK(sizes[2] > 0 && sizes[3] > 0, "int_conv: the kernel is larger than the padded input ", x.sizes());
+  Tensor out = channels_last(sizes, out_channels, out_dtype);
+  if (out.numel() == 0) return out;
+
+  std::vector<SourceMemory> memory(count);
+  std::vector<qdiff::ConvSource> sources;
+  for (size_t i = 0; i < count; ++i) {
+    TORCH_CHECK(codes[i].dim() == 4 && codes[i].size(0) == x.size(0) && codes[i].size(2) == x.size(2) &&
+                    codes[i].size(3) == x.size(3),
+                "int_conv: sources ", x.sizes(), " and ", codes[i].sizes(), " differ in more than channels");
+    sources.push_back(source_of(codes[i], scales[i], zero_points[i], weights[i], weight_scales[i], weight_sums[i],
+                                window, sizes, memory[i]));
+  }
+  qdiff::Conv p{};
+  p.sources = sources.data(), p.source_count = int64_t(count);
+  p.batch = sizes[0], p.out_channels = sizes[1], p.out_h = sizes[2], p.out_w = sizes[3];
+  p.kernel_h = window.kernel[0], p.kernel_w = window.kernel[1];
+  p.stride_h = window.stride[0], p.stride_w = window.stride[1];
+  p.dilation_h = window.dilation[0], p.dilation_w = window.dilation[1];
+  p.bias = floats(bias, out_channels, "the bias", "int_conv");
+  if (shift.has_value()) {
+    TORCH_CHECK(shift->scalar_type() == at::kFloat && shift->dim() == 2 && shift->size(1) == out_channels &&
+                    shift->stride(1) == 1 && (shift->size(0) == sizes[0] || shift->size(0) == 1),
+                "int_conv: the shift must be float32 (N or 1, ", out_channels, ")");
+    p.shift = shift->const_data_ptr<float>();
+    p.shift_stride = shift->size(0) == 1 ? 0 : shift->stride(0);
+  }
+  Tensor added;
+  if (residual.has_value()) {
+    check_float(*residual, "int_conv");
+    TORCH_CHECK(residual->sizes() == out.sizes(), "int_conv: the residual ", residual->sizes(), " is not like the result ",
+                out.sizes());
+    added = with_even_pixels(*residual);
+    p.residual = added.const_data_ptr(), p.residual_type = type_of(added.scalar_type());
+    p.residual_stride = pixel_stride(added);
+  }
+  p.out = out.data_ptr(), p.out_type = type_of(out_dtype), p.out_stride = out_channels;
+  p.activation = activation_of(activation);
+  p.quantizer = quantizer(out_scale, out_zero_point, out_low, out_high, out_dtype, "int_conv");
+  const int64_t tasks = kernels().conv_tasks(p);
+  int64_t macs = p.kernel_h * p.kernel_w * out_channels * sizes[2] * sizes[3] * sizes[0] / tasks;
+  int64_t quads = 0;
+  for (const auto& s : sources) quads += s.quads;
+  parallel(tasks, macs * quads / 16, [&](int64_t begin, int64_t end) { kernels().conv(p, begin, end); });
+  return out;
+}
+
+// x (..., C) with unit stride in C and rows at one distance.
+Tensor as_rows(const Tensor& x) {
+  const Tensor flat = x.dim() == 1 ? x.unsqueeze(0) : x.reshape({-1, x.size(-1)});
+  return flat.size(1) == 1 || flat.stride(1) == 1 ? flat : flat.contiguous();
+}
+
+Tensor int_linear(const Tensor& codes, double scale, int64_t zero_point, const Tensor& weight, const Tensor& weight_scale,
+                  const Tensor& weight_sum, int64_t out_features, const OptionalTensor& bias,
+                  const OptionalTensor& residual, int64_t activation, at::ScalarType out_dtype, double out_scale,
+                  int64_t out_zero_point, int64_t out_low, int64_t out_high) {
+  TORCH_CHECK(codes.scalar_type() == at::kByte && codes.dim() >= 1, "int_linear: codes must be uint8 (..., I)");
+  const Tensor rows = as_rows(codes);
+  OptionalTensor added;
+  if (residual.has_value()) {
+    std::vector<int64_t> expected = codes.sizes().vec();
+    expected.back() = out_features;
+    TORCH_CHECK(residual->sizes() == IntArrayRef(expected), "int_linear: the residual ", residual->sizes(),
+                " is not like the result ", IntArrayRef(expected));
+    added = as_rows(*residual).unsqueeze(-1).unsqueeze(-1);
+  }
+  const Tensor image = rows.unsqueeze(-1).unsqueeze(-1);  // (rows, I, 1, 1)
+  const int64_t one[2] = {1, 1}, zero[4] = {0, 0, 0, 0};
+  const Tensor out = int_conv({image}, {scale}, {zero_point}, {weight}, {weight_scale}, {weight_sum}, out_features, one,
+                              one, zero, one, one, bias, std::nullopt, added, activation, out_dtype, out_scale,
+                              out_zero_point, out_low, out_high);
+  std::vector<int64_t> sizes = codes.sizes().vec();
+  sizes.back() = out_features;
+  return out.view({rows.size(0), out_features}).view(sizes);
+}
+
+// -------------------------------------------------------------------------------------------- normalisation
+
+qdiff::Norm norm_of(const Tensor& first, const OptionalTensor& weight, const OptionalTensor& bias, int64_t channels,
+                    double epsilon, int64_t activation, at::ScalarType out_dtype, const qdiff::Quantizer& q,
+                    const char* op) {
+  check_float(first, op);
+  qdiff::Norm p{};
+  p.type = type_of(first.scalar_type());
+  p.channels = channels;
+  p.weight = floats(weight, channels, "the weight", op);
+  p.bias = floats(bias, channels, "the bias", op);
+  p.epsilon = epsilon;
+  p.activation = activation_of(activation);
+  p.out_type = type_of(out_dtype);
+  p.out_stride = channels;
+  p.quantizer = q;
+  return p;
+}
+
+Tensor group_norm(TensorList parts, int64_t groups, const OptionalTensor& weight, const OptionalTensor& bias,
+                  double epsilon, int64_t activation, at::ScalarType out_dtype, double scale, int64_t zero_point,
+                  int64_t low, int64_t high) {
+  constexpr const char* op = "group_norm_act";
+  TORCH_CHECK(!parts.empty() && parts.size() <= size_t(qdiff::kMaxParts), op, ": expected 1 to ", qdiff::kMaxParts,
+              " parts, got ", parts.size());
+  TORCH_CHECK(parts[0].dim() >= 2, op, ": parts must be (N, C, ...)");
+  std::vector<int64_t> sizes = parts[0].sizes().vec();
+  sizes[1] = 0;
+  const bool one_type = std::all_of(parts.begin(), parts.end(), [&](const Tensor& part) {
+    return part.scalar_type() == parts[0].scalar_type();
+  });
+  std::vector<Tensor> even;
+  for (const Tensor& part : parts) {
+    TORCH_CHECK(part.dim() == parts[0].dim(), op, ": the parts differ in dims");
+    check_float(part, op);
+    sizes[1] += part.size(1);
+    even.push_back(with_even_pixels(one_type ? part : part.to(at::kFloat)));
+    TORCH_CHECK(part.size(0) == parts[0].size(0) && pixels_of(part) == pixels_of(parts[0]), op, ": parts ",
+                parts[0].sizes(), " and ", part.sizes(), " differ in more than channels");
+  }
+  TORCH_CHECK(groups > 0 && sizes[1] % groups == 0, op, ": ", sizes[1], " channels do not make ", groups, " groups");
+  const auto q = quantizer(scale, zero_point, low, high, out_dtype, op);
+  qdiff::Norm p = norm_of(even[0], weight, bias, sizes[1], epsilon, activation, out_dtype, q, op);
+  p.part_count = int64_t(parts.size());
+  for (size_t i = 0; i < even.size(); ++i) {
+    p.parts[i] = even[i].const_data_ptr();
+    p.part_channels[i] = even[i].size(1);
+    p.part_stride[i] = pixel_stride(even[i]);
+  }
+  p.batch = sizes[0], p.pixels = pixels_of(parts[0]), p.groups = groups;
+  Tensor out = channels_last(sizes, sizes[1], out_dtype);
+  p.out = out.data_ptr();
+  if (out.numel() == 0) return out;
+  const auto options = at::TensorOptions().dtype(at::kFloat);
+  const int64_t chunks = kernels().norm_chunks(p), work = sizes[1] * 16;
+  const Tensor sums = at::empty({p.batch * chunks * 2 * p.channels}, options);
+  const Tensor factors = at::empty({p.batch * 2 * p.channels}, options);
+  parallel(p.batch * chunks, work,
+           [&](int64_t begin, int64_t end) { kernels().norm_sums(p, sums.data_ptr<float>(), begin, end); });
+  kernels().norm_factors(p, sums.const_data_ptr<float>(), factors.data_ptr<float>());
+  parallel(p.batch * chunks, work * 2,
+           [&](int64_t begin, int64_t end) { kernels().norm_apply(p, factors.const_data_ptr<float>(), begin, end); });
+  return out;
+}
+
+Tensor layer_norm(const Tensor& x, const OptionalTensor& weight, const OptionalTensor& bias, double epsilon,
+                  at::ScalarType out_dtype, double scale, int64_t zero_point, int64_t low, int64_t high) {
+  constexpr const char* op = "layer_norm_act";
+  TORCH_CHECK(x.dim() >= 1, op, ": expected (..., C)");
+  const auto q = quantizer(scale, zero_point, low, high, out_dtype, op);
+  Tensor out = at::empty(x.sizes(), x.options().dtype(out_dtype));
+  if (out.numel() == 0) return out;
+  const Tensor rows = as_rows(x);
+  qdiff::Norm p = norm_of(rows, weight, bias, rows.size(1), epsilon, 0, out_dtype, q, op);
+  p.parts[0] = rows.const_data_ptr(), p.part_channels[0] = p.channels, p.part_stride[0] = rows.stride(0), p.part_count = 1;
+  p.out = out.data_ptr();
+  parallel(rows.size(0), p.channels, [&](int64_t begin, int64_t end) { kernels().layer_norm(p, begin, end); });
+  return out;
+}
+
+// Elementwise, so any tensor without holes is one long row, and the result lies in memory as x does.
+Tensor act_quantize_dense(const Tensor& x, qdiff::Pointwise p, at::ScalarType out_dtype) {
+  const Tensor dense = x.is_non_overlapping_and_dense() ? x : x.contiguous();
+  Tensor out = at::empty_strided(dense.sizes(), dense.strides(), x.options().dtype(out_dtype));
+  constexpr int64_t kRow = 1024;
+  p.in = dense.const_data_ptr(), p.out = out.data_ptr();
+  p.channels = p.in_stride = p.out_stride = kRow, p.rows = x.numel() / kRow;
+  parallel(p.rows, kRow, [&](int64_t begin, int64_t end) { kernels().pointwise(p, begin, end); });
+  if (x.numel() % kRow) {
+    p.in = static_cast<const char*>(p.in) + p.rows * kRow * x.element_size();
+    p.out = static_cast<char*>(p.out) + p.rows * kRow * out.element_size();
+    p.channels = x.numel() % kRow;
+    kernels().pointwise(p, 0, 1);
+  }
+  return out;
+}
+
+Tensor act_quantize(const Tensor& x, int64_t activation, at::ScalarType out_dtype, double scale, int64_t zero_point,
+                    int64_t low, int64_t high) {
+  constexpr const char* op = "act_quantize";
+  check_float(x, op);
+  qdiff::Pointwise p{};
+  p.type = type_of(x.scalar_type()), p.activation = activation_of(activation);
+  p.out_type = type_of(out_dtype), p.quantizer = quantizer(scale, zero_point, low, high, out_dtype, op);
+  if (p.activation != qdiff::Activation::geglu) return act_quantize_dense(x, p, out_dtype);
+  TORCH_CHECK(x.dim() >= 1 && x.size(-1) % 2 == 0, op, ": geglu expects (..., 2 C), got ", x.sizes());
+  const Tensor rows = as_rows(x);
+  std::vector<int64_t> sizes = x.sizes().vec();
+  sizes.back() /= 2;
+  Tensor out = at::empty(sizes, x.options().dtype(out_dtype));
+  if (out.numel() == 0) return out;
+  p.rows = rows.size(0), p.channels = sizes.back(), p.in_stride = rows.stride(0), p.out_stride = p.channels;
+  p.in = rows.const_data_ptr(), p.out = out.data_ptr();
+  parallel(p.rows, p.channels, [&](int64_t begin, int64_t end) { kernels().pointwise(p, begin, end); });
+  return out;
+}
+
+}  // namespace
+
+TORCH_LIBRARY_IMPL(qdiff, CPU, library) {
+  library.impl("pack_weight", pack_weight);
+  library.impl("int_conv", int_conv);
+  library.impl("int_linear", int_linear);
+  library.impl("group_norm_act", group_norm);
+  library.impl("layer_norm_act", layer_norm);
+  library.impl("act_quantize", act_quantize);
+}

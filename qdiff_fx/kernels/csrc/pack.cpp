@@ -1,0 +1,43 @@
+// Weights as the kernels read them. Plain C++: it runs once per layer.
+
+#include <algorithm>
+#include <cstring>
+
+#include "kernels.h"
+
+namespace qdiff {
+namespace {
+
+// One block of up to 64 output channels: [tap][quad][vectors][16][4].
+void pack_block(const int8_t* codes, int64_t channels, int64_t in_channels, int64_t taps, const int64_t* strides,
+                int8_t* packed, int32_t* sums) {
+  const int64_t vectors = ceil_div(channels, kLanes), quads = ceil_div(in_channels, 4);
+  const int64_t quad_bytes = vectors * kLanes * 4;
+  std::memset(packed, 0, size_t(taps * quads * quad_bytes));
+  std::fill(sums, sums + vectors * kLanes, 0);
+  for (int64_t o = 0; o < channels; ++o) {
+    for (int64_t i = 0; i < in_channels; ++i) {
+      const int8_t* from = codes + o * strides[0] + i * strides[1];
+      int8_t* to = packed + i / 4 * quad_bytes + o * 4 + i % 4;
+      for (int64_t t = 0; t < taps; ++t) {
+        const int8_t value = from[t * strides[2]];
+        to[t * quads * quad_bytes] = value;
+        sums[o] += value;
+      }
+    }
+  }
+}
+
+}  // namespace
+
+void pack_weight(const int8_t* codes, int64_t out_channels, int64_t in_channels, int64_t taps, const int64_t* strides,
+                 int8_t* packed, int32_t* sums, int64_t begin_block, int64_t end_block) {
+  const int64_t channel_bytes = taps * ceil_div(in_channels, 4) * 4;
+  for (int64_t block = begin_block; block < end_block; ++block) {
+    const int64_t first = block * kBlockChannels;
+    pack_block(codes + first * strides[0], std::min(kBlockChannels, out_channels - first), in_channels, taps, strides,
+               packed + first * channel_bytes, sums + first);
+  }
+}
+
+}  // namespace qdiff
