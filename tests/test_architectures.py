@@ -105,13 +105,15 @@ def test_runs_are_reproducible(name):
     assert all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
 
 
-def compare(name: str, config: QDiffConfig, dtype: torch.dtype, inputs: dict[str, Any]) -> tuple[float, float, float]:
-    """SQNR in dB: reference against float, inductor against float, inductor against reference."""
+def compare(
+    name: str, config: QDiffConfig, dtype: torch.dtype, inputs: dict[str, Any], backend: str = "inductor"
+) -> tuple[float, float, float]:
+    """SQNR in dB: reference against float, the backend against float, the backend against reference."""
     reference = zoo.quantized(name, config)
-    compiled = reference.with_backend("inductor", LoweringOptions(dtype))
+    compiled = reference.with_backend(backend, LoweringOptions(dtype))
     expected, actual = run(reference, inputs)[0], run(compiled, inputs)[0]
     found = fidelity(name, reference, inputs), fidelity(name, compiled, inputs), sqnr_db(expected, actual)
-    print(f"{name}: reference {found[0]:.1f} dB, inductor {found[1]:.1f} dB, one to the other {found[2]:.1f} dB")
+    print(f"{name}: reference {found[0]:.1f} dB, {backend} {found[1]:.1f} dB, one to the other {found[2]:.1f} dB")
     return found
 
 
@@ -121,7 +123,8 @@ def check_agreement(name: str, found: tuple[float, float, float]) -> None:
     Sums in another order differ by 1e-7. Where that moves an activation across a rounding boundary, its code flips;
     the flip is larger than what caused it and causes more of them further down. A shallow network has at most a few
     flips and agrees closely. In a deep one the two drift as far apart as either is from the float network, but no
-    further, and both stay as faithful. What each layer computes is compared exactly in `backends/test_onednn.py`.
+    further, and both stay as faithful. What each layer computes is compared exactly in `backends/test_onednn.py` and
+    `backends/test_native.py`.
     """
     reference, compiled, agreement = found
     assert compiled > reference - 1.5
@@ -131,6 +134,27 @@ def check_agreement(name: str, found: tuple[float, float, float]) -> None:
 SHALLOW = ("handwritten_sum", "handwritten_attention")
 SHALLOW_AGREEMENT_DB = 60.0  # measured 73.6 and above 120
 TENSOR = QDiffConfig(act_granularity="tensor")
+
+
+class TestNative:
+    """The same networks on our own kernels."""
+
+    @every_architecture
+    def test_agrees_with_the_reference(self, name):
+        check_agreement(name, compare(name, QDiffConfig(), torch.float32, zoo.captured(name)[1], "native"))
+
+    @every_architecture
+    @pytest.mark.parametrize(("batch", "scale", "tokens"), [(1, 1, 0), (3, 2, 3)])
+    def test_other_shapes(self, name, batch, scale, tokens):
+        quantized = zoo.quantized(name).with_backend("native", LoweringOptions(torch.float16))
+        inputs = zoo.resized(zoo.captured(name)[1], batch, scale, tokens)
+        assert fidelity(name, quantized, inputs) > FAITHFUL_ELSEWHERE_DB
+
+    @every_architecture
+    def test_every_layer_is_on_integers_or_says_why(self, name):
+        for row in zoo.quantized(name).with_backend("native").explain().in_float:
+            assert row.info.kind == "conv_transpose"
+            assert "no integer kernel" in row.reason
 
 
 class TestInductor:

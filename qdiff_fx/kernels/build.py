@@ -24,7 +24,7 @@ from qdiff_fx.errors import KernelError
 
 _log = logging.getLogger(__name__)
 _FOLDER = Path(__file__).parent / "csrc"
-_SWITCH = "QDIFF_KERNELS"  # "0" or "reference": plain torch only
+_SWITCH = "QDIFF_KERNELS"  # "0" or "reference": plain torch only; one of ISAS: that one
 _CACHE = "QDIFF_KERNELS_CACHE"  # folder of the built libraries
 _COMPILERS = ("g++", "clang++", "c++")
 _COMPILE_FLAGS = ("-std=c++20", "-O3", "-fPIC", "-fopenmp", "-ffp-contract=off", "-Wno-psabi")
@@ -37,21 +37,22 @@ class Variant:
 
     sources: tuple[str, ...]
     machine: str
-    needs: tuple[str, ...]  # keys of torch.cpu.get_capabilities()
     flags: tuple[str, ...]
 
 
-# A new instruction set adds a line here and its function to the lists of candidates in attention.cpp and ops.cpp.
+# A new instruction set adds its sources here and its function to the candidates in dispatch.cpp.
 _VARIANTS = (
     Variant(
-        sources=("attention_vnni.cpp", "avx512_vnni.cpp"),
-        machine="x86_64",
-        needs=("avx512_f", "avx512_bw", "avx512_vl", "avx512_dq", "avx512_vnni"),
-        flags=("-mavx512f", "-mavx512bw", "-mavx512vl", "-mavx512dq", "-mavx512vnni", "-mfma"),
+        ("attention_vnni.cpp", "avx512_vnni.cpp"),
+        "x86_64",
+        ("-mavx512f", "-mavx512bw", "-mavx512vl", "-mavx512dq", "-mavx512vnni", "-mfma"),
     ),
+    Variant(("avx2.cpp",), "x86_64", ("-mavx2", "-mfma", "-mf16c")),
 )
-_PORTABLE_SOURCES = ("pack.cpp",)
+_PORTABLE_SOURCES = ("dispatch.cpp", "pack.cpp", "portable.cpp")
+_PORTABLE_FLAGS = {"aarch64": ("-march=armv8.2-a+dotprod",), "arm64": ()}
 _TORCH_SOURCES = ("attention.cpp", "ops.cpp")
+ISAS = ("avx512_vnni", "avx2", "portable")
 
 
 @dataclass(frozen=True)
@@ -84,26 +85,15 @@ def _load_once() -> Status:
     if choice in ("0", "reference"):
         return Status(False, f"{_SWITCH}={choice} asks for the plain-torch reference", disabled=True)
     try:
-        _check_machine()
         library = _built_library()
         kernel = torch.ops.qdiff_native.kernel_name()
     except KernelError as error:
         return Status(False, str(error))
     if not kernel:
-        return Status(False, "no compiled kernel runs on this CPU")
+        return Status(
+            False, f"there are no {choice or 'compiled'} kernels for this CPU, only some of {', '.join(ISAS)}"
+        )
     return Status(True, kernel=kernel, library=library)
-
-
-def _check_machine() -> None:
-    capabilities = torch.cpu.get_capabilities() if hasattr(torch.cpu, "get_capabilities") else None
-    local = [variant for variant in _VARIANTS if variant.machine == platform.machine()]
-    if not local:
-        raise KernelError(f"no kernel for {platform.machine()} processors yet")
-    if capabilities is None:  # cannot tell yet: the library checks again
-        return
-    if not any(all(capabilities.get(need, False) for need in variant.needs) for variant in local):
-        needed = " or ".join(variant.needs[-1] for variant in local)
-        raise KernelError(f"this CPU has no {needed}")
 
 
 def _built_library() -> Path:
@@ -151,7 +141,7 @@ def _key(compiler: str) -> str:
     for path in sorted((*_FOLDER.glob("*.h"), *_FOLDER.glob("*.cpp"))):
         digest.update(path.name.encode() + path.read_bytes())
     version = _run([compiler, "--version"]).splitlines()[:1]
-    parts = (torch.__version__, platform.machine(), version, _COMPILE_FLAGS, _VARIANTS)
+    parts = (torch.__version__, platform.machine(), version, _COMPILE_FLAGS, _VARIANTS, _PORTABLE_FLAGS)
     digest.update(repr(parts).encode())
     return digest.hexdigest()[:16]
 
@@ -189,7 +179,7 @@ def _sources() -> Iterator[tuple[str, list[str]]]:
     for source in _TORCH_SOURCES:
         yield source, [abi, *(f"-isystem{path}" for path in include_paths())]
     for source in _PORTABLE_SOURCES:
-        yield source, []
+        yield source, list(_PORTABLE_FLAGS.get(platform.machine(), ()))
     for variant in _VARIANTS:
         # Off its machine a variant compiles to a function that returns nothing.
         for source in variant.sources:

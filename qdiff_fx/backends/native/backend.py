@@ -39,6 +39,8 @@ class NativeBackend(Backend):
             dequantize_remaining_weights(lowered)
             for rewrite in (hoist_quantizers, absorb_inputs, absorb_windows, absorb_outputs):
                 rewrite(lowered)
+                # Nodes nobody reads any more would count as readers of what they read.
+                lowered.graph.eliminate_dead_code()
             settle_dtypes(lowered, options.compute_dtype)
         return Lowered(clean(lowered), reports)
 

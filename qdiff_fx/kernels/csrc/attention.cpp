@@ -1,6 +1,6 @@
 // qdiff::int_attention_vnni on CPU: checks, memory layout, threads. The arithmetic is in a Kernel.
 
-#include "attention.h"
+#include "kernels.h"
 
 #include <ATen/ExpandUtils.h>
 #include <ATen/Parallel.h>
@@ -22,12 +22,9 @@ namespace {
 using at::Tensor;
 using OptionalTensor = std::optional<Tensor>;
 
-// The best kernel of this machine. A new instruction set adds its function here.
 const qdiff::Kernel* best_kernel() {
-  for (const auto candidate : {qdiff::vnni_kernel}) {
-    if (const qdiff::Kernel* kernel = candidate()) return kernel;
-  }
-  return nullptr;
+  const qdiff::Kernels* kernels = qdiff::best_kernels();
+  return kernels ? kernels->attention : nullptr;
 }
 
 std::string kernel_name() {

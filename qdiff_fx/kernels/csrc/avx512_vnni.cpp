@@ -92,12 +92,13 @@ bool cpu_has_it() {
          __builtin_cpu_supports("avx512vnni");
 }
 
-const Kernels kKernels = {"avx512_vnni", conv_tasks,   conv,       norm_chunks, norm_sums,
-                          norm_factors,  norm_apply, layer_norm, pointwise};
-
 }  // namespace
 
-const Kernels* avx512_vnni_kernels() { return cpu_has_it() ? &kKernels : nullptr; }
+const Kernels* avx512_vnni_kernels() {
+  static const Kernels kernels = {"avx512_vnni", kCodeOffset, conv_tasks, conv,      norm_chunks,  norm_sums,
+                                  norm_factors,  norm_apply,  layer_norm, pointwise, vnni_kernel()};
+  return cpu_has_it() ? &kernels : nullptr;
+}
 
 }  // namespace qdiff
 

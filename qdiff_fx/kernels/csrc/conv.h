@@ -5,9 +5,14 @@
 
 #include "vec.h"
 
+#ifndef QDIFF_CODE_OFFSET
+#define QDIFF_CODE_OFFSET 0
+#endif
+
 namespace qdiff {
 namespace {
 
+constexpr int32_t kCodeOffset = QDIFF_CODE_OFFSET;  // see Kernels::code_offset
 constexpr int64_t kTileRows = 6;      // pixels: 6 x 4 accumulators + 4 operands + 1 broadcast fit in 32 registers
 constexpr int64_t kTilesPerTask = 8;  // packed weights stay in L2 over all of them
 constexpr int64_t kMaxTaps = 1024;    // kernel_h * kernel_w

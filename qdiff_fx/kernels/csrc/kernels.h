@@ -7,6 +7,8 @@
 
 #include <cstdint>
 
+#include "attention.h"
+
 namespace qdiff {
 
 enum class Type : int32_t { f32, f16, bf16, u8, s8 };
@@ -30,7 +32,7 @@ struct ConvSource {
   int64_t quads;           // groups of four input channels
   const int8_t* weight;    // packed, see pack_weight
   const float* weight_scale;
-  const int32_t* start;    // -zero_point * sum of the weights of each output channel
+  const int32_t* start;    // (code_offset - zero_point) * sum of the weights of each output channel
   float scale;
 };
 
@@ -90,6 +92,7 @@ struct Pointwise {
 // One implementation of everything for one instruction set.
 struct Kernels {
   const char* name;
+  int32_t code_offset;  // what this instruction set subtracts from codes before it multiplies
 
   // Tasks are numbered 0 .. conv_tasks; each writes its own part of the output.
   int64_t (*conv_tasks)(const Conv&);
@@ -104,6 +107,7 @@ struct Kernels {
 
   void (*layer_norm)(const Norm&, int64_t begin, int64_t end);
   void (*pointwise)(const Pointwise&, int64_t begin, int64_t end);
+  const Kernel* attention;
 };
 
 // Packed weights are [block of 64 channels][tap][quad][<= 4 vectors][16 channels][4] signed bytes.
@@ -120,5 +124,10 @@ void pack_weight(const int8_t* codes, int64_t out_channels, int64_t in_channels,
 
 // Each returns nullptr when this CPU (or this compiler target) lacks the instructions.
 const Kernels* avx512_vnni_kernels();
+const Kernels* avx2_kernels();
+const Kernels* portable_kernels();
+
+// The fastest of them, or the one that the environment variable QDIFF_KERNELS names; nullptr when there is none.
+const Kernels* best_kernels();
 
 }  // namespace qdiff

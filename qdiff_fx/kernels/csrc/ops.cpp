@@ -25,12 +25,7 @@ using qdiff::ceil_div;
 using OptionalTensor = std::optional<Tensor>;
 
 const qdiff::Kernels& kernels() {
-  static const qdiff::Kernels* best = [] {
-    for (const auto candidate : {qdiff::avx512_vnni_kernels}) {
-      if (const qdiff::Kernels* found = candidate()) return found;
-    }
-    return static_cast<const qdiff::Kernels*>(nullptr);
-  }();
+  const qdiff::Kernels* best = qdiff::best_kernels();
   TORCH_CHECK(best, "qdiff: no compiled kernel runs on this CPU");
   return *best;
 }
@@ -226,7 +221,7 @@ qdiff::ConvSource source_of(const Tensor& codes, double scale, int64_t zero_poin
   memory.start = at::empty({channels}, weight_sum.options());
   const int32_t* sums = weight_sum.const_data_ptr<int32_t>();
   int32_t* start = memory.start.data_ptr<int32_t>();
-  for (int64_t c = 0; c < channels; ++c) start[c] = -int32_t(zero_point) * sums[c];
+  for (int64_t c = 0; c < channels; ++c) start[c] = (kernels().code_offset - int32_t(zero_point)) * sums[c];
   memory.rows = index_map(codes.size(2), codes.size(2) * w.enlarge[0], w.pad[0], w.reach(out[2], 0));
   memory.cols = index_map(codes.size(3), codes.size(3) * w.enlarge[1], w.pad[2], w.reach(out[3], 1));
   qdiff::ConvSource s{};
