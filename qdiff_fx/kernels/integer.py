@@ -76,7 +76,7 @@ def int_conv(
         bias: float32 (O,).
         shift: float32 (N or 1, O), added to every pixel: the time embedding.
         residual: floating, like the result.
-        activation: an `Activation` other than GEGLU.
+        activation: an `Activation` other than GEGLU, which only `int_linear` has.
         out_dtype: floating, or uint8 / int8 for codes with the quantizer that follows.
 
     Returns:
@@ -108,9 +108,9 @@ def int_linear(
     codes: Tensor,
     scale: float,
     zero_point: int,
-    weight: Tensor,
-    weight_scale: Tensor,
-    weight_sum: Tensor,
+    weights: Sequence[Tensor],
+    weight_scales: Sequence[Tensor],
+    weight_sums: Sequence[Tensor],
     out_features: int,
     bias: Tensor | None,
     residual: Tensor | None,
@@ -121,12 +121,21 @@ def int_linear(
     out_low: int,
     out_high: int,
 ) -> Tensor:
-    """The linear layer (..., I) -> (..., O) of `int_conv`'s kind."""
+    """The linear layer (..., I) -> (..., O) of `int_conv`'s kind.
+
+    For GEGLU there are two weights, of the values and of their gates, and the bias holds that of both.
+    """
     _check_codes("int_linear", codes, scale, zero_point)
-    values = weight.view(out_features, codes.shape[-1]).double()
-    total = F.linear(codes.double() - zero_point, values) * (weight_scale[:out_features].double() * scale)
+    centred = codes.double() - zero_point
+    totals = [
+        F.linear(centred, weight.view(out_features, codes.shape[-1]).double()) * (by[:out_features].double() * scale)
+        for weight, by in zip(weights, weight_scales, strict=True)
+    ]
     if bias is not None:
-        total = total + bias
+        totals = [total + part for total, part in zip(totals, bias.chunk(len(totals)), strict=True)]
+    total = totals[0]
+    if activation == Activation.GEGLU:
+        total, activation = total * F.gelu(totals[1]), Activation.NONE
     return _finish(total, residual, activation, out_dtype, out_scale, out_zero_point, out_low, out_high)
 
 

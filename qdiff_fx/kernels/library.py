@@ -22,7 +22,8 @@ _ATTENTION_SCHEMA = (
 )
 _ATTENTION_NUMBERS = (
     "(Tensor q, Tensor k, Tensor v, Tensor? mask, float q_scale, int q_zero_point, float k_scale, float v_scale, "
-    "float softmax_scale, int prob_bits, ScalarType out_dtype) -> Tensor"
+    "float softmax_scale, int prob_bits, ScalarType out_dtype, float out_scale, int out_zero_point, int out_low, "
+    "int out_high) -> Tensor"
 )
 _QUANTIZER = "ScalarType out_dtype, float scale, int zero_point, int low, int high"
 _OUTPUT = "ScalarType out_dtype, float out_scale, int out_zero_point, int out_low, int out_high"
@@ -63,17 +64,31 @@ def _fake_attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, *rest:
 
 
 def _attention_by_numbers(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, *rest: Any) -> Tensor:
-    q_scale, q_zero_point, k_scale, v_scale, *options = rest
-    numbers = (torch.tensor(number) for number in (q_scale, q_zero_point, k_scale, v_scale))
-    return attention.int_attention(q, k, v, mask, *numbers, *options)  # type: ignore[arg-type]
+    q_scale, q_zero_point, k_scale, v_scale, softmax_scale, prob_bits, out_dtype, *quantizer = rest
+    codes = out_dtype in integer.CODES
+    dtype = torch.float32 if codes else out_dtype
+    q_scale, q_zero_point, k_scale, v_scale = map(torch.tensor, (q_scale, q_zero_point, k_scale, v_scale))
+    out = attention.int_attention(
+        q, k, v, mask, q_scale, q_zero_point, k_scale, v_scale, softmax_scale, prob_bits, dtype
+    )
+    return integer.act_quantize(out, integer.Activation.NONE, out_dtype, *quantizer) if codes else out
 
 
-def _define_attention(name: str, schema: str, implementation: Callable[..., Tensor]) -> None:
+def _fake_attention_by_numbers(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, *rest: Any) -> Tensor:
+    softmax_scale, prob_bits, out_dtype = rest[4:7]
+    dtype = torch.float32 if out_dtype in integer.CODES else out_dtype
+    attention.check_arguments(q, k, v, mask, softmax_scale, prob_bits, dtype)
+    return attention.empty_output(q, out_dtype)
+
+
+def _define_attention(
+    name: str, schema: str, implementation: Callable[..., Tensor], fake: Callable[..., Tensor]
+) -> None:
     # The kernel reads any strides, but the result's layout follows q's: the compiler must keep them.
     tags = (torch.Tag.needs_fixed_stride_order, torch.Tag.pt2_compliant_tag)
     _library.define(name + schema, tags=tags)
     _library.impl(name, implementation, "CompositeExplicitAutograd")
-    torch.library.register_fake(f"qdiff::{name}", _fake_attention, lib=_library)
+    torch.library.register_fake(f"qdiff::{name}", fake, lib=_library)
 
 
 def _fake_pack(codes: Tensor) -> tuple[Tensor, Tensor]:
@@ -118,14 +133,18 @@ def _define(name: str, schema: str, reference: Callable[..., Any], fake: Callabl
     torch.library.register_fake(f"qdiff::{name}", fake, lib=_library)
 
 
-_define_attention("int_attention", _ATTENTION_SCHEMA, attention.int_attention)
+_define_attention("int_attention", _ATTENTION_SCHEMA, attention.int_attention, _fake_attention)
 _define_attention(
-    "int_attention_vnni", _ATTENTION_SCHEMA, _compiled_or("int_attention_vnni.default", attention.int_attention)
+    "int_attention_vnni",
+    _ATTENTION_SCHEMA,
+    _compiled_or("int_attention_vnni.default", attention.int_attention),
+    _fake_attention,
 )
 _define_attention(
     "int_attention_vnni.numbers",
     _ATTENTION_NUMBERS,
     _compiled_or("int_attention_vnni.numbers", _attention_by_numbers),
+    _fake_attention_by_numbers,
 )
 _define("pack_weight", "(Tensor codes) -> (Tensor, Tensor)", integer.pack_weight, _fake_pack)
 _define(
@@ -138,7 +157,7 @@ _define(
 )
 _define(
     "int_linear",
-    "(Tensor codes, float scale, int zero_point, Tensor weight, Tensor weight_scale, Tensor weight_sum, "
+    "(Tensor codes, float scale, int zero_point, Tensor[] weights, Tensor[] weight_scales, Tensor[] weight_sums, "
     f"int out_features, Tensor? bias, Tensor? residual, int activation, {_OUTPUT}) -> Tensor",
     integer.int_linear,
     _fake_linear,

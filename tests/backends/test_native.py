@@ -160,6 +160,26 @@ def test_layer_norm_and_gated_gelu():
     assert others(module) == set()
 
 
+def test_a_gated_layer_whose_weight_can_be_cut_gates_itself():
+    def feed_forward(m, x):
+        value, gate = m.up(x).chunk(2, -1)
+        return m.down(value * F.gelu(gate))
+
+    module = check(Net(feed_forward, up=nn.Linear(8, 256), down=nn.Linear(128, 8)), torch.randn(2, 5, 8))
+    assert kernels(module) == {"linear": 2, "quantize": 1}
+    assert [len(call["weights"]) for call in calls(module, layers.LINEAR)] == [2, 1]
+
+
+def test_attention_writes_codes():
+    def attend(m, x):
+        q, k, v = (f(x).unflatten(-1, (2, 8)).transpose(1, 2) for f in (m.q, m.k, m.v))
+        return m.out(F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2))
+
+    net = Net(attend, **{name: nn.Linear(16, 16) for name in ("q", "k", "v", "out")})
+    module = check(net, torch.randn(2, 5, 16), flips=True)
+    assert kernels(module) == {"linear": 4, "quantize": 1}
+
+
 @pytest.mark.parametrize("approximate", ["none", "tanh"])
 def test_gelu_is_done_by_the_layer_before_it(approximate):
     net = Net(lambda m, x: m.b(F.gelu(m.a(x), approximate=approximate)), a=nn.Linear(8, 20), b=nn.Linear(20, 4))

@@ -134,7 +134,7 @@ def test_linear(data):
 
     def run(op, pack):
         packed, sums = pack(weight)
-        return op(codes, *numbers, packed, padded(scales, sums), sums, outputs, bias, residual, *tail)
+        return op(codes, *numbers, [packed], [padded(scales, sums)], [sums], outputs, bias, residual, *tail)
 
     assert_close(run(ops.int_linear, ops.pack_weight), run(integer.int_linear, integer.pack_weight))
 
@@ -207,7 +207,7 @@ def test_extremes_do_not_overflow():
     for value in (-128, 127):
         packed, sums = ops.pack_weight(torch.full((16, 4096), value, dtype=torch.int8))
         out = ops.int_linear(
-            codes, 1.0, 0, packed, torch.ones(16), sums, 16, None, None, 0, torch.float32, 1.0, 0, 0, 0
+            codes, 1.0, 0, [packed], [torch.ones(16)], [sums], 16, None, None, 0, torch.float32, 1.0, 0, 0, 0
         )
         assert (out == 255 * 4096 * value).all()
 
@@ -252,7 +252,7 @@ class TestRefusals:
     def linear(self, op, codes=None, scale=0.1, zero_point=0, out=(torch.float32, 1.0, 0, 0, 0)):
         packed, sums = (ops if op is ops else integer).pack_weight(self.weight)
         codes = torch.zeros(2, 8, dtype=torch.uint8) if codes is None else codes
-        return op.int_linear(codes, scale, zero_point, packed, torch.ones(16), sums, 16, None, None, 0, *out)
+        return op.int_linear(codes, scale, zero_point, [packed], [torch.ones(16)], [sums], 16, None, None, 0, *out)
 
     @pytest.mark.parametrize("op", [ops, integer])
     @pytest.mark.parametrize("scale", [0.0, -1.0, float("inf"), float("nan")])

@@ -8,11 +8,13 @@ import torch
 from torch import fx
 
 from qdiff_fx.backends.native.absorb_input import only_user
-from qdiff_fx.backends.native.layers import CONV, LAYERS, QUANTIZE, call, named
+from qdiff_fx.backends.native.layers import CONV, LAYERS, LINEAR, QUANTIZE, call, named
+from qdiff_fx.backends.native.numbers import ATTENTION_NUMBERS
 from qdiff_fx.graph import add_buffer, get_attr_tensor, is_op
 from qdiff_fx.kernels.integer import CODES, Activation
 
 aten = torch.ops.aten
+PACKED_BLOCK = 64  # output channels that are packed together: kBlockChannels of kernels.h
 WINDOW = ("kernel", "stride", "padding", "dilation", "enlarge", "out_channels")
 SOURCES = ("codes", "scales", "zero_points", "weights", "weight_scales", "weight_sums")
 
@@ -28,7 +30,7 @@ def absorb_outputs(gm: fx.GraphModule) -> None:
         if _is_open(layer) and only_user(layer, but=silu):
             _move(layer, silu, {"activation": Activation.SILU.value})
     for quantize in [n for n in gm.graph.nodes if is_op(n, QUANTIZE)]:
-        _write_codes(quantize)
+        _write_codes(gm, quantize)
 
 
 def _add_before_moves(add: fx.Node) -> None:
@@ -192,10 +194,35 @@ def _move(layer: fx.Node, to: fx.Node, changes: dict[str, Any]) -> None:
     layer.graph.erase_node(layer)
 
 
-def _write_codes(quantize: fx.Node) -> None:
+def _write_codes(gm: fx.GraphModule, quantize: fx.Node) -> None:
     """``quantize(layer(…))`` in one, unless somebody else reads the layer's floats."""
     layer, activation = named(quantize)["x"], named(quantize)["activation"]
-    if not _is_open(layer) or not only_user(layer, but=quantize) or activation == Activation.GEGLU:
+    if not isinstance(layer, fx.Node) or not only_user(layer, but=quantize):
         return
-    output = {f"out_{name}": named(quantize)[name] for name in ("scale", "zero_point", "low", "high")}
-    _move(layer, quantize, {"activation": activation, "out_dtype": named(quantize)["out_dtype"], **output})
+    changes = {f"out_{name}": named(quantize)[name] for name in ("scale", "zero_point", "low", "high")}
+    changes["out_dtype"] = named(quantize)["out_dtype"]
+    if is_op(layer, ATTENTION_NUMBERS):
+        if activation == Activation.NONE and named(layer)["out_dtype"] not in CODES:
+            _move(layer, quantize, changes)
+    elif _is_open(layer) and activation == Activation.GEGLU:
+        halves = _gated_halves(gm, layer)
+        if halves:
+            _move(layer, quantize, changes | halves)
+    elif _is_open(layer):
+        _move(layer, quantize, changes | {"activation": activation})
+
+
+def _gated_halves(gm: fx.GraphModule, layer: fx.Node) -> dict[str, Any]:
+    """The changes that make a linear layer one of values and gates; none where its weight cannot be cut there."""
+    features = named(layer).get("out_features", 1)
+    if not is_op(layer, LINEAR) or features % (2 * PACKED_BLOCK) or named(layer)["residual"] is not None:
+        return {}
+    changes: dict[str, Any] = {"activation": Activation.GEGLU.value, "out_features": features // 2}
+    for name in ("weights", "weight_scales", "weight_sums"):
+        (node,) = named(layer)[name]
+        with gm.graph.inserting_before(layer):
+            changes[name] = [
+                gm.graph.get_attr(add_buffer(gm, f"{node.target}_{half}", tensor))
+                for half, tensor in zip(("values", "gates"), get_attr_tensor(gm, node).chunk(2), strict=True)
+            ]
+    return changes

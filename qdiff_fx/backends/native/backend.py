@@ -12,6 +12,7 @@ from qdiff_fx.backends.native.absorb_output import absorb_outputs
 from qdiff_fx.backends.native.dtypes import settle_dtypes
 from qdiff_fx.backends.native.hoist import hoist_quantizers
 from qdiff_fx.backends.native.numbers import numbers_from_tables
+from qdiff_fx.backends.native.sizes import ask_inputs_for_sizes
 from qdiff_fx.backends.native.window import absorb_windows
 from qdiff_fx.backends.onednn import dequantize_remaining_weights
 from qdiff_fx.graph import clean, copy_graph, is_op
@@ -37,7 +38,7 @@ class NativeBackend(Backend):
             numbers_from_tables(lowered)
             layers.lower_layers(lowered)
             dequantize_remaining_weights(lowered)
-            for rewrite in (hoist_quantizers, absorb_inputs, absorb_windows, absorb_outputs):
+            for rewrite in (hoist_quantizers, absorb_inputs, ask_inputs_for_sizes, absorb_windows, absorb_outputs):
                 rewrite(lowered)
                 # Nodes nobody reads any more would count as readers of what they read.
                 lowered.graph.eliminate_dead_code()

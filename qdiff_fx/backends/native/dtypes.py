@@ -14,7 +14,7 @@ from qdiff_fx.graph import is_op
 from qdiff_fx.kernels.integer import CODES
 
 aten = torch.ops.aten
-PRODUCERS = (*LAYERS, GROUP_NORM, LAYER_NORM)
+PRODUCERS = (*LAYERS, ATTENTION_NUMBERS, GROUP_NORM, LAYER_NORM)
 READ_ANY_FLOAT: dict[Any, tuple[str, ...]] = {  # kernel -> its arguments that may be of any float type
     **dict.fromkeys(LAYERS, ("residual",)),
     QUANTIZE: ("x",),
@@ -24,12 +24,10 @@ READ_ANY_FLOAT: dict[Any, tuple[str, ...]] = {  # kernel -> its arguments that m
 
 
 def settle_dtypes(gm: fx.GraphModule, dtype: torch.dtype) -> None:
-    """Let every kernel write `dtype` whose readers take it, in place; the attention kernel's floats likewise."""
+    """Let every kernel write `dtype` whose readers take it, in place."""
     for node in gm.graph.nodes:
         if is_op(node, *PRODUCERS) and named(node)["out_dtype"] not in CODES:
             node.kwargs = {**node.kwargs, "out_dtype": dtype if _all_take_it(node) else torch.float32}
-        elif is_op(node, ATTENTION_NUMBERS):
-            node.args = (*node.args[:-1], torch.float32)
 
 
 def _all_take_it(node: fx.Node) -> bool:

@@ -11,7 +11,7 @@ import torch
 from torch import fx
 
 from qdiff_fx.backends.base import activation_of, quantized_layers, weight_of
-from qdiff_fx.backends.native.numbers import ATTENTION_NUMBERS
+from qdiff_fx.backends.native.numbers import ATTENTION_NUMBERS, NO_OUTPUT_QUANTIZER
 from qdiff_fx.backends.onednn import CONVS, _conv_geometry
 from qdiff_fx.graph import add_buffer, get_attr_tensor, is_op
 from qdiff_fx.kernels.integer import Activation
@@ -26,7 +26,6 @@ QUANTIZE, GROUP_NORM, LAYER_NORM = (
     qdiff.layer_norm_act.default,
 )
 LAYERS = (CONV, LINEAR)
-NO_OUTPUT_QUANTIZER = {"out_scale": 1.0, "out_zero_point": 0, "out_low": 0, "out_high": 0}
 NO_QUANTIZER = {"scale": 1.0, "zero_point": 0, "low": 0, "high": 0}
 
 
@@ -97,7 +96,8 @@ def _lower_linear(gm: fx.GraphModule, layer: fx.Node) -> fx.Node:
         LINEAR,
         kwargs={
             **{"codes": codes, "scale": scale, "zero_point": zero_point},
-            **{"weight": weight, "weight_scale": weight_scale, "weight_sum": weight_sum, "out_features": channels},
+            **{"weights": [weight], "weight_scales": [weight_scale], "weight_sums": [weight_sum]},
+            "out_features": channels,
             **{"bias": _bias(layer), "residual": None, "activation": Activation.NONE.value},
             **{"out_dtype": torch.float32, **NO_OUTPUT_QUANTIZER},
         },

@@ -20,7 +20,11 @@ TENSOR_QUANTIZE = {
     qd.dequantize_per_tensor.tensor: qd.dequantize_per_tensor.default,
 }
 ATTENTION_NUMBERS = torch.ops.qdiff.int_attention_vnni.numbers
-ATTENTION_CONSTANTS = range(4, 8)  # q_scale, q_zero_point, k_scale, v_scale
+ATTENTION_ARGUMENTS = (
+    *("q", "k", "v", "mask", "q_scale", "q_zero_point", "k_scale", "v_scale"),
+    *("softmax_scale", "prob_bits", "out_dtype"),
+)
+NO_OUTPUT_QUANTIZER = {"out_scale": 1.0, "out_zero_point": 0, "out_low": 0, "out_high": 0}
 
 
 class StepNumbers(nn.Module):
@@ -46,8 +50,9 @@ def numbers_from_tables(gm: fx.GraphModule) -> None:
             node.args = (node.args[0], *(_number(gm, arg) for arg in node.args[1:3]), *node.args[3:])
         elif is_op(node, ATTENTION):
             node.target = ATTENTION_NUMBERS
-            for index in ATTENTION_CONSTANTS:
-                node.update_arg(index, _number(gm, node.args[index]))
+            values = [*node.args[:4], *(_number(gm, constant) for constant in node.args[4:8]), *node.args[8:]]
+            node.args = ()
+            node.kwargs = {**dict(zip(ATTENTION_ARGUMENTS, values, strict=True)), **NO_OUTPUT_QUANTIZER}
 
 
 def _replace_lookups(gm: fx.GraphModule) -> None:

@@ -1,5 +1,6 @@
 // qdiff::int_attention_vnni on CPU: checks, memory layout, threads. The arithmetic is in a Kernel.
 
+#include "checks.h"
 #include "kernels.h"
 
 #include <ATen/ExpandUtils.h>
@@ -20,6 +21,8 @@
 namespace {
 
 using at::Tensor;
+using qdiff::checked_quantizer;
+using qdiff::type_of;
 using OptionalTensor = std::optional<Tensor>;
 
 const qdiff::Kernel* best_kernel() {
@@ -163,8 +166,16 @@ qdiff::Attention describe(const Tensor& queries, const Tensor& keys, const Tenso
   copy_strides(problem.v_stride, values);
   copy_strides(problem.out_stride, out);
   if (mask) copy_strides(problem.mask_stride, *mask);
-  problem.out_bfloat16 = out.scalar_type() == at::kBFloat16;
   return problem;
+}
+
+// For codes of a call that no kernel takes.
+Tensor act_quantize(const Tensor& x, int64_t activation, at::ScalarType dtype, double scale, int64_t zero_point,
+                    int64_t low, int64_t high) {
+  static const auto handle = c10::Dispatcher::singleton()
+                                 .findSchemaOrThrow("qdiff::act_quantize", "")
+                                 .typed<Tensor(const Tensor&, int64_t, at::ScalarType, double, int64_t, int64_t, int64_t)>();
+  return handle.call(x, activation, dtype, scale, zero_point, low, high);
 }
 
 struct Numbers {
@@ -183,20 +194,22 @@ void check_numbers(const Numbers& numbers) {
 }
 
 Tensor attend(const qdiff::Kernel& kernel, const Tensor& q, const Tensor& k, const Tensor& v, const OptionalTensor& mask,
-              const Numbers& numbers, at::ScalarType out_dtype) {
+              const Numbers& numbers, at::ScalarType out_dtype, const qdiff::Quantizer& quantizer) {
   const Tensor queries = with_unit_stride(as_heads(q));
   const Tensor keys = with_unit_stride(as_heads(k));
   const Tensor values = with_unit_stride(as_heads(v));
   const OptionalTensor added = additive_mask(mask, q, k.size(-2));
-  const Tensor out = allocate_output(q, out_dtype == at::kBFloat16 ? at::kBFloat16 : at::kFloat);
+  const Tensor out = allocate_output(q, out_dtype == at::kDouble ? at::kFloat : out_dtype);
 
   qdiff::Attention problem = describe(queries, keys, values, added, as_heads(out));
   problem.q_zero_point = static_cast<int32_t>(numbers.q_zero_point);
   problem.score_scale = static_cast<float>(numbers.softmax_scale * numbers.q_scale * numbers.k_scale);
   problem.v_scale = static_cast<float>(numbers.v_scale);
+  problem.out_type = type_of(out.scalar_type());
+  problem.quantizer = quantizer;
   problem.levels = static_cast<int32_t>((int64_t{1} << numbers.prob_bits) - 1);
 
-  if (out.numel() > 0 && problem.key_len == 0) out.zero_();
+  if (out.numel() > 0 && problem.key_len == 0) out.fill_(quantizer.zero_point);
   if (out.numel() > 0 && problem.key_len > 0) execute(kernel, problem);
   return out.to(out_dtype);
 }
@@ -215,24 +228,30 @@ Tensor int_attention(const Tensor& q, const Tensor& k, const Tensor& v, const Op
   const Numbers numbers{q_scale.item<double>(), q_zero_point.item<int64_t>(), k_scale.item<double>(),
                         v_scale.item<double>(), softmax_scale, prob_bits};
   check_numbers(numbers);
-  return attend(*kernel, q, k, v, mask, numbers, out_dtype);
+  return attend(*kernel, q, k, v, mask, numbers, out_dtype, {});
 }
 
 // The same with numbers where the other takes tensors of one element.
 Tensor int_attention_numbers(const Tensor& q, const Tensor& k, const Tensor& v, const OptionalTensor& mask,
                              double q_scale, int64_t q_zero_point, double k_scale, double v_scale,
-                             double softmax_scale, int64_t prob_bits, at::ScalarType out_dtype) {
+                             double softmax_scale, int64_t prob_bits, at::ScalarType out_dtype, double out_scale,
+                             int64_t out_zero_point, int64_t out_low, int64_t out_high) {
   check_codes(q, k, v);
-  check_options(softmax_scale, prob_bits, out_dtype);
+  const bool codes = out_dtype == at::kByte || out_dtype == at::kChar;
+  check_options(softmax_scale, prob_bits, codes ? at::kFloat : out_dtype);
+  const auto quantizer =
+      checked_quantizer(out_scale, out_zero_point, out_low, out_high, out_dtype, "int_attention");
   const qdiff::Kernel* kernel = best_kernel();
   if (!takes(kernel, q, k, prob_bits)) {
     const auto tensor = [](double x) { return at::full({}, x, at::TensorOptions().dtype(at::kFloat)); };
-    return reference().call(q, k, v, mask, tensor(q_scale), tensor(double(q_zero_point)).to(at::kLong), tensor(k_scale),
-                            tensor(v_scale), softmax_scale, prob_bits, out_dtype);
+    const Tensor out = reference().call(q, k, v, mask, tensor(q_scale), tensor(double(q_zero_point)).to(at::kLong),
+                                        tensor(k_scale), tensor(v_scale), softmax_scale, prob_bits,
+                                        codes ? at::kFloat : out_dtype);
+    return codes ? act_quantize(out, 0, out_dtype, out_scale, out_zero_point, out_low, out_high) : out;
   }
   const Numbers numbers{q_scale, q_zero_point, k_scale, v_scale, softmax_scale, prob_bits};
   check_numbers(numbers);
-  return attend(*kernel, q, k, v, mask, numbers, out_dtype);
+  return attend(*kernel, q, k, v, mask, numbers, out_dtype, quantizer);
 }
 
 }  // namespace

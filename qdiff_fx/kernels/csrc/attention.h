@@ -7,6 +7,15 @@
 
 namespace qdiff {
 
+enum class Type : int32_t { f32, f16, bf16, u8, s8 };
+enum class Activation : int32_t { none, silu, gelu, gelu_tanh, geglu };
+
+// code = clamp(round(x / scale) + zero_point, low, high)
+struct Quantizer {
+  float scale;
+  int32_t zero_point, low, high;
+};
+
 // One call. q (batch, heads, query_len, head_dim) u8, k and v (batch, heads, key_len, head_dim) s8, all with
 // unit stride in head_dim; strides are in elements.
 struct Attention {
@@ -20,8 +29,9 @@ struct Attention {
   int32_t q_zero_point;
   float score_scale;  // softmax_scale * q_scale * k_scale
   float v_scale;
-  int32_t levels;     // largest probability code, 2^prob_bits - 1
-  bool out_bfloat16;  // else float32
+  int32_t levels;  // largest probability code, 2^prob_bits - 1
+  Type out_type;
+  Quantizer quantizer;  // where out_type is u8 or s8
 };
 
 // Work is split in two parallel stages: pack_tasks independent tasks, then attend_tasks independent tasks.

@@ -102,11 +102,10 @@ int64_t tile_probabilities(const Attention& p, const TileLayout& l, float* score
 
 void tile_store(const Attention& p, const int32_t* acc, int64_t sum, int64_t at, int64_t first, int64_t dims) {
   const float factor = sum == 0 ? 0.0f : p.v_scale / float(sum);
+  const Writer writer(p.out, p.out_type, p.quantizer);
   for (int64_t d = 0; d < dims; d += kLanes) {
     const Floats x = __builtin_convertvector(load_raw<Ints>(acc + d), Floats) * factor;
-    const int64_t count = std::min(kLanes, dims - d), to = at + first + d;
-    p.out_bfloat16 ? store_some(static_cast<Brain*>(p.out) + to, x, count)
-                   : store_some(static_cast<float*>(p.out) + to, x, count);
+    writer.write(at + first + d, x, std::min(kLanes, dims - d));
   }
 }
 

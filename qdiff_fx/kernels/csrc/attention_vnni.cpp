@@ -425,17 +425,34 @@ inline __m256i to_bfloat16(__m512 x) {
   return _mm512_cvtepi32_epi16(_mm512_srli_epi32(_mm512_add_epi32(bits, half), 16));
 }
 
+inline __m128i to_codes(const Quantizer& q, __m512 x) {
+  // The bounds are whole numbers, so it does not matter that they come before the rounding.
+  const __m512 low = _mm512_set1_ps(static_cast<float>(q.low - q.zero_point));
+  const __m512 high = _mm512_set1_ps(static_cast<float>(q.high - q.zero_point));
+  const __m512 steps = _mm512_mul_ps(x, _mm512_set1_ps(1.0f / q.scale));
+  const __m512i code = _mm512_cvtps_epi32(_mm512_min_ps(_mm512_max_ps(steps, low), high));
+  return _mm512_cvtepi32_epi8(_mm512_add_epi32(code, _mm512_set1_epi32(q.zero_point)));
+}
+
+inline void store_vector(const Attention& p, int64_t at, __mmask16 dims, __m512 x) {
+  switch (p.out_type) {
+    case Type::f32: return _mm512_mask_storeu_ps(static_cast<float*>(p.out) + at, dims, x);
+    case Type::f16:
+      return _mm256_mask_storeu_epi16(static_cast<uint16_t*>(p.out) + at, dims,
+                                      _mm512_cvtps_ph(x, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC));
+    case Type::bf16:
+      return _mm256_mask_storeu_epi16(static_cast<uint16_t*>(p.out) + at, dims, to_bfloat16(x));
+    default: return _mm_mask_storeu_epi8(static_cast<uint8_t*>(p.out) + at, dims, to_codes(p.quantizer, x));
+  }
+}
+
 void store_row(const Attention& p, const Layout& l, const int32_t* acc, int32_t sum, int64_t out_index) {
   const __m512 factor = _mm512_set1_ps(sum == 0 ? 0.0f : p.v_scale / static_cast<float>(sum));
   for (int64_t n = 0; n < l.value_vectors; ++n) {
     const __mmask16 dims = lanes_below(p.head_dim - n * kLanes);
     const __m512 x = _mm512_mul_ps(_mm512_cvtepi32_ps(_mm512_loadu_si512(acc + n * kLanes)), factor);
     const int64_t at = out_index + n * kLanes;
-    if (p.out_bfloat16) {
-      _mm256_mask_storeu_epi16(static_cast<uint16_t*>(p.out) + at, dims, to_bfloat16(x));
-    } else {
-      _mm512_mask_storeu_ps(static_cast<float*>(p.out) + at, dims, x);
-    }
+    store_vector(p, at, dims, x);
   }
 }
 

@@ -50,56 +50,86 @@ QDIFF_INLINE void find_rows(const Conv& p, const ConvSource& s, int64_t first, i
 
 struct Tile {
   alignas(64) int32_t acc[kTileRows * kBlockChannels];
-  alignas(64) float sum[kTileRows * kBlockChannels];
+  alignas(64) float sum[kTileRows * kBlockChannels];   // of the sources before the last
+  alignas(64) float gate[kTileRows * kBlockChannels];  // what gated activations multiply by
 };
 
+// Part of an output: `rows` pixels from `first`, `channels` channels from `channel`.
+struct Place {
+  int64_t first, rows, block, channel, channels;
+
+  int64_t vectors() const { return ceil_div(channels, kLanes); }
+};
+
+void dot_source(const Conv& p, const ConvSource& s, const Place& at, Rows* places, Tile& tile) {
+  const int64_t taps = p.kernel_h * p.kernel_w;
+  find_rows(p, s, at.first, at.rows, places);
+  const int8_t* weight = s.weight + at.block * kBlockChannels * taps * s.quads * 4;
+  dot_tile(places, taps, s.quads, weight, at.rows, at.vectors(), s.start + at.channel, tile.acc);
+}
+
 // sum (+)= acc * scale of each channel.
-template <bool First>
-QDIFF_INLINE void dequantize(Tile& t, const ConvSource& s, int64_t channel, int64_t rows, int64_t vectors) {
-  for (int64_t v = 0; v < vectors; ++v) {
-    const Floats scale = load(s.weight_scale + channel + v * kLanes) * s.scale;
-    for (int64_t r = 0; r < rows; ++r) {
-      const int64_t at = r * kBlockChannels + v * kLanes;
-      const Floats value = __builtin_convertvector(load_raw<Ints>(t.acc + at), Floats) * scale;
-      store(t.sum + at, First ? value : value + load(t.sum + at));
+QDIFF_INLINE void add_to(float* sum, bool first_source, const Tile& t, const ConvSource& s, const Place& at) {
+  for (int64_t v = 0; v < at.vectors(); ++v) {
+    const Floats scale = load(s.weight_scale + at.channel + v * kLanes) * s.scale;
+    for (int64_t r = 0; r < at.rows; ++r) {
+      const int64_t index = r * kBlockChannels + v * kLanes;
+      const Floats value = __builtin_convertvector(load_raw<Ints>(t.acc + index), Floats) * scale;
+      store(sum + index, first_source ? value : value + load(sum + index));
     }
   }
 }
 
+// The last source is still in `acc`, sources before it in `sum`.
 template <Activation A>
-QDIFF_INLINE void finish(const Conv& p, const Tile& t, int64_t first, int64_t rows, int64_t channel, int64_t channels) {
+QDIFF_INLINE void finish(const Conv& p, const ConvSource& last, bool more, const Tile& t, const Place& at) {
   const Writer writer(p.out, p.out_type, p.quantizer);
   const Reader residual{p.residual, p.residual_type};
-  const int64_t image = p.out_h * p.out_w;
-  for (int64_t r = 0; r < rows; ++r) {
-    const int64_t pixel = first + r;
-    for (int64_t v = 0; v < channels; v += kLanes) {
-      const int64_t count = std::min(kLanes, channels - v), c = channel + v;
-      Floats x = load(t.sum + r * kBlockChannels + v);
-      if (p.bias) x += load_some(p.bias + c, count);
-      if (p.shift) x += load_some(p.shift + pixel / image * p.shift_stride + c, count);
+  const float* shift[kTileRows] = {};
+  if (p.shift) {
+    for (int64_t r = 0; r < at.rows; ++r) shift[r] = p.shift + (at.first + r) / (p.out_h * p.out_w) * p.shift_stride;
+  }
+  for (int64_t v = 0; v < at.channels; v += kLanes) {
+    const int64_t count = std::min(kLanes, at.channels - v), c = at.channel + v;
+    const Floats scale = load(last.weight_scale + c) * last.scale;
+    const Floats bias = p.bias ? load_some(p.bias + c, count) : Floats{};
+    Floats gate_bias{};
+    if constexpr (A == Activation::geglu) gate_bias = p.bias ? load_some(p.bias + p.out_channels + c, count) : Floats{};
+    for (int64_t r = 0; r < at.rows; ++r) {
+      const int64_t index = r * kBlockChannels + v, pixel = at.first + r;
+      Floats x = multiply_add(__builtin_convertvector(load_raw<Ints>(t.acc + index), Floats), scale, bias);
+      if (more) x += load(t.sum + index);
+      if (p.shift) x += load_some(shift[r] + c, count);
       if (p.residual) x += residual.read(pixel * p.residual_stride + c, count);
-      writer.write(pixel * p.out_stride + c, activate<A>(x), count);
+      if constexpr (A == Activation::geglu) {
+        x *= gelu(load(t.gate + index) + gate_bias);
+      } else {
+        x = activate<A>(x);
+      }
+      writer.write(pixel * p.out_stride + c, x, count);
     }
   }
 }
 
-void conv_tile(const Conv& p, int64_t first, int64_t rows, int64_t block, Rows* places, Tile& tile) {
-  const int64_t channel = block * kBlockChannels;
-  const int64_t channels = std::min(kBlockChannels, p.out_channels - channel);
-  const int64_t vectors = ceil_div(channels, kLanes), taps = p.kernel_h * p.kernel_w;
-  for (int64_t i = 0; i < p.source_count; ++i) {
-    const ConvSource& s = p.sources[i];
-    find_rows(p, s, first, rows, places);
-    const int8_t* weight = s.weight + block * kBlockChannels * taps * s.quads * 4;
-    dot_tile(places, taps, s.quads, weight, rows, vectors, s.start + channel, tile.acc);
-    i == 0 ? dequantize<true>(tile, s, channel, rows, vectors) : dequantize<false>(tile, s, channel, rows, vectors);
+void conv_tile(const Conv& p, const Place& at, Rows* places, Tile& tile) {
+  const bool gated = p.activation == Activation::geglu;
+  const int64_t values = gated ? p.source_count / 2 : p.source_count;
+  for (int64_t i = values; i < p.source_count; ++i) {
+    dot_source(p, p.sources[i], at, places, tile);
+    add_to(tile.gate, i == values, tile, p.sources[i], at);
   }
+  for (int64_t i = 0; i + 1 < values; ++i) {
+    dot_source(p, p.sources[i], at, places, tile);
+    add_to(tile.sum, i == 0, tile, p.sources[i], at);
+  }
+  const ConvSource& last = p.sources[values - 1];
+  dot_source(p, last, at, places, tile);
   switch (p.activation) {
-    case Activation::silu: return finish<Activation::silu>(p, tile, first, rows, channel, channels);
-    case Activation::gelu: return finish<Activation::gelu>(p, tile, first, rows, channel, channels);
-    case Activation::gelu_tanh: return finish<Activation::gelu_tanh>(p, tile, first, rows, channel, channels);
-    default: return finish<Activation::none>(p, tile, first, rows, channel, channels);
+    case Activation::silu: return finish<Activation::silu>(p, last, values > 1, tile, at);
+    case Activation::gelu: return finish<Activation::gelu>(p, last, values > 1, tile, at);
+    case Activation::gelu_tanh: return finish<Activation::gelu_tanh>(p, last, values > 1, tile, at);
+    case Activation::geglu: return finish<Activation::geglu>(p, last, values > 1, tile, at);
+    default: return finish<Activation::none>(p, last, values > 1, tile, at);
   }
 }
 
@@ -109,9 +139,10 @@ void conv(const Conv& p, int64_t begin, int64_t end) {
   Tile tile;
   for (int64_t task = begin; task < end; ++task) {
     const int64_t block = task / chunks, from = task % chunks * kTileRows * kTilesPerTask;
-    const int64_t to = std::min(pixels, from + kTileRows * kTilesPerTask);
+    const int64_t to = std::min(pixels, from + kTileRows * kTilesPerTask), channel = block * kBlockChannels;
+    const int64_t channels = std::min(kBlockChannels, p.out_channels - channel);
     for (int64_t first = from; first < to; first += kTileRows) {
-      conv_tile(p, first, std::min(kTileRows, to - first), block, places, tile);
+      conv_tile(p, {first, std::min(kTileRows, to - first), block, channel, channels}, places, tile);
     }
   }
 }

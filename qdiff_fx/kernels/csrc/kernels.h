@@ -11,15 +11,6 @@
 
 namespace qdiff {
 
-enum class Type : int32_t { f32, f16, bf16, u8, s8 };
-enum class Activation : int32_t { none, silu, gelu, gelu_tanh, geglu };
-
-// code = clamp(round(x / scale) + zero_point, low, high)
-struct Quantizer {
-  float scale;
-  int32_t zero_point, low, high;
-};
-
 // One quantized input of a convolution with the weights that read it. A split shortcut has several.
 struct ConvSource {
   const uint8_t* codes;
@@ -38,6 +29,8 @@ struct ConvSource {
 
 // Convolution (a linear layer is one of 1x1 over rows of pixels) with everything that follows it in one pass:
 //   out = quantize(act(sum over sources + bias + shift + residual))
+// geglu has twice the sources and biases, first those of the values, then those of their gates:
+//   out = quantize((sum over value sources + bias + ...) * gelu(sum over gate sources + bias))
 struct Conv {
   const ConvSource* sources;
   int64_t source_count;

@@ -1,5 +1,6 @@
 // The qdiff operators on CPU: checks, memory layout, threads. The arithmetic is in Kernels.
 
+#include "checks.h"
 #include "kernels.h"
 
 #include <ATen/Parallel.h>
@@ -22,6 +23,9 @@ using at::IntArrayRef;
 using at::Tensor;
 using at::TensorList;
 using qdiff::ceil_div;
+using qdiff::checked_quantizer;
+using qdiff::is_codes;
+using qdiff::type_of;
 using OptionalTensor = std::optional<Tensor>;
 
 const qdiff::Kernels& kernels() {
@@ -32,35 +36,10 @@ const qdiff::Kernels& kernels() {
 
 // ------------------------------------------------------------------------------------------------- checks
 
-qdiff::Type type_of(at::ScalarType dtype) {
-  switch (dtype) {
-    case at::kFloat: return qdiff::Type::f32;
-    case at::kHalf: return qdiff::Type::f16;
-    case at::kBFloat16: return qdiff::Type::bf16;
-    case at::kByte: return qdiff::Type::u8;
-    case at::kChar: return qdiff::Type::s8;
-    default: TORCH_CHECK(false, "qdiff: ", dtype, " is not float32, float16, bfloat16, uint8 or int8");
-  }
-}
-
-bool is_codes(at::ScalarType dtype) { return dtype == at::kByte || dtype == at::kChar; }
-
 void check_float(const Tensor& x, const char* op) {
   TORCH_CHECK(x.device().is_cpu(), op, ": expected a tensor on the CPU, got one on ", x.device());
   TORCH_CHECK(x.scalar_type() == at::kFloat || x.scalar_type() == at::kHalf || x.scalar_type() == at::kBFloat16, op,
               ": expected float32, float16 or bfloat16, got ", x.scalar_type());
-}
-
-qdiff::Quantizer quantizer(double scale, int64_t zero_point, int64_t low, int64_t high, at::ScalarType dtype,
-                           const char* op) {
-  if (!is_codes(dtype)) return {1.0f, 0, 0, 0};
-  TORCH_CHECK(scale > 0 && std::isfinite(scale), op, ": the scale must be a positive finite number, not ", scale);
-  const int64_t least = dtype == at::kByte ? 0 : -128;
-  TORCH_CHECK(least <= low && low <= high && high <= least + 255, op, ": codes from ", low, " to ", high,
-              " do not fit ", dtype);
-  TORCH_CHECK(low <= zero_point && zero_point <= high, op, ": zero point ", zero_point, " is not one of the codes ",
-              low, " to ", high);
-  return {float(scale), int32_t(zero_point), int32_t(low), int32_t(high)};
 }
 
 const float* floats(const OptionalTensor& x, int64_t count, const char* what, const char* op) {
@@ -270,7 +249,10 @@ Tensor int_conv(TensorList codes, at::ArrayRef<double> scales, IntArrayRef zero_
   p.kernel_h = window.kernel[0], p.kernel_w = window.kernel[1];
   p.stride_h = window.stride[0], p.stride_w = window.stride[1];
   p.dilation_h = window.dilation[0], p.dilation_w = window.dilation[1];
-  p.bias = floats(bias, out_channels, "the bias", "int_conv");
+  const bool gated = activation_of(activation) == qdiff::Activation::geglu;
+  TORCH_CHECK(!gated || (count % 2 == 0 && !residual.has_value() && !shift.has_value()),
+              "int_conv: geglu takes sources of values and as many of gates, and adds nothing");
+  p.bias = floats(bias, gated ? 2 * out_channels : out_channels, "the bias", "int_conv");
   if (shift.has_value()) {
     TORCH_CHECK(shift->scalar_type() == at::kFloat && shift->dim() == 2 && shift->size(1) == out_channels &&
                     shift->stride(1) == 1 && (shift->size(0) == sizes[0] || shift->size(0) == 1),
@@ -289,7 +271,7 @@ Tensor int_conv(TensorList codes, at::ArrayRef<double> scales, IntArrayRef zero_
   }
   p.out = out.data_ptr(), p.out_type = type_of(out_dtype), p.out_stride = out_channels;
   p.activation = activation_of(activation);
-  p.quantizer = quantizer(out_scale, out_zero_point, out_low, out_high, out_dtype, "int_conv");
+  p.quantizer = checked_quantizer(out_scale, out_zero_point, out_low, out_high, out_dtype, "int_conv");
   const int64_t tasks = kernels().conv_tasks(p);
   int64_t macs = p.kernel_h * p.kernel_w * out_channels * sizes[2] * sizes[3] * sizes[0] / tasks;
   int64_t quads = 0;
@@ -304,8 +286,8 @@ Tensor as_rows(const Tensor& x) {
   return flat.size(1) == 1 || flat.stride(1) == 1 ? flat : flat.contiguous();
 }
 
-Tensor int_linear(const Tensor& codes, double scale, int64_t zero_point, const Tensor& weight, const Tensor& weight_scale,
-                  const Tensor& weight_sum, int64_t out_features, const OptionalTensor& bias,
+Tensor int_linear(const Tensor& codes, double scale, int64_t zero_point, TensorList weights, TensorList weight_scales,
+                  TensorList weight_sums, int64_t out_features, const OptionalTensor& bias,
                   const OptionalTensor& residual, int64_t activation, at::ScalarType out_dtype, double out_scale,
                   int64_t out_zero_point, int64_t out_low, int64_t out_high) {
   TORCH_CHECK(codes.scalar_type() == at::kByte && codes.dim() >= 1, "int_linear: codes must be uint8 (..., I)");
@@ -320,8 +302,10 @@ Tensor int_linear(const Tensor& codes, double scale, int64_t zero_point, const T
   }
   const Tensor image = rows.unsqueeze(-1).unsqueeze(-1);  // (rows, I, 1, 1)
   const int64_t one[2] = {1, 1}, zero[4] = {0, 0, 0, 0};
-  const Tensor out = int_conv({image}, {scale}, {zero_point}, {weight}, {weight_scale}, {weight_sum}, out_features, one,
-                              one, zero, one, one, bias, std::nullopt, added, activation, out_dtype, out_scale,
+  const size_t count = weights.size();
+  const Tensor out = int_conv(std::vector<Tensor>(count, image), std::vector<double>(count, scale),
+                              std::vector<int64_t>(count, zero_point), weights, weight_scales, weight_sums, out_features,
+                              one, one, zero, one, one, bias, std::nullopt, added, activation, out_dtype, out_scale,
                               out_zero_point, out_low, out_high);
   std::vector<int64_t> sizes = codes.sizes().vec();
   sizes.back() = out_features;
@@ -369,7 +353,7 @@ Tensor group_norm(TensorList parts, int64_t groups, const OptionalTensor& weight
                 parts[0].sizes(), " and ", part.sizes(), " differ in more than channels");
   }
   TORCH_CHECK(groups > 0 && sizes[1] % groups == 0, op, ": ", sizes[1], " channels do not make ", groups, " groups");
-  const auto q = quantizer(scale, zero_point, low, high, out_dtype, op);
+  const auto q = checked_quantizer(scale, zero_point, low, high, out_dtype, op);
   qdiff::Norm p = norm_of(even[0], weight, bias, sizes[1], epsilon, activation, out_dtype, q, op);
   p.part_count = int64_t(parts.size());
   for (size_t i = 0; i < even.size(); ++i) {
@@ -397,7 +381,7 @@ Tensor layer_norm(const Tensor& x, const OptionalTensor& weight, const OptionalT
                   at::ScalarType out_dtype, double scale, int64_t zero_point, int64_t low, int64_t high) {
   constexpr const char* op = "layer_norm_act";
   TORCH_CHECK(x.dim() >= 1, op, ": expected (..., C)");
-  const auto q = quantizer(scale, zero_point, low, high, out_dtype, op);
+  const auto q = checked_quantizer(scale, zero_point, low, high, out_dtype, op);
   Tensor out = at::empty(x.sizes(), x.options().dtype(out_dtype));
   if (out.numel() == 0) return out;
   const Tensor rows = as_rows(x);
@@ -431,7 +415,7 @@ Tensor act_quantize(const Tensor& x, int64_t activation, at::ScalarType out_dtyp
   check_float(x, op);
   qdiff::Pointwise p{};
   p.type = type_of(x.scalar_type()), p.activation = activation_of(activation);
-  p.out_type = type_of(out_dtype), p.quantizer = quantizer(scale, zero_point, low, high, out_dtype, op);
+  p.out_type = type_of(out_dtype), p.quantizer = checked_quantizer(scale, zero_point, low, high, out_dtype, op);
   if (p.activation != qdiff::Activation::geglu) return act_quantize_dense(x, p, out_dtype);
   TORCH_CHECK(x.dim() >= 1 && x.size(-1) % 2 == 0, op, ": geglu expects (..., 2 C), got ", x.sizes());
   const Tensor rows = as_rows(x);
