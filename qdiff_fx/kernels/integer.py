@@ -29,11 +29,14 @@ class Activation(IntEnum):
 CODES = (torch.uint8, torch.int8)
 
 
-def pack_weight(codes: Tensor) -> tuple[Tensor, Tensor]:
-    """int8 codes (out, in, ...) as the kernels read them, and their sums per output channel.
+def pack_weight(codes: Tensor, bits: int) -> tuple[Tensor, Tensor]:
+    """int8 codes (out, in, ...) of so many bits as the kernels read them, and their sums per output channel.
 
-    Without compiled kernels both come back as they are, the sums unused.
+    Compiled kernels pack codes of up to 4 bits two to a byte (uint8). Without them the codes come back as they are,
+    the sums unused.
     """
+    if not 2 <= bits <= 8:
+        raise _error("pack_weight", f"weights have 2 to 8 bits, not {bits}")
     if codes.dtype != torch.int8 or not 2 <= codes.dim() <= 4 or codes.numel() == 0:
         raise _error("pack_weight", f"expected int8 codes (out, in, ...), not {codes.dtype} {tuple(codes.shape)}")
     return codes.contiguous().flatten(), codes.flatten(1).sum(1, dtype=torch.int32)

@@ -91,7 +91,7 @@ def _define_attention(
     torch.library.register_fake(f"qdiff::{name}", fake, lib=_library)
 
 
-def _fake_pack(codes: Tensor) -> tuple[Tensor, Tensor]:
+def _fake_pack(codes: Tensor, bits: int) -> tuple[Tensor, Tensor]:
     return codes.new_empty(codes.numel()), codes.new_empty(codes.shape[0], dtype=torch.int32)
 
 
@@ -146,7 +146,7 @@ _define_attention(
     _compiled_or("int_attention_vnni.numbers", _attention_by_numbers),
     _fake_attention_by_numbers,
 )
-_define("pack_weight", "(Tensor codes) -> (Tensor, Tensor)", integer.pack_weight, _fake_pack)
+_define("pack_weight", "(Tensor codes, int bits) -> (Tensor, Tensor)", integer.pack_weight, _fake_pack)
 _define(
     "int_conv",
     "(Tensor[] codes, float[] scales, int[] zero_points, Tensor[] weights, Tensor[] weight_scales, "

@@ -88,11 +88,13 @@ def test_convolution(data):
     stride, dilation, enlarge = (draw(st.tuples(*[st.integers(1, 2)] * 2)) for _ in range(3))
     padding = draw(st.tuples(*[st.integers(0, 2)] * 4))
     size = [dilation[i] * (kernel[i] - 1) + draw(st.integers(1, 7)) for i in range(2)]
-    sources = []
+    sources, widths = [], []
     for _ in range(draw(st.integers(1, 3))):
         channels = draw(st.sampled_from([1, 3, 4, 8, 13, 64]))
         codes = torch.randint(0, 256, (batch, channels, *size), dtype=torch.uint8)
-        weight = torch.randint(-128, 128, (out_channels, channels, *kernel), dtype=torch.int8)
+        widths.append(draw(st.sampled_from([8, 8, 4, 3])))
+        largest = 2 ** (widths[-1] - 1)
+        weight = torch.randint(-largest, largest, (out_channels, channels, *kernel), dtype=torch.int8)
         scale, zero_point = draw(st.floats(0.001, 0.1)), draw(st.integers(0, 255))
         sources.append((layout(codes, draw(layouts)), scale, zero_point, weight, torch.rand(out_channels) / 100))
     bias = torch.randn(out_channels) if draw(st.booleans()) else None
@@ -101,7 +103,7 @@ def test_convolution(data):
 
     def run(op, pack, residual):
         codes, scales, zero_points, weights, weight_scales = zip(*sources, strict=True)
-        packs = [pack(weight) for weight in weights]
+        packs = [pack(weight, bits) for weight, bits in zip(weights, widths, strict=True)]
         return op(
             *(list(codes), list(scales), list(zero_points), [p[0] for p in packs]),
             [padded(s, p[1]) for s, p in zip(weight_scales, packs, strict=True)],
@@ -133,7 +135,7 @@ def test_linear(data):
     numbers, tail = (draw(st.floats(0.001, 0.1)), draw(st.integers(0, 255))), (int(draw(activations)), *draw(output()))
 
     def run(op, pack):
-        packed, sums = pack(weight)
+        packed, sums = pack(weight, 8)
         return op(codes, *numbers, [packed], [padded(scales, sums)], [sums], outputs, bias, residual, *tail)
 
     assert_close(run(ops.int_linear, ops.pack_weight), run(integer.int_linear, integer.pack_weight))
@@ -205,7 +207,7 @@ def test_extremes_do_not_overflow():
     """The largest sum there is: every product at its limit."""
     codes = torch.full((1, 4096), 255, dtype=torch.uint8)
     for value in (-128, 127):
-        packed, sums = ops.pack_weight(torch.full((16, 4096), value, dtype=torch.int8))
+        packed, sums = ops.pack_weight(torch.full((16, 4096), value, dtype=torch.int8), 8)
         out = ops.int_linear(
             codes, 1.0, 0, [packed], [torch.ones(16)], [sums], 16, None, None, 0, torch.float32, 1.0, 0, 0, 0
         )
@@ -218,7 +220,7 @@ def test_misaligned_and_huge_strides():
     weight = torch.randint(-128, 128, (20, 12, 3, 3), dtype=torch.int8)
 
     def run(op, pack):
-        packed, sums = pack(weight)
+        packed, sums = pack(weight, 8)
         window = ((3, 3), (1, 1), (1, 1, 1, 1), (1, 1), (1, 1))
         scales = padded(torch.ones(20), sums)
         return op(
@@ -250,7 +252,7 @@ class TestRefusals:
     weight = torch.ones(16, 8, dtype=torch.int8)
 
     def linear(self, op, codes=None, scale=0.1, zero_point=0, out=(torch.float32, 1.0, 0, 0, 0)):
-        packed, sums = (ops if op is ops else integer).pack_weight(self.weight)
+        packed, sums = (ops if op is ops else integer).pack_weight(self.weight, 8)
         codes = torch.zeros(2, 8, dtype=torch.uint8) if codes is None else codes
         return op.int_linear(codes, scale, zero_point, [packed], [torch.ones(16)], [sums], 16, None, None, 0, *out)
 
@@ -282,7 +284,7 @@ class TestRefusals:
     def test_an_empty_weight(self):
         for pack in (ops.pack_weight, integer.pack_weight):
             with pytest.raises((RuntimeError, KernelError), match="pack_weight"):
-                pack(torch.zeros(0, 3, dtype=torch.int8))
+                pack(torch.zeros(0, 3, dtype=torch.int8), 8)
 
     def test_parts_that_do_not_fit_each_other(self):
         a, b = torch.randn(2, 4, 3, 3), torch.randn(2, 4, 3, 4)

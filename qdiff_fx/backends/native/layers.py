@@ -152,7 +152,7 @@ def _weight(gm: fx.GraphModule, layer: fx.Node) -> tuple[fx.Node, fx.Node, fx.No
     assert values is not None
     codes_node, scales_node = values.args[:2]
     codes = get_attr_tensor(gm, codes_node)  # type: ignore[arg-type]
-    packed, sums = qdiff.pack_weight(codes)
+    packed, sums = qdiff.pack_weight(codes, layer.meta["layer"].weight_bits)
     scales = torch.zeros(sums.numel())
     scales[: codes.shape[0]] = get_attr_tensor(gm, scales_node).float()  # type: ignore[arg-type]
     base = str(codes_node.target)  # type: ignore[union-attr]

@@ -52,11 +52,11 @@ void tile_pack(const Attention& p, uint8_t* packed, int64_t begin, int64_t end) 
     uint8_t* to = packed + head * l.head_bytes;
     int32_t* starts = reinterpret_cast<int32_t*>(to + l.starts);
     const int64_t key_strides[3] = {p.k_stride[2], 1, 0}, value_strides[3] = {1, p.v_stride[2], 0};
-    pack_weight(p.k + b * p.k_stride[0] + h * p.k_stride[1], p.key_len, p.head_dim, 1, key_strides,
+    pack_weight(p.k + b * p.k_stride[0] + h * p.k_stride[1], p.key_len, p.head_dim, 1, key_strides, false,
                 reinterpret_cast<int8_t*>(to), starts, 0, ceil_div(p.key_len, kBlockChannels));
     for (int64_t key = 0; key < l.keys; ++key) starts[key] *= kCodeOffset - p.q_zero_point;
     int32_t* value_starts = reinterpret_cast<int32_t*>(to + l.values + round_up(l.dims * l.key_quads * 4, 64));
-    pack_weight(p.v + b * p.v_stride[0] + h * p.v_stride[1], p.head_dim, p.key_len, 1, value_strides,
+    pack_weight(p.v + b * p.v_stride[0] + h * p.v_stride[1], p.head_dim, p.key_len, 1, value_strides, false,
                 reinterpret_cast<int8_t*>(to + l.values), value_starts, 0, ceil_div(p.head_dim, kBlockChannels));
     for (int64_t dim = 0; dim < l.dims; ++dim) value_starts[dim] *= kCodeOffset;
   }

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <algorithm>
+#include <cstdlib>
 
 #include "vec.h"
 
@@ -61,11 +62,64 @@ struct Place {
   int64_t vectors() const { return ceil_div(channels, kLanes); }
 };
 
-void dot_source(const Conv& p, const ConvSource& s, const Place& at, Rows* places, Tile& tile) {
-  const int64_t taps = p.kernel_h * p.kernel_w;
+// The weights of one block of output channels, source after source. 4-bit codes are unpacked into memory of the thread,
+// once for all the rows it multiplies with them.
+class Weights {
+ public:
+  explicit Weights(const Conv& p) : p_(p) {
+    int64_t bytes = 0;
+    for (int64_t i = 0; i < p.source_count; ++i) bytes += p.sources[i].nibbles ? panel_bytes(i, kBlockVectors) : 0;
+    memory_ = bytes ? static_cast<int8_t*>(std::aligned_alloc(64, size_t(bytes))) : nullptr;
+  }
+  ~Weights() { std::free(memory_); }
+  Weights(const Weights&) = delete;
+  Weights& operator=(const Weights&) = delete;
+
+  void choose(const Place& at) {
+    if (at.block == block_) return;
+    block_ = at.block;
+    int8_t* to = memory_;
+    for (int64_t i = 0; i < p_.source_count; ++i) {
+      if (!p_.sources[i].nibbles) continue;
+      unpack(stored(i), panel_bytes(i, at.vectors()) / 2, to);
+      to += panel_bytes(i, kBlockVectors);
+    }
+  }
+
+  const int8_t* of(int64_t source) const {
+    if (!p_.sources[source].nibbles) return stored(source);
+    const int8_t* from = memory_;
+    for (int64_t i = 0; i < source; ++i) from += p_.sources[i].nibbles ? panel_bytes(i, kBlockVectors) : 0;
+    return from;
+  }
+
+ private:
+  int64_t panel_bytes(int64_t source, int64_t vectors) const {
+    return p_.kernel_h * p_.kernel_w * p_.sources[source].quads * vectors * kLanes * 4;
+  }
+
+  const int8_t* stored(int64_t source) const {
+    const ConvSource& s = p_.sources[source];
+    return s.weight + block_ * panel_bytes(source, kBlockVectors) / (s.nibbles ? 2 : 1);
+  }
+
+  static void unpack(const int8_t* from, int64_t half, int8_t* to) {
+    for (int64_t i = 0; i < half; ++i) {
+      to[i] = int8_t(((from[i] & 15) ^ 8) - 8);
+      to[half + i] = int8_t((((from[i] >> 4) & 15) ^ 8) - 8);
+    }
+  }
+
+  const Conv& p_;
+  int8_t* memory_;
+  int64_t block_ = -1;
+};
+
+void dot_source(const Conv& p, int64_t source, const Weights& weights, const Place& at, Rows* places, Tile& tile) {
+  const ConvSource& s = p.sources[source];
   find_rows(p, s, at.first, at.rows, places);
-  const int8_t* weight = s.weight + at.block * kBlockChannels * taps * s.quads * 4;
-  dot_tile(places, taps, s.quads, weight, at.rows, at.vectors(), s.start + at.channel, tile.acc);
+  dot_tile(places, p.kernel_h * p.kernel_w, s.quads, weights.of(source), at.rows, at.vectors(), s.start + at.channel,
+           tile.acc);
 }
 
 // sum (+)= acc * scale of each channel.
@@ -111,19 +165,19 @@ QDIFF_INLINE void finish(const Conv& p, const ConvSource& last, bool more, const
   }
 }
 
-void conv_tile(const Conv& p, const Place& at, Rows* places, Tile& tile) {
+void conv_tile(const Conv& p, const Weights& weights, const Place& at, Rows* places, Tile& tile) {
   const bool gated = p.activation == Activation::geglu;
   const int64_t values = gated ? p.source_count / 2 : p.source_count;
   for (int64_t i = values; i < p.source_count; ++i) {
-    dot_source(p, p.sources[i], at, places, tile);
+    dot_source(p, i, weights, at, places, tile);
     add_to(tile.gate, i == values, tile, p.sources[i], at);
   }
   for (int64_t i = 0; i + 1 < values; ++i) {
-    dot_source(p, p.sources[i], at, places, tile);
+    dot_source(p, i, weights, at, places, tile);
     add_to(tile.sum, i == 0, tile, p.sources[i], at);
   }
   const ConvSource& last = p.sources[values - 1];
-  dot_source(p, last, at, places, tile);
+  dot_source(p, values - 1, weights, at, places, tile);
   switch (p.activation) {
     case Activation::silu: return finish<Activation::silu>(p, last, values > 1, tile, at);
     case Activation::gelu: return finish<Activation::gelu>(p, last, values > 1, tile, at);
@@ -137,12 +191,15 @@ void conv(const Conv& p, int64_t begin, int64_t end) {
   const int64_t chunks = row_chunks(p), pixels = pixel_count(p);
   alignas(64) const uint8_t* places[kMaxTaps][kTileRows];
   Tile tile;
+  Weights weights(p);
   for (int64_t task = begin; task < end; ++task) {
     const int64_t block = task / chunks, from = task % chunks * kTileRows * kTilesPerTask;
     const int64_t to = std::min(pixels, from + kTileRows * kTilesPerTask), channel = block * kBlockChannels;
     const int64_t channels = std::min(kBlockChannels, p.out_channels - channel);
     for (int64_t first = from; first < to; first += kTileRows) {
-      conv_tile(p, {first, std::min(kTileRows, to - first), block, channel, channels}, places, tile);
+      const Place at{first, std::min(kTileRows, to - first), block, channel, channels};
+      weights.choose(at);
+      conv_tile(p, weights, at, places, tile);
     }
   }
 }

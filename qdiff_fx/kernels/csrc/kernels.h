@@ -22,6 +22,7 @@ struct ConvSource {
   const uint8_t* outside;  // a pixel of zero-point codes
   int64_t quads;           // groups of four input channels
   const int8_t* weight;    // packed, see pack_weight
+  bool nibbles;            // the weight has two 4-bit codes to a byte
   const float* weight_scale;
   const int32_t* start;    // (code_offset - zero_point) * sum of the weights of each output channel
   float scale;
@@ -103,7 +104,8 @@ struct Kernels {
   const Kernel* attention;
 };
 
-// Packed weights are [block of 64 channels][tap][quad][<= 4 vectors][16 channels][4] signed bytes.
+// Packed weights are [block of 64 channels][tap][quad][<= 4 vectors][16 channels][4] signed bytes. Of nibbles, the
+// low ones of a block's bytes are the first half of that, the high ones the second.
 constexpr int64_t kLanes = 16;
 constexpr int64_t kBlockVectors = 4;
 constexpr int64_t kBlockChannels = kLanes * kBlockVectors;
@@ -113,7 +115,7 @@ inline int64_t packed_channels(int64_t out_channels) { return ceil_div(out_chann
 
 // codes: (out_channels, in_channels, taps) with the strides given; sums: [packed_channels].
 void pack_weight(const int8_t* codes, int64_t out_channels, int64_t in_channels, int64_t taps, const int64_t* strides,
-                 int8_t* packed, int32_t* sums, int64_t begin_block, int64_t end_block);
+                 bool nibbles, int8_t* packed, int32_t* sums, int64_t begin_block, int64_t end_block);
 
 // Each returns nullptr when this CPU (or this compiler target) lacks the instructions.
 const Kernels* avx512_vnni_kernels();

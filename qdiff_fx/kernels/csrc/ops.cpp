@@ -108,7 +108,8 @@ int64_t pixels_of(const Tensor& x) {
 
 // ------------------------------------------------------------------------------------------------ weights
 
-std::tuple<Tensor, Tensor> pack_weight(const Tensor& codes) {
+std::tuple<Tensor, Tensor> pack_weight(const Tensor& codes, int64_t bits) {
+  TORCH_CHECK(2 <= bits && bits <= 8, "pack_weight: weights have 2 to 8 bits, not ", bits);
   TORCH_CHECK(codes.scalar_type() == at::kChar && codes.dim() >= 2 && codes.dim() <= 4,
               "pack_weight: expected int8 codes (out, in), (out, in, w) or (out, in, h, w)");
   const Tensor dense = codes.contiguous();
@@ -116,10 +117,12 @@ std::tuple<Tensor, Tensor> pack_weight(const Tensor& codes) {
   TORCH_CHECK(taps > 0, "pack_weight: the weight ", codes.sizes(), " is empty");
   const int64_t strides[3] = {in * taps, taps, 1};
   const int64_t channel_bytes = taps * ceil_div(in, 4) * 4;
-  Tensor packed = at::empty({qdiff::packed_channels(out) * channel_bytes}, codes.options());
+  const bool nibbles = bits <= 4;
+  const int64_t bytes = qdiff::packed_channels(out) * channel_bytes;
+  Tensor packed = at::empty({nibbles ? bytes / 2 : bytes}, codes.options().dtype(nibbles ? at::kByte : at::kChar));
   Tensor sums = at::empty({qdiff::packed_channels(out)}, codes.options().dtype(at::kInt));
   at::parallel_for(0, ceil_div(out, qdiff::kBlockChannels), 1, [&](int64_t begin, int64_t end) {
-    qdiff::pack_weight(dense.const_data_ptr<int8_t>(), out, in, taps, strides, packed.data_ptr<int8_t>(),
+    qdiff::pack_weight(dense.const_data_ptr<int8_t>(), out, in, taps, strides, nibbles, static_cast<int8_t*>(packed.data_ptr()),
                        sums.data_ptr<int32_t>(), begin, end);
   });
   return {packed, sums};
@@ -189,8 +192,9 @@ qdiff::ConvSource source_of(const Tensor& codes, double scale, int64_t zero_poin
   TORCH_CHECK(scale > 0 && std::isfinite(scale), "int_conv: a scale must be a positive finite number, not ", scale);
   TORCH_CHECK(0 <= zero_point && zero_point <= 255, "int_conv: zero point ", zero_point, " is not in 0..255");
   const int64_t quads = ceil_div(codes.size(1), 4), channels = qdiff::packed_channels(out[1]);
-  TORCH_CHECK(weight.scalar_type() == at::kChar && weight.is_contiguous() &&
-                  weight.numel() == channels * w.kernel[0] * w.kernel[1] * quads * 4,
+  const bool nibbles = weight.scalar_type() == at::kByte;
+  TORCH_CHECK((nibbles || weight.scalar_type() == at::kChar) && weight.is_contiguous() &&
+                  weight.numel() * (nibbles ? 2 : 1) == channels * w.kernel[0] * w.kernel[1] * quads * 4,
               "int_conv: the packed weight has ", weight.numel(), " bytes, not those of ", out[1], " x ", codes.size(1),
               " x ", w.kernel[0], " x ", w.kernel[1]);
   TORCH_CHECK(weight_sum.scalar_type() == at::kInt && weight_sum.numel() == channels,
@@ -209,7 +213,8 @@ qdiff::ConvSource source_of(const Tensor& codes, double scale, int64_t zero_poin
   s.row_map = memory.rows.data(), s.col_map = memory.cols.data();
   s.outside = memory.outside.const_data_ptr<uint8_t>();
   s.quads = quads;
-  s.weight = weight.const_data_ptr<int8_t>();
+  s.weight = static_cast<const int8_t*>(weight.const_data_ptr());
+  s.nibbles = nibbles;
   s.weight_scale = floats(weight_scale, channels, "weight scales", "int_conv");
   s.start = start;
   s.scale = float(scale);

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cstring>
+#include <vector>
 
 #include "kernels.h"
 
@@ -31,12 +32,16 @@ void pack_block(const int8_t* codes, int64_t channels, int64_t in_channels, int6
 }  // namespace
 
 void pack_weight(const int8_t* codes, int64_t out_channels, int64_t in_channels, int64_t taps, const int64_t* strides,
-                 int8_t* packed, int32_t* sums, int64_t begin_block, int64_t end_block) {
+                 bool nibbles, int8_t* packed, int32_t* sums, int64_t begin_block, int64_t end_block) {
   const int64_t channel_bytes = taps * ceil_div(in_channels, 4) * 4;
+  std::vector<int8_t> whole(nibbles ? size_t(kBlockChannels * channel_bytes) : 0);
   for (int64_t block = begin_block; block < end_block; ++block) {
-    const int64_t first = block * kBlockChannels;
-    pack_block(codes + first * strides[0], std::min(kBlockChannels, out_channels - first), in_channels, taps, strides,
-               packed + first * channel_bytes, sums + first);
+    const int64_t first = block * kBlockChannels, channels = std::min(kBlockChannels, out_channels - first);
+    int8_t* to = packed + first * channel_bytes / (nibbles ? 2 : 1);
+    pack_block(codes + first * strides[0], channels, in_channels, taps, strides, nibbles ? whole.data() : to,
+               sums + first);
+    const int64_t half = nibbles ? packed_channels(channels) * channel_bytes / 2 : 0;
+    for (int64_t i = 0; i < half; ++i) to[i] = int8_t((whole[i] & 15) | (whole[half + i] << 4));
   }
 }
 
