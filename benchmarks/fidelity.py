@@ -143,7 +143,7 @@ def main(
     configs: Annotated[str, typer.Option(help="Comma-separated: fp, w8a8, w4a8-pertimestep, a rival's name.")] = (
         "w8a8,w4a8"
     ),
-    backend: Annotated[str, typer.Option(help="The backend of our configurations.")] = "inductor",
+    backend: Annotated[str, typer.Option(help="The backend of our configurations.")] = "native",
     seeds: Annotated[str, typer.Option(help="CAL,TEST: seeds of calibration and test noise.")] = "1,2",
     json: Annotated[Path | None, typer.Option(help="Write the rows here.")] = None,
     steps: Annotated[int, typer.Option(min=1, help="DDIM steps.")] = 25,

@@ -24,7 +24,7 @@ def get_contender(name: str) -> Contender:
         return rivals[name]
     match = re.fullmatch(rf"({'|'.join(OURS)})(?:-({'|'.join(DTYPES)}))?(?:-(w\d.*))?", name)
     if match is None:
-        known = [*rivals, *BEST_OF, *(f"{backend}[-f16|-bf16][-w4a8…]" for backend in OURS)]
+        known = [*rivals, *BEST_OF, *(f"{backend}[-f32|-f16|-bf16][-w4a8…]" for backend in OURS)]
         raise ValueError(f"unknown backend {name!r}; known: {', '.join(known)}")
     variant = match[3] or DEFAULT_VARIANT
     parse_variant(variant)

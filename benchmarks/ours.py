@@ -17,7 +17,7 @@ from benchmarks.variants import DEFAULT_VARIANT, make_config
 from qdiff_fx.evaluation import predict
 
 OURS = ("reference", "native", "inductor", "x86", "qnnpack")
-DTYPES = {"f16": torch.float16, "bf16": torch.bfloat16}
+DTYPES = {"f32": torch.float32, "f16": torch.float16, "bf16": torch.bfloat16}
 
 
 @dataclass(frozen=True)

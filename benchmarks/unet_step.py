@@ -24,7 +24,7 @@ from benchmarks.output import Column, number, print_table, write_json
 from benchmarks.timing import Stepper, Timings, Worker, WorkerError, interleave
 
 IDLE_CPU_LIMIT = 0.1
-DEFAULT_BACKENDS = "native,native-f16,inductor,torch-bf16,torch-compile,openvino-int8"
+DEFAULT_BACKENDS = "native,inductor,torch-bf16,torch-compile,openvino-int8"
 
 
 @dataclass(frozen=True)

@@ -23,7 +23,7 @@ def main() -> None:
     """W4A8, compared with the float network on the same noise."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--out", type=Path, default=Path("out/digits-w4a8"))
-    parser.add_argument("--backend", default="inductor")
+    parser.add_argument("--backend", default="native")
     parser.add_argument("--samples", type=int, default=20, help="trajectories to calibrate on")
     parser.add_argument("--steps", type=int, default=25)
     args = parser.parse_args()

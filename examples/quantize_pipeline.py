@@ -80,7 +80,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--pipeline", help="a pipeline folder or hub id")
     parser.add_argument("--out", type=Path, default=Path("out/pipeline-w4a8"))
-    parser.add_argument("--backend", default="inductor")
+    parser.add_argument("--backend", default="native")
     parser.add_argument("--steps", type=int, default=5)
     args = parser.parse_args()
 

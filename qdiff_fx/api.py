@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import fx, nn
 
-from qdiff_fx.backends import LoweringOptions
+from qdiff_fx.backends import LoweringOptions, get_backend
 from qdiff_fx.capture import capture
 from qdiff_fx.config import QDiffConfig
 from qdiff_fx.convert import convert
@@ -67,9 +68,9 @@ def prepare_qdiff(
 
 def convert_qdiff(
     prepared: PreparedUNet,
-    backend: str = "inductor",
+    backend: str = "native",
     *,
-    compute_dtype: torch.dtype = torch.float32,
+    compute_dtype: torch.dtype | None = None,
     output_quantizers: bool = False,
     compile: bool = True,
     source: str = "",
@@ -78,8 +79,8 @@ def convert_qdiff(
 
     Args:
         prepared: what ``prepare_qdiff`` returned, after calibration; it is not changed.
-        backend: "reference", "inductor", "x86" or "qnnpack".
-        compute_dtype: float type between integer operations (``inductor``).
+        backend: "native", "inductor", "x86", "qnnpack" or "reference".
+        compute_dtype: float type between integer operations; by default float16 for ``native``, else float32.
         output_quantizers: quantize layer outputs too, as torch.ao's kernels do (``reference``).
         compile: hand the lowered graph to ``torch.compile`` (``inductor``).
         source: where the float network came from; kept in the saved folder.
@@ -105,9 +106,9 @@ def save_qdiff(quantized: QuantizedUNet, folder: str | os.PathLike[str]) -> Path
 
 def load_qdiff(
     folder: str | os.PathLike[str],
-    backend: str = "inductor",
+    backend: str = "native",
     *,
-    compute_dtype: torch.dtype = torch.float32,
+    compute_dtype: torch.dtype | None = None,
     output_quantizers: bool = False,
     compile: bool = True,
 ) -> QuantizedUNet:
@@ -117,6 +118,16 @@ def load_qdiff(
         ArtifactError: the folder is missing, damaged, or of a newer version.
         BackendError: the backend is unknown or cannot run on this machine.
     """
-    artifact = load_artifact(folder)
-    options = LoweringOptions(compute_dtype, output_quantizers, compile)
-    return QuantizedUNet(artifact.graph_module, artifact.signature, artifact.config, backend, options, artifact.source)
+    frees_weights = get_backend(backend).frees_weights
+    artifact = load_artifact(folder, keep_packed=frees_weights)
+    options = LoweringOptions(compute_dtype, output_quantizers, compile, release=frees_weights)
+    network = QuantizedUNet(
+        artifact.graph_module, artifact.signature, artifact.config, backend, options, artifact.source
+    )
+    if frees_weights:
+        network.reload = partial(_reload, folder)
+    return network
+
+
+def _reload(folder: str | os.PathLike[str]) -> fx.GraphModule:
+    return load_artifact(folder).graph_module

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -41,7 +43,8 @@ class QuantizedUNet(DropIn):
         source: where the float network came from, for evaluating against it later; may be empty.
     """
 
-    graph_module: fx.GraphModule
+    reload: Callable[[], fx.GraphModule] | None = None
+    """Reads the q/dq graph anew where lowering freed its weights."""
 
     def __init__(
         self,
@@ -54,8 +57,9 @@ class QuantizedUNet(DropIn):
     ):
         super().__init__(graph_module, signature)
         self.qconfig, self.backend, self.source = qconfig, backend, source
-        self.options = options or LoweringOptions()
-        self._lowered: Lowered = get_backend(backend).lower(graph_module, self.options)
+        options = options or LoweringOptions()
+        self._lowered: Lowered = get_backend(backend).lower(graph_module, options)
+        self.options = replace(options, release=False)
         # A list hides the module from nn.Module: its tensors are views of the q/dq graph's, or packed copies.
         self._run = [self._lowered.module]
 
@@ -64,6 +68,15 @@ class QuantizedUNet(DropIn):
         """Same arguments and result as the original network's forward. Not differentiable."""
         call = self.signature.bind(args, kwargs)
         return self.signature.pack(self._forward_flat(call.tensors), call.return_dict)
+
+    @property
+    def graph_module(self) -> fx.GraphModule:  # type: ignore[override]
+        graph: fx.GraphModule = self._modules["graph_module"]  # type: ignore[assignment]
+        if self.reload is not None:
+            # From here on it is kept: whoever asks once asks again.
+            graph, self.reload = self.reload(), None
+            self._modules["graph_module"] = graph
+        return graph
 
     def explain(self) -> Explanation:
         """Every weight layer and attention: bits, scales, kernel, or why it is in float."""

@@ -41,6 +41,16 @@ def unpack_codes(packed: Tensor, bits: int, shape: Sequence[int]) -> Tensor:
         ConfigError: bits is not in 2..8.
         ArtifactError: the bytes are not uint8 [n] of the length that shape needs.
     """
+    check_packed(packed, bits, shape)
+    count = math.prod(shape)
+    if bits == 8:
+        return packed.view(torch.int8).clone().reshape(tuple(shape))
+    flat = _unpack_nibbles(packed) if bits == 4 else _unpack_stream(packed, bits, count)
+    return flat[:count].reshape(tuple(shape))
+
+
+def check_packed(packed: Tensor, bits: int, shape: Sequence[int]) -> None:
+    """Raise what `unpack_codes` raises, without unpacking."""
     _check_bits(bits)
     count = math.prod(shape)
     if packed.dtype != torch.uint8 or tuple(packed.shape) != (packed_size(count, bits),):
@@ -50,10 +60,6 @@ def unpack_codes(packed: Tensor, bits: int, shape: Sequence[int]) -> Tensor:
             where="packed codes",
             fix="The file is damaged or its shape entry is wrong: save it again",
         )
-    if bits == 8:
-        return packed.view(torch.int8).clone().reshape(tuple(shape))
-    flat = _unpack_nibbles(packed) if bits == 4 else _unpack_stream(packed, bits, count)
-    return flat[:count].reshape(tuple(shape))
 
 
 def packed_size(count: int, bits: int) -> int:

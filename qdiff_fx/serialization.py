@@ -15,18 +15,19 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
 from torch import fx, nn
 
 from qdiff_fx.config import QDiffConfig
 from qdiff_fx.errors import ArtifactError
 from qdiff_fx.graph import add_buffer, get_attr_tensor
 from qdiff_fx.graph_json import graph_from_json, graph_to_json
-from qdiff_fx.packing import pack_codes, unpack_codes
+from qdiff_fx.packing import check_packed, pack_codes, unpack_codes
 from qdiff_fx.signature import CallSignature
 
 FORMAT_VERSION = 1
+MAPPED_BYTES = 64 << 20
 MANIFEST, GRAPH, WEIGHTS = "qdiff.json", "graph.json", "weights.safetensors"
 
 
@@ -68,8 +69,13 @@ def save_artifact(artifact: Artifact, folder: str | os.PathLike[str]) -> Path:
     return target
 
 
-def load_artifact(folder: str | os.PathLike[str]) -> Artifact:
+def load_artifact(folder: str | os.PathLike[str], *, keep_packed: bool = False) -> Artifact:
     """Read a folder ``save_artifact`` wrote. Nothing in it is executed; every byte is checked.
+
+    Args:
+        folder: the folder.
+        keep_packed: leave codes below 8 bits packed in memory; ``node.meta["packed"]`` of whoever reads them then
+            holds their bits and shape. Only some backends take such a graph.
 
     Raises:
         ArtifactError: the folder is missing, incomplete, damaged, or of a newer version.
@@ -79,7 +85,7 @@ def load_artifact(folder: str | os.PathLike[str]) -> Artifact:
         manifest = _read_manifest(path)
         for name in (GRAPH, WEIGHTS):
             _check_file(path, name, manifest["sha256"][name])
-        module = _unpack(json.loads((path / GRAPH).read_text()), load_file(path / WEIGHTS))
+        module = _unpack(json.loads((path / GRAPH).read_text()), dict(_read_tensors(path / WEIGHTS)), keep_packed)
         signature = CallSignature.from_json(manifest["signature"])
         return Artifact(module, signature, QDiffConfig.from_json(manifest["config"]), manifest["source"])
 
@@ -117,14 +123,34 @@ def _unshared(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     return tensors
 
 
-def _unpack(graph: dict[str, Any], tensors: dict[str, torch.Tensor]) -> fx.GraphModule:
+def _read_tensors(file: Path) -> Iterator[tuple[str, torch.Tensor]]:
+    """Every tensor, in memory of its own.
+
+    The file is mapped anew now and then: pages that were read stay in memory for as long as their mapping.
+    """
+    with safe_open(file, framework="pt") as stored:
+        names = list(stored.keys())
+    while names:
+        with safe_open(file, framework="pt") as stored:
+            read = 0
+            while names and read < MAPPED_BYTES:
+                tensor = stored.get_tensor(names[-1]).clone()
+                read += tensor.nbytes
+                yield names.pop(), tensor
+
+
+def _unpack(graph: dict[str, Any], tensors: dict[str, torch.Tensor], keep_packed: bool) -> fx.GraphModule:
     root = fx.GraphModule(nn.Module(), fx.Graph())
+    packed = graph["packed"]
     for name, tensor in tensors.items():
-        bits_and_shape = graph["packed"].get(name)
-        add_buffer(root, name, unpack_codes(tensor, *bits_and_shape) if bits_and_shape else tensor)
+        unpacked = name in packed and not keep_packed
+        add_buffer(root, name, unpack_codes(tensor, *packed[name]) if unpacked else tensor)
     nodes = graph_from_json(graph["nodes"])
     for node in nodes.nodes:
-        if node.op == "get_attr":
+        if node.op == "get_attr" and keep_packed and node.target in packed:
+            bits, shape = node.meta["packed"] = packed[node.target]
+            check_packed(tensors[node.target], bits, shape)
+        elif node.op == "get_attr":
             _check_tensor(root, node, set(tensors))
     module = fx.GraphModule(root, nodes)
     module.meta["properties"] = {"canonical", "quantized"}

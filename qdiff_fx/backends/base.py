@@ -10,6 +10,7 @@ from torch import fx, nn
 
 import qdiff_fx.kernels  # noqa: F401, registers the operators named here
 from qdiff_fx.graph import get_attr_tensor, is_op
+from qdiff_fx.packing import unpack_codes
 from qdiff_fx.qparams import LayerInfo
 
 qd = torch.ops.quantized_decomposed
@@ -23,15 +24,24 @@ class LoweringOptions:
     """What a caller may choose about a lowering.
 
     Attributes:
-        compute_dtype: float type between the integer operations.
+        compute_dtype: float type between the integer operations; ``None`` leaves it to the backend: float16 for
+            ``native``, float32 for the others.
         output_quantizers: quantize as torch.ao's kernels do (``reference`` only): layer outputs to u8, and one scale
             per tensor over all timesteps.
         compile: hand the lowered graph to ``torch.compile`` (``inductor`` only); off is for inspecting it.
+        release: the q/dq graph's weights may be freed as they are packed (``native`` only), so that no two copies of
+            all of them exist at a time; the graph cannot be lowered again.
     """
 
-    compute_dtype: torch.dtype = torch.float32
+    compute_dtype: torch.dtype | None = None
     output_quantizers: bool = False
     compile: bool = True
+    release: bool = False
+
+    @property
+    def float_type(self) -> torch.dtype:
+        """The compute type of backends that have no preference."""
+        return self.compute_dtype or torch.float32
 
 
 @dataclass(frozen=True)
@@ -68,9 +78,15 @@ class Backend(ABC):
     """Turns the q/dq graph into something that runs.
 
     A new backend is one file that subclasses this and one line in ``backends/__init__.py``.
+
+    Attributes:
+        name: what users call it.
+        frees_weights: whether it lowers graphs whose low-bit codes are still packed, and frees what it has packed when
+            asked to.
     """
 
     name: str
+    frees_weights: bool = False
 
     def unavailable(self) -> str:
         """Why this machine cannot run the backend; empty when it can."""
@@ -107,6 +123,13 @@ def weight_of(layer: fx.Node) -> fx.Node | None:
     """The dequantize node of a weight layer's codes."""
     node = without_casts(layer.args[1]) if len(layer.args) > 1 else None
     return node if isinstance(node, fx.Node) and is_op(node, DEQUANTIZE_WEIGHT) else None
+
+
+def weight_codes(gm: fx.GraphModule, node: fx.Node) -> torch.Tensor:
+    """The int8 codes a get_attr node reads, unpacked where a loader left them packed."""
+    tensor = get_attr_tensor(gm, node)
+    packed = node.meta.get("packed")
+    return unpack_codes(tensor, *packed) if packed else tensor
 
 
 def report(gm: fx.GraphModule, layer: fx.Node, kernel: str, reason: str = "") -> LayerReport:

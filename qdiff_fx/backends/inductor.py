@@ -45,16 +45,16 @@ class InductorBackend(Backend):
     def lower(self, gm: fx.GraphModule, options: LoweringOptions) -> Lowered:
         layers = tuple(report(gm, node, _kernel_name(node), self.supports(node)) for node in quantized_layers(gm))
         lowered = copy_graph(gm)
-        onednn.lower_to_onednn(lowered, options.compute_dtype)
+        onednn.lower_to_onednn(lowered, options.float_type)
         onednn.dequantize_remaining_weights(lowered)
         write_codes(lowered)
         hide_from_inductor(lowered)
         for node in lowered.graph.nodes:
             if is_op(node, ATTENTION):
                 node.target = torch.ops.qdiff.int_attention_vnni.default
-                node.update_arg(10, options.compute_dtype)
-        if options.compute_dtype != torch.float32:
-            set_compute_dtype(lowered, options.compute_dtype)
+                node.update_arg(10, options.float_type)
+        if options.float_type != torch.float32:
+            set_compute_dtype(lowered, options.float_type)
         clean(lowered)
         return Lowered(Compiled(lowered) if options.compile else lowered, layers)
 

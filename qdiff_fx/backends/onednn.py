@@ -9,7 +9,14 @@ import torch
 from torch import fx
 from torch.fx.node import Argument
 
-from qdiff_fx.backends.base import ATTENTION, DEQUANTIZE_WEIGHT, activation_of, quantized_layers, weight_of
+from qdiff_fx.backends.base import (
+    ATTENTION,
+    DEQUANTIZE_WEIGHT,
+    activation_of,
+    quantized_layers,
+    weight_codes,
+    weight_of,
+)
 from qdiff_fx.graph import add_buffer, get_attr_tensor, is_op
 from qdiff_fx.numerics import dequantize
 from qdiff_fx.qparams import LayerInfo
@@ -48,9 +55,9 @@ def dequantize_remaining_weights(gm: fx.GraphModule) -> None:
 
     Inductor would do it at every call, and its dequantize per channel does not take weights without zero-points.
     """
-    for node in [n for n in gm.graph.nodes if is_op(n, DEQUANTIZE_WEIGHT)]:
+    for node in [n for n in gm.graph.nodes if is_op(n, DEQUANTIZE_WEIGHT) and n.users]:
         codes, scales, _, axis = node.args[:4]
-        weight = dequantize(get_attr_tensor(gm, codes), get_attr_tensor(gm, scales), 0, axis=axis)
+        weight = dequantize(weight_codes(gm, codes), get_attr_tensor(gm, scales), 0, axis=axis)
         name = add_buffer(gm, f"{codes.target}_dequantized", weight)
         with gm.graph.inserting_before(node):
             constant = gm.graph.get_attr(name)

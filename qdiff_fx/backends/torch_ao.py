@@ -72,11 +72,11 @@ class TorchAOBackend(Backend):
         if self.name == "x86" and any(row.integer and row.info.weight_bits == 8 for row in rows):
             _warn_without_vnni()
         integer = [node for node, reason in layers.items() if not reason and not is_op(node, ATTENTION)]
-        _use_attention_kernel(lowered, options.compute_dtype)
-        constants = to_modules(lowered, integer, options.compute_dtype)
+        _use_attention_kernel(lowered, options.float_type)
+        constants = to_modules(lowered, integer, options.float_type)
         clean(lowered)
-        if options.compute_dtype != torch.float32:
-            set_compute_dtype(lowered, options.compute_dtype)
+        if options.float_type != torch.float32:
+            set_compute_dtype(lowered, options.float_type)
         with _engine(self.name):
             converted = _convert(clean(lowered), constants)
         return Lowered(EngineModule(clean(converted), self.name), rows)

@@ -23,7 +23,7 @@ FLOAT = "float32 eager"
 def bench(
     folder: SavedFolder,
     source: SourceOverride = "",
-    backend: BackendName = "inductor",
+    backend: BackendName = "native",
     batch_size: BatchSize = 4,
     rounds: Annotated[int, typer.Option("--rounds", min=1, help="Timed steps of each network.")] = 10,
     warmup: Annotated[int, typer.Option("--warmup", min=1, help="Steps before timing; the first one compiles.")] = 2,

@@ -38,7 +38,7 @@ def demo(
     out: Annotated[Path, typer.Option("--out", metavar="DIR", help="The folder to write.")] = Path("out/demo"),
     samples: Annotated[int, typer.Option("--samples", min=1, help="Images each network draws.")] = 200,
     steps: Steps = 25,
-    backend: BackendName = "inductor",
+    backend: BackendName = "native",
     seed: Seed = 0,
     json: Json = None,
 ) -> None:

@@ -40,7 +40,7 @@ class Fidelity:
 def evaluate(
     folder: SavedFolder,
     source: SourceOverride = "",
-    backend: BackendName = "inductor",
+    backend: BackendName = "native",
     images: Annotated[int, typer.Option("--images", min=1, help="How many images to denoise, in one batch.")] = 4,
     steps: Steps = 25,
     seed: Seed = 2,

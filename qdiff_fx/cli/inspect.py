@@ -13,7 +13,7 @@ from qdiff_fx.report.comparison import megabytes
 from qdiff_fx.serialization import artifact_bytes
 
 
-def inspect(folder: SavedFolder, backend: BackendName = "inductor", json: Json = None) -> None:
+def inspect(folder: SavedFolder, backend: BackendName = "native", json: Json = None) -> None:
     """Show a saved network: its size, its configuration, and every layer with the kernel it runs on."""
     output = Output(json)
     quantized = load_qdiff(folder, backend=backend, compile=False)

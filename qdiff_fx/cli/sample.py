@@ -21,7 +21,7 @@ def sample(
     count: Annotated[int, typer.Option("--count", min=1, help="How many images, in one batch.")] = 10,
     compare: Annotated[bool, typer.Option("--compare", help="Add a row drawn by the float network.")] = False,
     source: SourceOverride = "",
-    backend: BackendName = "inductor",
+    backend: BackendName = "native",
     steps: Steps = 25,
     seed: Seed = 0,
     prompts: Prompts = None,

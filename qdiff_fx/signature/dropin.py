@@ -79,7 +79,7 @@ class DropIn(nn.Module):
     @property
     def device(self) -> torch.device:
         """Of the first parameter or buffer."""
-        tensors = chain(self.graph_module.parameters(), self.graph_module.buffers())
+        tensors = chain(self.parameters(), self.buffers())
         return next((tensor.device for tensor in tensors), torch.device("cpu"))
 
     def to(self, *args: Any, **kwargs: Any) -> DropIn:

@@ -26,6 +26,7 @@ class NativeBackend(Backend):
     """
 
     name = "native"
+    frees_weights = True
 
     def supports(self, layer: fx.Node) -> str:
         return layers.refusal(layer)
@@ -36,13 +37,13 @@ class NativeBackend(Backend):
         lowered = copy_graph(gm)
         with torch.no_grad():
             numbers_from_tables(lowered)
-            layers.lower_layers(lowered)
+            layers.lower_layers(lowered, release=options.release)
             dequantize_remaining_weights(lowered)
             for rewrite in (hoist_quantizers, absorb_inputs, ask_inputs_for_sizes, absorb_windows, absorb_outputs):
                 rewrite(lowered)
                 # Nodes nobody reads any more would count as readers of what they read.
                 lowered.graph.eliminate_dead_code()
-            settle_dtypes(lowered, options.compute_dtype)
+            settle_dtypes(lowered, options.compute_dtype or torch.float16)
         return Lowered(clean(lowered), reports)
 
 

@@ -5,12 +5,13 @@ All of a kernel's arguments are keyword arguments until the end, so that a rewri
 
 from __future__ import annotations
 
+from collections import Counter
 from typing import Any
 
 import torch
 from torch import fx
 
-from qdiff_fx.backends.base import activation_of, quantized_layers, weight_of
+from qdiff_fx.backends.base import activation_of, quantized_layers, weight_codes, weight_of
 from qdiff_fx.backends.native.numbers import ATTENTION_NUMBERS, NO_OUTPUT_QUANTIZER
 from qdiff_fx.backends.onednn import CONVS, _conv_geometry
 from qdiff_fx.graph import add_buffer, get_attr_tensor, is_op
@@ -62,8 +63,13 @@ def named(node: fx.Node) -> dict[str, Any]:
     return dict(node.kwargs)
 
 
-def lower_layers(gm: fx.GraphModule) -> None:
-    """Rewrite every layer the kernels take and every quantize node, in place."""
+def lower_layers(gm: fx.GraphModule, *, release: bool = False) -> None:
+    """Rewrite every layer the kernels take and every quantize node, in place.
+
+    Args:
+        release: free the codes of a weight once they are packed, unless somebody else reads them.
+    """
+    readers = Counter(str(n.target) for n in gm.graph.nodes if n.op == "get_attr")
     for quantize in [n for n in gm.graph.nodes if is_op(n, qd.quantize_per_tensor.default)]:
         _lower_quantize(quantize)
     for layer in quantized_layers(gm):
@@ -73,6 +79,9 @@ def lower_layers(gm: fx.GraphModule) -> None:
         with gm.graph.inserting_before(layer):
             integer = lower(gm, layer)
         integer.meta.update(layer.meta)
+        codes = _codes_node(layer)
+        if release and readers[str(codes.target)] == 1:
+            get_attr_tensor(gm, codes).untyped_storage().resize_(0)
         layer.replace_all_uses_with(integer)
         gm.graph.erase_node(layer)
 
@@ -109,7 +118,7 @@ def _lower_conv(gm: fx.GraphModule, layer: fx.Node) -> fx.Node:
     weight, weight_scale, weight_sum, channels = _weight(gm, layer)
     dims = CONVS[layer.target]
     stride, padding, dilation, _ = _conv_geometry(layer, dims)
-    kernel = list(get_attr_tensor(gm, weight_of(layer).args[0]).shape[2:])  # type: ignore[union-attr,arg-type]
+    kernel = list(_codes_node(layer).meta["val"].shape[2:])
     if dims == 1:
         codes = _with_dim(gm, codes)
         kernel, stride, padding, dilation = [1, *kernel], [1, *stride], [0, *padding], [1, *dilation]
@@ -146,16 +155,20 @@ def _bias(layer: fx.Node) -> Any:
     return layer.args[2] if len(layer.args) > 2 else None
 
 
+def _codes_node(layer: fx.Node) -> fx.Node:
+    weight = weight_of(layer)
+    assert weight is not None
+    return weight.args[0]  # type: ignore[return-value]
+
+
 def _weight(gm: fx.GraphModule, layer: fx.Node) -> tuple[fx.Node, fx.Node, fx.Node, int]:
     """Packed weight, scales and sums as get_attr nodes, and the number of output channels."""
-    values = weight_of(layer)
-    assert values is not None
-    codes_node, scales_node = values.args[:2]
-    codes = get_attr_tensor(gm, codes_node)  # type: ignore[arg-type]
+    codes_node, scales_node = _codes_node(layer), weight_of(layer).args[1]  # type: ignore[union-attr]
+    codes = weight_codes(gm, codes_node)
     packed, sums = qdiff.pack_weight(codes, layer.meta["layer"].weight_bits)
     scales = torch.zeros(sums.numel())
     scales[: codes.shape[0]] = get_attr_tensor(gm, scales_node).float()  # type: ignore[arg-type]
-    base = str(codes_node.target)  # type: ignore[union-attr]
+    base = str(codes_node.target)
     named = {"packed": packed, "padded_scales": scales, "sums": sums}
     nodes = [gm.graph.get_attr(add_buffer(gm, f"{base}_{name}", tensor)) for name, tensor in named.items()]
     return nodes[0], nodes[1], nodes[2], codes.shape[0]
