@@ -73,6 +73,7 @@ def convert_qdiff(
     compute_dtype: torch.dtype | None = None,
     output_quantizers: bool = False,
     compile: bool = True,
+    reuse: bool = True,
     source: str = "",
 ) -> QuantizedUNet:
     """Turn a calibrated network into integers and lower it for a backend.
@@ -83,6 +84,7 @@ def convert_qdiff(
         compute_dtype: float type between integer operations; by default float16 for ``native``, else float32.
         output_quantizers: quantize layer outputs too, as torch.ao's kernels do (``reference``).
         compile: hand the lowered graph to ``torch.compile`` (``inductor``).
+        reuse: remember what depends on the timestep or on the conditioning alone (``native``).
         source: where the float network came from; kept in the saved folder.
 
     Raises:
@@ -90,7 +92,7 @@ def convert_qdiff(
         BackendError: the backend is unknown or cannot run on this machine.
     """
     graph = convert(prepared.graph_module, prepared.qconfig)
-    options = LoweringOptions(compute_dtype, output_quantizers, compile)
+    options = LoweringOptions(compute_dtype, output_quantizers, compile, reuse)
     return QuantizedUNet(graph, prepared.signature, prepared.qconfig, backend, options, source)
 
 
@@ -111,6 +113,7 @@ def load_qdiff(
     compute_dtype: torch.dtype | None = None,
     output_quantizers: bool = False,
     compile: bool = True,
+    reuse: bool = True,
 ) -> QuantizedUNet:
     """Load a saved network for any backend: no float weights, no original class, no forward pass, no pickle.
 
@@ -120,7 +123,7 @@ def load_qdiff(
     """
     frees_weights = get_backend(backend).frees_weights
     artifact = load_artifact(folder, keep_packed=frees_weights)
-    options = LoweringOptions(compute_dtype, output_quantizers, compile, release=frees_weights)
+    options = LoweringOptions(compute_dtype, output_quantizers, compile, reuse, frees_weights)
     network = QuantizedUNet(
         artifact.graph_module, artifact.signature, artifact.config, backend, options, artifact.source
     )

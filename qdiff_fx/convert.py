@@ -11,7 +11,7 @@ from torch import fx
 import qdiff_fx.kernels  # noqa: F401, registers the operators used here
 from qdiff_fx.config import QDiffConfig
 from qdiff_fx.errors import ConversionError
-from qdiff_fx.graph import add_buffer, clean, copy_graph, get_attr_tensor, insert_call, insert_get_attr
+from qdiff_fx.graph import add_buffer, ancestors, clean, copy_graph, get_attr_tensor, insert_call, insert_get_attr
 from qdiff_fx.numerics import choose_qparams, quantize, weight_range, weight_scales
 from qdiff_fx.observers import TimestepObserver, choose_range
 from qdiff_fx.passes.annotate import ActivationPlan, LayerPlan
@@ -98,7 +98,7 @@ def _quantize_activation(
     plan: ActivationPlan = node.meta["activation_plan"]
     observer = cast(TimestepObserver, gm.get_submodule(str(node.target)))
     params = static = _measure(observer, plan, per_timestep=False)
-    if tables.available:
+    if tables.available and tables.concerns(node):
         params = _measure(observer, plan, per_timestep=True)
     scale: float | fx.Node = params.scale[0]
     zero_point: int | fx.Node = params.zero_point[0]
@@ -135,6 +135,11 @@ class _TimestepTables:
         self.gm, self.config = gm, config
         self.timestep = next((n for n in gm.graph.nodes if n.meta.get("timestep")), None)
         self._bin: fx.Node | None = None
+
+    def concerns(self, node: fx.Node) -> bool:
+        """Whether a value can change from step to step: it depends on more than the conditioning."""
+        inputs = {each for each in ancestors(node.args[0]) | {node.args[0]} if each.op == "placeholder"}  # type: ignore[arg-type, union-attr]
+        return not inputs or any(each.meta.get("sample") or each.meta.get("timestep") for each in inputs)
 
     @property
     def available(self) -> bool:

@@ -29,6 +29,8 @@ class LoweringOptions:
         output_quantizers: quantize as torch.ao's kernels do (``reference`` only): layer outputs to u8, and one scale
             per tensor over all timesteps.
         compile: hand the lowered graph to ``torch.compile`` (``inductor`` only); off is for inspecting it.
+        reuse: remember what depends on the timestep or on the conditioning alone (``native`` only); the results are
+            the same to the bit.
         release: the q/dq graph's weights may be freed as they are packed (``native`` only), so that no two copies of
             all of them exist at a time; the graph cannot be lowered again.
     """
@@ -36,6 +38,7 @@ class LoweringOptions:
     compute_dtype: torch.dtype | None = None
     output_quantizers: bool = False
     compile: bool = True
+    reuse: bool = True
     release: bool = False
 
     @property

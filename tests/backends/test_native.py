@@ -32,7 +32,8 @@ KERNELS = {
 
 
 def lowered(gm, dtype=torch.float32):
-    return get_backend("native").lower(gm, LoweringOptions(dtype)).module
+    # What is remembered from call to call is tested in test_native_reuse.py; here every kernel stays in sight.
+    return get_backend("native").lower(gm, LoweringOptions(dtype, reuse=False)).module
 
 
 def kernels(module) -> dict[str, int]:
