@@ -51,7 +51,7 @@ _VARIANTS = (
 )
 _PORTABLE_SOURCES = ("dispatch.cpp", "pack.cpp", "portable.cpp")
 _PORTABLE_FLAGS = {"aarch64": ("-march=armv8.2-a+dotprod",), "arm64": ()}
-_TORCH_SOURCES = ("attention.cpp", "ops.cpp")
+_TORCH_SOURCES = ("attention.cpp", "ops.cpp", "pool.cpp")
 ISAS = ("avx512_vnni", "avx2", "portable")
 
 

@@ -2,6 +2,7 @@
 
 #include "checks.h"
 #include "kernels.h"
+#include "pool.h"
 
 #include <ATen/ExpandUtils.h>
 #include <ATen/Parallel.h>
@@ -105,10 +106,9 @@ OptionalTensor additive_mask(const OptionalTensor& mask, const Tensor& q, int64_
 
 // Tokens outside heads when q is laid out so: the caller transposes the result back for free.
 Tensor allocate_output(const Tensor& q, at::ScalarType dtype) {
-  const auto options = q.options().dtype(dtype);
   const bool tokens_outside = q.dim() == 4 && q.size(1) > 1 && q.size(2) > 1 && q.stride(1) < q.stride(2);
-  if (!tokens_outside) return at::empty(q.sizes(), options);
-  return at::empty({q.size(0), q.size(2), q.size(1), q.size(3)}, options).transpose(1, 2);
+  if (!tokens_outside) return qdiff::pooled(q.sizes(), dtype);
+  return qdiff::pooled({q.size(0), q.size(2), q.size(1), q.size(3)}, dtype).transpose(1, 2);
 }
 
 void copy_strides(int64_t (&to)[3], const Tensor& x) {

@@ -71,8 +71,8 @@ void dot_tile(const Rows* rows, int64_t taps, int64_t quads, const int8_t* weigh
 }
 
 const Kernel kAttention = {"avx2", 512, kMostKeys, 255, tile_plan, tile_pack, tile_attend};
-const Kernels kKernels = {"avx2",       kCodeOffset, conv_tasks, conv,      norm_chunks, norm_sums,
-                          norm_factors, norm_apply,  layer_norm, pointwise, &kAttention};
+const Kernels kKernels = {"avx2",  kCodeOffset, conv_tasks, conv,       norm_splits,
+                          group_norm, layer_norm,  pointwise,  &kAttention};
 
 }  // namespace
 

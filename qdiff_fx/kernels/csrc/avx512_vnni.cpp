@@ -95,8 +95,8 @@ bool cpu_has_it() {
 }  // namespace
 
 const Kernels* avx512_vnni_kernels() {
-  static const Kernels kernels = {"avx512_vnni", kCodeOffset, conv_tasks, conv,      norm_chunks,  norm_sums,
-                                  norm_factors,  norm_apply,  layer_norm, pointwise, vnni_kernel()};
+  static const Kernels kernels = {"avx512_vnni", kCodeOffset, conv_tasks, conv,         norm_splits,
+                                  group_norm,    layer_norm,  pointwise,  vnni_kernel()};
   return cpu_has_it() ? &kernels : nullptr;
 }
 

@@ -26,7 +26,23 @@ void dot_tile(const Rows* rows, int64_t taps, int64_t quads, const int8_t* weigh
 int64_t pixel_count(const Conv& p) { return p.batch * p.out_h * p.out_w; }
 int64_t row_chunks(const Conv& p) { return ceil_div(pixel_count(p), kTileRows * kTilesPerTask); }
 
-int64_t conv_tasks(const Conv& p) { return ceil_div(p.out_channels, kBlockChannels) * row_chunks(p); }
+int64_t blocks_of(const Conv& p) { return ceil_div(p.out_channels, kBlockChannels); }
+
+// Bytes of the weights, all of one byte, of `vectors` vectors of output channels.
+int64_t panel_bytes(const Conv& p, int64_t source, int64_t vectors) {
+  return p.kernel_h * p.kernel_w * p.sources[source].quads * vectors * kLanes * 4;
+}
+
+// Weights that stay in L2 as a whole are met by one tile of pixels after the other; of larger ones, one block of output
+// channels at a time stays there while all pixels pass.
+bool pixels_first(const Conv& p) {
+  constexpr int64_t kStaysInL2 = 512 * 1024, kEnoughTasks = 16;
+  int64_t bytes = 0;
+  for (int64_t i = 0; i < p.source_count; ++i) bytes += panel_bytes(p, i, blocks_of(p) * kBlockVectors);
+  return bytes <= kStaysInL2 && row_chunks(p) >= kEnoughTasks;
+}
+
+int64_t conv_tasks(const Conv& p) { return row_chunks(p) * (pixels_first(p) ? 1 : blocks_of(p)); }
 
 // Where each tap of each of the `count` output pixels from `first` reads.
 QDIFF_INLINE void find_rows(const Conv& p, const ConvSource& s, int64_t first, int64_t count, Rows* rows) {
@@ -62,45 +78,52 @@ struct Place {
   int64_t vectors() const { return ceil_div(channels, kLanes); }
 };
 
-// The weights of one block of output channels, source after source. 4-bit codes are unpacked into memory of the thread,
-// once for all the rows it multiplies with them.
+// Weights as bytes. 4-bit codes are unpacked into memory of the thread, block by block or all at once, and stay there for
+// all the pixels the thread multiplies with them.
 class Weights {
  public:
-  explicit Weights(const Conv& p) : p_(p) {
+  Weights(const Conv& p, bool all_blocks) : p_(p), all_blocks_(all_blocks), kept_(all_blocks ? blocks_of(p) : 1) {
     int64_t bytes = 0;
-    for (int64_t i = 0; i < p.source_count; ++i) bytes += p.sources[i].nibbles ? panel_bytes(i, kBlockVectors) : 0;
+    for (int64_t i = 0; i < p.source_count; ++i) {
+      if (p.sources[i].nibbles) bytes += kept_ * panel_bytes(p, i, kBlockVectors);
+    }
     memory_ = bytes ? static_cast<int8_t*>(std::aligned_alloc(64, size_t(bytes))) : nullptr;
+    if (!memory_ || !all_blocks) return;
+    for (int64_t block = 0; block < kept_; ++block) unpack_block(block);
   }
   ~Weights() { std::free(memory_); }
   Weights(const Weights&) = delete;
   Weights& operator=(const Weights&) = delete;
 
-  void choose(const Place& at) {
-    if (at.block == block_) return;
-    block_ = at.block;
-    int8_t* to = memory_;
-    for (int64_t i = 0; i < p_.source_count; ++i) {
-      if (!p_.sources[i].nibbles) continue;
-      unpack(stored(i), panel_bytes(i, at.vectors()) / 2, to);
-      to += panel_bytes(i, kBlockVectors);
-    }
+  void choose(int64_t block) {
+    if (memory_ && !all_blocks_ && block != block_) unpack_block(block);
+    block_ = block;
   }
 
-  const int8_t* of(int64_t source) const {
-    if (!p_.sources[source].nibbles) return stored(source);
-    const int8_t* from = memory_;
-    for (int64_t i = 0; i < source; ++i) from += p_.sources[i].nibbles ? panel_bytes(i, kBlockVectors) : 0;
-    return from;
+  const int8_t* of(int64_t source, int64_t block) const {
+    return p_.sources[source].nibbles ? unpacked(source, block) : stored(source, block);
   }
 
  private:
-  int64_t panel_bytes(int64_t source, int64_t vectors) const {
-    return p_.kernel_h * p_.kernel_w * p_.sources[source].quads * vectors * kLanes * 4;
+  const int8_t* stored(int64_t source, int64_t block) const {
+    const ConvSource& s = p_.sources[source];
+    return s.weight + block * panel_bytes(p_, source, kBlockVectors) / (s.nibbles ? 2 : 1);
   }
 
-  const int8_t* stored(int64_t source) const {
-    const ConvSource& s = p_.sources[source];
-    return s.weight + block_ * panel_bytes(source, kBlockVectors) / (s.nibbles ? 2 : 1);
+  int8_t* unpacked(int64_t source, int64_t block) const {
+    int8_t* to = memory_;
+    for (int64_t i = 0; i < source; ++i) {
+      if (p_.sources[i].nibbles) to += kept_ * panel_bytes(p_, i, kBlockVectors);
+    }
+    return to + (all_blocks_ ? block : 0) * panel_bytes(p_, source, kBlockVectors);
+  }
+
+  void unpack_block(int64_t block) {
+    const int64_t channels = std::min(kBlockChannels, p_.out_channels - block * kBlockChannels);
+    for (int64_t i = 0; i < p_.source_count; ++i) {
+      if (!p_.sources[i].nibbles) continue;
+      unpack(stored(i, block), panel_bytes(p_, i, ceil_div(channels, kLanes)) / 2, unpacked(i, block));
+    }
   }
 
   static void unpack(const int8_t* from, int64_t half, int8_t* to) {
@@ -111,15 +134,33 @@ class Weights {
   }
 
   const Conv& p_;
+  const bool all_blocks_;
+  const int64_t kept_;
   int8_t* memory_;
   int64_t block_ = -1;
 };
 
-void dot_source(const Conv& p, int64_t source, const Weights& weights, const Place& at, Rows* places, Tile& tile) {
+// Where the pixels of a tile are read, source after source.
+struct Places {
+  const uint8_t* rows[kMaxTaps][kTileRows];
+  bool kept;  // there is room for those of every source
+
+  explicit Places(const Conv& p) : kept(p.source_count * p.kernel_h * p.kernel_w <= kMaxTaps) {}
+  Rows* of(const Conv& p, int64_t source) { return rows + (kept ? source * p.kernel_h * p.kernel_w : 0); }
+};
+
+void find_places(const Conv& p, const Place& at, Places& places) {
+  for (int64_t i = 0; places.kept && i < p.source_count; ++i) {
+    find_rows(p, p.sources[i], at.first, at.rows, places.of(p, i));
+  }
+}
+
+void dot_source(const Conv& p, int64_t source, const Weights& weights, const Place& at, Places& places, Tile& tile) {
   const ConvSource& s = p.sources[source];
-  find_rows(p, s, at.first, at.rows, places);
-  dot_tile(places, p.kernel_h * p.kernel_w, s.quads, weights.of(source), at.rows, at.vectors(), s.start + at.channel,
-           tile.acc);
+  Rows* rows = places.of(p, source);
+  if (!places.kept) find_rows(p, s, at.first, at.rows, rows);
+  dot_tile(rows, p.kernel_h * p.kernel_w, s.quads, weights.of(source, at.block), at.rows, at.vectors(),
+           s.start + at.channel, tile.acc);
 }
 
 // sum (+)= acc * scale of each channel.
@@ -165,7 +206,7 @@ QDIFF_INLINE void finish(const Conv& p, const ConvSource& last, bool more, const
   }
 }
 
-void conv_tile(const Conv& p, const Weights& weights, const Place& at, Rows* places, Tile& tile) {
+void conv_tile(const Conv& p, const Weights& weights, const Place& at, Places& places, Tile& tile) {
   const bool gated = p.activation == Activation::geglu;
   const int64_t values = gated ? p.source_count / 2 : p.source_count;
   for (int64_t i = values; i < p.source_count; ++i) {
@@ -187,19 +228,28 @@ void conv_tile(const Conv& p, const Weights& weights, const Place& at, Rows* pla
   }
 }
 
+Place place_of(const Conv& p, int64_t first, int64_t last, int64_t block) {
+  const int64_t channel = block * kBlockChannels;
+  return {first, std::min(kTileRows, last - first), block, channel, std::min(kBlockChannels, p.out_channels - channel)};
+}
+
 void conv(const Conv& p, int64_t begin, int64_t end) {
+  const bool all_blocks = pixels_first(p);
   const int64_t chunks = row_chunks(p), pixels = pixel_count(p);
-  alignas(64) const uint8_t* places[kMaxTaps][kTileRows];
+  Places places(p);
   Tile tile;
-  Weights weights(p);
+  Weights weights(p, all_blocks);
   for (int64_t task = begin; task < end; ++task) {
-    const int64_t block = task / chunks, from = task % chunks * kTileRows * kTilesPerTask;
-    const int64_t to = std::min(pixels, from + kTileRows * kTilesPerTask), channel = block * kBlockChannels;
-    const int64_t channels = std::min(kBlockChannels, p.out_channels - channel);
+    const int64_t from = task % chunks * kTileRows * kTilesPerTask;
+    const int64_t to = std::min(pixels, from + kTileRows * kTilesPerTask);
+    const int64_t first_block = all_blocks ? 0 : task / chunks;
+    const int64_t last_block = all_blocks ? blocks_of(p) : first_block + 1;
+    weights.choose(first_block);
     for (int64_t first = from; first < to; first += kTileRows) {
-      const Place at{first, std::min(kTileRows, to - first), block, channel, channels};
-      weights.choose(at);
-      conv_tile(p, weights, at, places, tile);
+      find_places(p, place_of(p, first, to, first_block), places);
+      for (int64_t block = first_block; block < last_block; ++block) {
+        conv_tile(p, weights, place_of(p, first, to, block), places, tile);
+      }
     }
   }
 }

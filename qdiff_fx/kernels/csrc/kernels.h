@@ -92,13 +92,9 @@ struct Kernels {
   int64_t (*conv_tasks)(const Conv&);
   void (*conv)(const Conv&, int64_t begin, int64_t end);
 
-  // sums: [batch][chunks][2][channels] floats; norm_chunks says how many chunks an image has.
-  int64_t (*norm_chunks)(const Norm&);
-  void (*norm_sums)(const Norm&, float* sums, int64_t begin, int64_t end);
-  // factors: [batch][2][channels]: y = x * factors[0] + factors[1]. Not split into tasks: it is small.
-  void (*norm_factors)(const Norm&, const float* sums, float* factors);
-  void (*norm_apply)(const Norm&, const float* factors, int64_t begin, int64_t end);
-
+  // Tasks of a group norm are batch * splits.
+  int64_t (*norm_splits)(const Norm&, int64_t threads);
+  void (*group_norm)(const Norm&, int64_t splits, int64_t begin, int64_t end);
   void (*layer_norm)(const Norm&, int64_t begin, int64_t end);
   void (*pointwise)(const Pointwise&, int64_t begin, int64_t end);
   const Kernel* attention;

@@ -1,8 +1,9 @@
-// Normalisation, activation and quantization in two passes over memory, one for layer norm.
+// Normalisation, activation and quantization in two passes, the second over what the first left in cache.
 #pragma once
 
 #include <algorithm>
 #include <cmath>
+#include <cstdlib>
 
 #include "vec.h"
 
@@ -11,26 +12,31 @@ namespace {
 
 constexpr int64_t kChunkPixels = 64;  // few enough that float sums over them lose nothing
 
-int64_t norm_chunks(const Norm& p) { return ceil_div(p.pixels, kChunkPixels); }
+// Channels from `begin` to `end` of an image: whole groups.
+struct Range {
+  int64_t image, begin, end;
 
-// Calls with each stretch of up to 16 channels of each part: (part, channel within it, channel overall, count).
+  int64_t channels() const { return end - begin; }
+};
+
+// Calls with each stretch of up to 16 channels of each part in the range: (part, channel within it, channel within the
+// range, count).
 template <typename Visit>
-QDIFF_INLINE void each_vector(const Norm& p, const Visit& visit) {
+QDIFF_INLINE void each_vector(const Norm& p, const Range& range, const Visit& visit) {
   int64_t before = 0;
-  for (int64_t part = 0; part < p.part_count; ++part) {
-    const int64_t channels = p.part_channels[part];
-    for (int64_t c = 0; c < channels; c += kLanes) visit(part, c, before + c, std::min(kLanes, channels - c));
-    before += channels;
+  for (int64_t part = 0; part < p.part_count; before += p.part_channels[part++]) {
+    const int64_t from = std::max<int64_t>(0, range.begin - before);
+    const int64_t to = std::min(p.part_channels[part], range.end - before);
+    for (int64_t c = from; c < to; c += kLanes) visit(part, c, before + c - range.begin, std::min(kLanes, to - c));
   }
 }
 
-void norm_sums(const Norm& p, float* sums, int64_t begin, int64_t end) {
-  const int64_t chunks = norm_chunks(p);
-  for (int64_t task = begin; task < end; ++task) {
-    const int64_t first = task / chunks * p.pixels + task % chunks * kChunkPixels;
-    const int64_t count = std::min(kChunkPixels, p.pixels - task % chunks * kChunkPixels);
-    float* to = sums + task * 2 * p.channels;
-    each_vector(p, [&](int64_t part, int64_t c, int64_t channel, int64_t lanes) {
+// sums: [2][channels] of the values and of their squares, over all pixels.
+void norm_sums(const Norm& p, const Range& range, double* sums) {
+  std::fill(sums, sums + 2 * range.channels(), 0.0);
+  for (int64_t chunk = 0; chunk < p.pixels; chunk += kChunkPixels) {
+    const int64_t first = range.image * p.pixels + chunk, count = std::min(kChunkPixels, p.pixels - chunk);
+    each_vector(p, range, [&](int64_t part, int64_t c, int64_t channel, int64_t lanes) {
       const Reader reader{p.parts[part], p.type};
       Floats sum[4] = {}, squares[4] = {};
       int64_t i = 0;
@@ -44,64 +50,75 @@ void norm_sums(const Norm& p, float* sums, int64_t begin, int64_t end) {
       for (; i < count; ++i) {
         const Floats x = reader.read((first + i) * p.part_stride[part] + c, lanes);
         sum[0] += x;
-        squares[0] += x * x;
+        squares[0] = multiply_add(x, x, squares[0]);
       }
-      store_some(to + channel, (sum[0] + sum[1]) + (sum[2] + sum[3]), lanes);
-      store_some(to + p.channels + channel, (squares[0] + squares[1]) + (squares[2] + squares[3]), lanes);
+      const Floats all = (sum[0] + sum[1]) + (sum[2] + sum[3]);
+      const Floats all_squares = (squares[0] + squares[1]) + (squares[2] + squares[3]);
+      for (int64_t lane = 0; lane < lanes; ++lane) {
+        sums[channel + lane] += all[lane];
+        sums[range.channels() + channel + lane] += all_squares[lane];
+      }
     });
   }
 }
 
-void norm_factors(const Norm& p, const float* sums, float* factors) {
-  const int64_t chunks = norm_chunks(p), per_group = p.channels / p.groups;
-  for (int64_t n = 0; n < p.batch; ++n) {
-    float* scale = factors + n * 2 * p.channels;
-    float* offset = scale + p.channels;
-    for (int64_t g = 0; g < p.groups; ++g) {
-      double sum = 0, squares = 0;
-      for (int64_t i = 0; i < chunks; ++i) {
-        const float* from = sums + (n * chunks + i) * 2 * p.channels + g * per_group;
-        for (int64_t c = 0; c < per_group; ++c) sum += from[c], squares += from[p.channels + c];
-      }
-      const double count = double(per_group) * double(p.pixels), mean = sum / count;
-      const double variance = std::max(0.0, squares / count - mean * mean);
-      const double inverse = 1.0 / std::sqrt(variance + p.epsilon);
-      for (int64_t c = g * per_group; c < (g + 1) * per_group; ++c) {
-        const double weight = p.weight ? p.weight[c] : 1.0;
-        scale[c] = float(weight * inverse);
-        offset[c] = float((p.bias ? p.bias[c] : 0.0) - mean * weight * inverse);
-      }
+// factors: [2][channels]: y = x * factors[0] + factors[1].
+void norm_factors(const Norm& p, const Range& range, const double* sums, float* factors) {
+  const int64_t per_group = p.channels / p.groups, channels = range.channels();
+  for (int64_t group = 0; group < channels; group += per_group) {
+    double sum = 0, squares = 0;
+    for (int64_t c = group; c < group + per_group; ++c) sum += sums[c], squares += sums[channels + c];
+    const double count = double(per_group) * double(p.pixels), mean = sum / count;
+    const double variance = std::max(0.0, squares / count - mean * mean);
+    const double inverse = 1.0 / std::sqrt(variance + p.epsilon);
+    for (int64_t c = group; c < group + per_group; ++c) {
+      const double weight = (p.weight ? p.weight[range.begin + c] : 1.0) * inverse;
+      factors[c] = float(weight);
+      factors[channels + c] = float((p.bias ? p.bias[range.begin + c] : 0.0) - mean * weight);
     }
   }
 }
 
 template <Activation A>
-QDIFF_INLINE void apply_chunk(const Norm& p, const Writer& writer, const float* scale, const float* offset, int64_t first,
-                              int64_t count) {
-  each_vector(p, [&](int64_t part, int64_t c, int64_t channel, int64_t lanes) {
-    const Reader reader{p.parts[part], p.type};
-    const Floats a = load_some(scale + channel, lanes), b = load_some(offset + channel, lanes);
-    for (int64_t i = first; i < first + count; ++i) {
-      const Floats x = reader.read(i * p.part_stride[part] + c, lanes);
-      writer.write(i * p.out_stride + channel, activate<A>(multiply_add(x, a, b)), lanes);
-    }
-  });
+void norm_apply(const Norm& p, const Range& range, const float* factors) {
+  const Writer writer(p.out, p.out_type, p.quantizer);
+  for (int64_t chunk = 0; chunk < p.pixels; chunk += kChunkPixels) {
+    const int64_t first = range.image * p.pixels + chunk, last = first + std::min(kChunkPixels, p.pixels - chunk);
+    each_vector(p, range, [&](int64_t part, int64_t c, int64_t channel, int64_t lanes) {
+      const Reader reader{p.parts[part], p.type};
+      const Floats a = load_some(factors + channel, lanes), b = load_some(factors + range.channels() + channel, lanes);
+      for (int64_t i = first; i < last; ++i) {
+        const Floats x = reader.read(i * p.part_stride[part] + c, lanes);
+        writer.write(i * p.out_stride + range.begin + channel, activate<A>(multiply_add(x, a, b)), lanes);
+      }
+    });
+  }
 }
 
-void norm_apply(const Norm& p, const float* factors, int64_t begin, int64_t end) {
-  const Writer writer(p.out, p.out_type, p.quantizer);
-  const int64_t chunks = norm_chunks(p);
-  for (int64_t task = begin; task < end; ++task) {
-    const int64_t image = task / chunks, first = image * p.pixels + task % chunks * kChunkPixels;
-    const int64_t count = std::min(kChunkPixels, p.pixels - task % chunks * kChunkPixels);
-    const float* scale = factors + image * 2 * p.channels;
-    const float* offset = scale + p.channels;
-    if (p.activation == Activation::silu) {
-      apply_chunk<Activation::silu>(p, writer, scale, offset, first, count);
-    } else {
-      apply_chunk<Activation::none>(p, writer, scale, offset, first, count);
-    }
+// Into how many runs of groups an image is cut: all threads should have work, and a run a cache line's worth of channels.
+int64_t norm_splits(const Norm& p, int64_t threads) {
+  constexpr int64_t kLeastChannels = 32;
+  int64_t splits = 1;
+  while (p.batch * splits % threads != 0 && p.groups % (2 * splits) == 0 &&
+         p.channels / (2 * splits) >= kLeastChannels) {
+    splits *= 2;
   }
+  return splits;
+}
+
+// A task is one run of groups of one image; between the passes its values stay in cache where they can.
+void group_norm(const Norm& p, int64_t splits, int64_t begin, int64_t end) {
+  const int64_t channels = p.channels / splits;
+  double* sums = static_cast<double*>(std::malloc(size_t(2 * channels) * (sizeof(double) + sizeof(float))));
+  float* factors = reinterpret_cast<float*>(sums + 2 * channels);
+  for (int64_t task = begin; task < end; ++task) {
+    const Range range{task / splits, task % splits * channels, (task % splits + 1) * channels};
+    norm_sums(p, range, sums);
+    norm_factors(p, range, sums, factors);
+    p.activation == Activation::silu ? norm_apply<Activation::silu>(p, range, factors)
+                                     : norm_apply<Activation::none>(p, range, factors);
+  }
+  std::free(sums);
 }
 
 QDIFF_INLINE float total(const Floats& x) {

@@ -2,11 +2,11 @@
 
 #include "checks.h"
 #include "kernels.h"
+#include "pool.h"
 
 #include <ATen/Parallel.h>
 #include <ATen/core/Tensor.h>
 #include <ATen/ops/empty.h>
-#include <ATen/ops/empty_strided.h>
 #include <ATen/ops/full.h>
 #include <ATen/ops/zeros.h>
 #include <torch/library.h>
@@ -69,7 +69,7 @@ Tensor channels_last(IntArrayRef sizes, int64_t padded, at::ScalarType dtype) {
   int64_t step = padded;
   for (size_t dim = sizes.size(); dim-- > 2;) strides[dim] = step, step *= sizes[dim];
   strides[0] = step;
-  return at::empty_strided(sizes, strides, at::TensorOptions().dtype(dtype));
+  return qdiff::pooled(sizes, strides, dtype);
 }
 
 // Whether the pixels of (N, C, ...) follow each other at one distance and their channels lie side by side.
@@ -370,15 +370,9 @@ Tensor group_norm(TensorList parts, int64_t groups, const OptionalTensor& weight
   Tensor out = channels_last(sizes, sizes[1], out_dtype);
   p.out = out.data_ptr();
   if (out.numel() == 0) return out;
-  const auto options = at::TensorOptions().dtype(at::kFloat);
-  const int64_t chunks = kernels().norm_chunks(p), work = sizes[1] * 16;
-  const Tensor sums = at::empty({p.batch * chunks * 2 * p.channels}, options);
-  const Tensor factors = at::empty({p.batch * 2 * p.channels}, options);
-  parallel(p.batch * chunks, work,
-           [&](int64_t begin, int64_t end) { kernels().norm_sums(p, sums.data_ptr<float>(), begin, end); });
-  kernels().norm_factors(p, sums.const_data_ptr<float>(), factors.data_ptr<float>());
-  parallel(p.batch * chunks, work * 2,
-           [&](int64_t begin, int64_t end) { kernels().norm_apply(p, factors.const_data_ptr<float>(), begin, end); });
+  const int64_t splits = kernels().norm_splits(p, at::get_num_threads());
+  parallel(p.batch * splits, p.pixels * p.channels / splits,
+           [&](int64_t begin, int64_t end) { kernels().group_norm(p, splits, begin, end); });
   return out;
 }
 
@@ -387,7 +381,7 @@ Tensor layer_norm(const Tensor& x, const OptionalTensor& weight, const OptionalT
   constexpr const char* op = "layer_norm_act";
   TORCH_CHECK(x.dim() >= 1, op, ": expected (..., C)");
   const auto q = checked_quantizer(scale, zero_point, low, high, out_dtype, op);
-  Tensor out = at::empty(x.sizes(), x.options().dtype(out_dtype));
+  Tensor out = qdiff::pooled(x.sizes(), out_dtype);
   if (out.numel() == 0) return out;
   const Tensor rows = as_rows(x);
   qdiff::Norm p = norm_of(rows, weight, bias, rows.size(1), epsilon, 0, out_dtype, q, op);
@@ -400,7 +394,7 @@ Tensor layer_norm(const Tensor& x, const OptionalTensor& weight, const OptionalT
 // Elementwise, so any tensor without holes is one long row, and the result lies in memory as x does.
 Tensor act_quantize_dense(const Tensor& x, qdiff::Pointwise p, at::ScalarType out_dtype) {
   const Tensor dense = x.is_non_overlapping_and_dense() ? x : x.contiguous();
-  Tensor out = at::empty_strided(dense.sizes(), dense.strides(), x.options().dtype(out_dtype));
+  Tensor out = qdiff::pooled(dense.sizes(), dense.strides(), out_dtype);
   constexpr int64_t kRow = 1024;
   p.in = dense.const_data_ptr(), p.out = out.data_ptr();
   p.channels = p.in_stride = p.out_stride = kRow, p.rows = x.numel() / kRow;
@@ -426,7 +420,7 @@ Tensor act_quantize(const Tensor& x, int64_t activation, at::ScalarType out_dtyp
   const Tensor rows = as_rows(x);
   std::vector<int64_t> sizes = x.sizes().vec();
   sizes.back() /= 2;
-  Tensor out = at::empty(sizes, x.options().dtype(out_dtype));
+  Tensor out = qdiff::pooled(sizes, out_dtype);
   if (out.numel() == 0) return out;
   p.rows = rows.size(0), p.channels = sizes.back(), p.in_stride = rows.stride(0), p.out_stride = p.channels;
   p.in = rows.const_data_ptr(), p.out = out.data_ptr();
