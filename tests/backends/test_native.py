@@ -38,18 +38,18 @@ def lowered(gm, dtype=torch.float32):
 
 def kernels(module) -> dict[str, int]:
     """How many calls of each kernel there are."""
-    return dict(Counter(KERNELS[n.target] for n in module.graph.nodes if n.target in KERNELS))
+    return dict(Counter(KERNELS[n.target] for n in module.graph_module.graph.nodes if n.target in KERNELS))
 
 
 def others(module) -> set[str]:
     """What else computes, apart from shapes and moves."""
     free = {aten.reshape.default, aten.permute.default, aten.unsqueeze.default, aten.sym_size.int}
-    calls = [n for n in module.graph.nodes if n.op == "call_function" and n.target not in KERNELS]
+    calls = [n for n in module.graph_module.graph.nodes if n.op == "call_function" and n.target not in KERNELS]
     return {str(n.target) for n in calls if n.target not in free and "builtin" not in str(n.target)}
 
 
 def calls(module, target):
-    return [dict(n.kwargs) for n in module.graph.nodes if n.target is target]
+    return [dict(n.kwargs) for n in module.graph_module.graph.nodes if n.target is target]
 
 
 def check(net: nn.Module, *inputs: torch.Tensor, flips: bool = False, **config):
@@ -233,7 +233,7 @@ def test_upsampling_to_a_size_moves_codes():
     net = Net(lambda m, x: m.conv(F.interpolate(x, size=(9, 7))), conv=conv())
     module = check(net, X)
     assert others(module) == {"aten.upsample_nearest2d.vec"}
-    (upsample,) = [n for n in module.graph.nodes if n.target is aten.upsample_nearest2d.vec]
+    (upsample,) = [n for n in module.graph_module.graph.nodes if n.target is aten.upsample_nearest2d.vec]
     assert upsample.args[0].target is layers.QUANTIZE
 
 

@@ -110,14 +110,14 @@ def test_results_are_the_same_to_the_bit(name):
     for call in steps(name):
         results = [zoo.tensors_of(network(**call)) for network in (with_reuse, without)]
         assert all(torch.equal(a, b) for a, b in zip(*results, strict=True))
-    modules = dict(with_reuse._lowered.module.named_children())
-    assert not set(MODULES.values()) & set(dict(without._lowered.module.named_children()))
+    modules = dict(with_reuse._lowered.module.graph_module.named_children())
+    assert not set(MODULES.values()) & set(dict(without._lowered.module.graph_module.named_children()))
     assert MODULES[Depends.TIMESTEP] in modules or "handwritten" in name
 
 
 def test_keys_and_values_depend_on_the_prompt_alone():
     network = zoo.quantized("sd1").with_backend("native")
-    module = network._lowered.module
+    module = network._lowered.module.graph_module
     remembered = module.get_submodule(MODULES[Depends.CONDITIONING])
     for call in steps("sd1"):
         network(**call)

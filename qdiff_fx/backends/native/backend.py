@@ -12,6 +12,7 @@ from qdiff_fx.backends.native.absorb_output import absorb_outputs
 from qdiff_fx.backends.native.dtypes import settle_dtypes
 from qdiff_fx.backends.native.hoist import hoist_quantizers
 from qdiff_fx.backends.native.numbers import numbers_from_tables
+from qdiff_fx.backends.native.program import Program
 from qdiff_fx.backends.native.reuse import remember_what_repeats
 from qdiff_fx.backends.native.sizes import ask_inputs_for_sizes
 from qdiff_fx.backends.native.window import absorb_windows
@@ -47,7 +48,7 @@ class NativeBackend(Backend):
             settle_dtypes(lowered, options.compute_dtype or torch.float16)
             if options.reuse:
                 remember_what_repeats(lowered)
-        return Lowered(clean(lowered), reports)
+        return Lowered(Program(clean(lowered)), reports)
 
 
 def _kernel_name(layer: fx.Node) -> str:

@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
+from qdiff_fx.backends.native.program import Program
 from qdiff_fx.graph import is_op
 
 SIZE = torch.ops.aten.sym_size.int
@@ -133,7 +134,7 @@ def _move_out(gm: fx.GraphModule, name: str, nodes: list[fx.Node], depends: dict
     _placeholders_first(graph)
     graph.lint()
     _placeholders_first(gm.graph)
-    gm.add_module(name, Remembered(fx.GraphModule(gm, graph)))
+    gm.add_module(name, Remembered(Program(fx.GraphModule(gm, graph))))
     with gm.graph.inserting_after(_hoist(handed)):
         call = gm.graph.call_module(name, tuple(handed))
     with gm.graph.inserting_before(call.next):
@@ -146,7 +147,7 @@ def _move_out(gm: fx.GraphModule, name: str, nodes: list[fx.Node], depends: dict
 
 
 def _is_constant(node: fx.Node, depends: dict[fx.Node, Depends]) -> bool:
-    """A parameter, or a tensor made from nothing but those and sizes; sizes themselves are not, they are handed over."""
+    """A parameter, or a tensor made from nothing but those and sizes; sizes themselves are handed over."""
     made = depends[node] == Depends.NOTHING and isinstance(node.meta.get("val"), Tensor)
     return node.op == "get_attr" or (made and node.op != "placeholder")
 
