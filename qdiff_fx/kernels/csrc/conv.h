@@ -233,25 +233,30 @@ Place place_of(const Conv& p, int64_t first, int64_t last, int64_t block) {
   return {first, std::min(kTileRows, last - first), block, channel, std::min(kBlockChannels, p.out_channels - channel)};
 }
 
-void conv(const Conv& p, int64_t begin, int64_t end) {
+void conv_task(const Conv& p, int64_t task, bool all_blocks, Weights& weights, Places& places, Tile& tile) {
+  const int64_t chunks = row_chunks(p), from = task % chunks * kTileRows * kTilesPerTask;
+  const int64_t to = std::min(pixel_count(p), from + kTileRows * kTilesPerTask);
+  const int64_t first_block = all_blocks ? 0 : task / chunks;
+  const int64_t last_block = all_blocks ? blocks_of(p) : first_block + 1;
+  weights.choose(first_block);
+  for (int64_t first = from; first < to; first += kTileRows) {
+    find_places(p, place_of(p, first, to, first_block), places);
+    for (int64_t block = first_block; block < last_block; ++block) {
+      conv_tile(p, weights, place_of(p, first, to, block), places, tile);
+    }
+  }
+}
+
+void conv(const Conv& p, Tasks& tasks) {
   const bool all_blocks = pixels_first(p);
-  const int64_t chunks = row_chunks(p), pixels = pixel_count(p);
+  int64_t begin, end;
+  if (!tasks.take(begin, end)) return;
   Places places(p);
   Tile tile;
   Weights weights(p, all_blocks);
-  for (int64_t task = begin; task < end; ++task) {
-    const int64_t from = task % chunks * kTileRows * kTilesPerTask;
-    const int64_t to = std::min(pixels, from + kTileRows * kTilesPerTask);
-    const int64_t first_block = all_blocks ? 0 : task / chunks;
-    const int64_t last_block = all_blocks ? blocks_of(p) : first_block + 1;
-    weights.choose(first_block);
-    for (int64_t first = from; first < to; first += kTileRows) {
-      find_places(p, place_of(p, first, to, first_block), places);
-      for (int64_t block = first_block; block < last_block; ++block) {
-        conv_tile(p, weights, place_of(p, first, to, block), places, tile);
-      }
-    }
-  }
+  do {
+    for (int64_t task = begin; task < end; ++task) conv_task(p, task, all_blocks, weights, places, tile);
+  } while (tasks.take(begin, end));
 }
 
 }  // namespace

@@ -83,20 +83,52 @@ struct Pointwise {
   Quantizer quantizer;
 };
 
-// One implementation of everything for one instruction set.
+// Work shared by threads. Each begins with a part of its own, the same part of every tensor, whose data is in its cache
+// from the kernel before; who is done helps the others, so that one that is held up holds up nobody else.
+struct TaskPool {
+  static constexpr int64_t kMaxThreads = 128;
+  struct alignas(64) Part {
+    int64_t next, end;
+  };
+
+  int64_t threads, grain;
+  Part parts[kMaxThreads];
+
+  void share(int64_t count) {
+    for (int64_t i = 0; i < threads; ++i) parts[i] = {count * i / threads, count * (i + 1) / threads};
+  }
+};
+
+// What one thread takes from it.
+struct Tasks {
+  TaskPool& pool;
+  int64_t thread;
+
+  bool take(int64_t& begin, int64_t& end) {
+    for (int64_t i = 0; i < pool.threads; ++i) {
+      TaskPool::Part& part = pool.parts[(thread + i) % pool.threads];
+      begin = __atomic_fetch_add(&part.next, pool.grain, __ATOMIC_RELAXED);
+      end = begin + pool.grain < part.end ? begin + pool.grain : part.end;
+      if (begin < part.end) return true;
+    }
+    return false;
+  }
+};
+
+// One implementation of everything for one instruction set. What takes Tasks is called by every thread at once.
 struct Kernels {
   const char* name;
   int32_t code_offset;  // what this instruction set subtracts from codes before it multiplies
 
   // Tasks are numbered 0 .. conv_tasks; each writes its own part of the output.
   int64_t (*conv_tasks)(const Conv&);
-  void (*conv)(const Conv&, int64_t begin, int64_t end);
+  void (*conv)(const Conv&, Tasks&);
 
   // Tasks of a group norm are batch * splits.
   int64_t (*norm_splits)(const Norm&, int64_t threads);
-  void (*group_norm)(const Norm&, int64_t splits, int64_t begin, int64_t end);
-  void (*layer_norm)(const Norm&, int64_t begin, int64_t end);
-  void (*pointwise)(const Pointwise&, int64_t begin, int64_t end);
+  void (*group_norm)(const Norm&, int64_t splits, Tasks&);
+  void (*layer_norm)(const Norm&, Tasks&);       // a task is a row
+  void (*pointwise)(const Pointwise&, Tasks&);  // a task is a row
   const Kernel* attention;
 };
 

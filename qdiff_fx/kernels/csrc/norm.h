@@ -106,18 +106,21 @@ int64_t norm_splits(const Norm& p, int64_t threads) {
   return splits;
 }
 
-// A task is one run of groups of one image; between the passes its values stay in cache where they can.
-void group_norm(const Norm& p, int64_t splits, int64_t begin, int64_t end) {
+// A task is one run of groups of one image, taken one at a time; between the passes its values stay in cache where they
+// can.
+void group_norm(const Norm& p, int64_t splits, Tasks& tasks) {
+  int64_t task, end;
+  if (!tasks.take(task, end)) return;
   const int64_t channels = p.channels / splits;
   double* sums = static_cast<double*>(std::malloc(size_t(2 * channels) * (sizeof(double) + sizeof(float))));
   float* factors = reinterpret_cast<float*>(sums + 2 * channels);
-  for (int64_t task = begin; task < end; ++task) {
+  do {
     const Range range{task / splits, task % splits * channels, (task % splits + 1) * channels};
     norm_sums(p, range, sums);
     norm_factors(p, range, sums, factors);
     p.activation == Activation::silu ? norm_apply<Activation::silu>(p, range, factors)
                                      : norm_apply<Activation::none>(p, range, factors);
-  }
+  } while (tasks.take(task, end));
   std::free(sums);
 }
 
@@ -127,8 +130,8 @@ QDIFF_INLINE float total(const Floats& x) {
   return float(sum);
 }
 
-// A task is one pixel; its channels stay in L1 between the passes.
-void layer_norm(const Norm& p, int64_t begin, int64_t end) {
+// A row's channels stay in L1 between the passes.
+void layer_norm_rows(const Norm& p, int64_t begin, int64_t end) {
   const Writer writer(p.out, p.out_type, p.quantizer);
   const Reader reader{p.parts[0], p.type};
   for (int64_t row = begin; row < end; ++row) {
@@ -151,6 +154,11 @@ void layer_norm(const Norm& p, int64_t begin, int64_t end) {
       writer.write(row * p.out_stride + c, y, count);
     }
   }
+}
+
+void layer_norm(const Norm& p, Tasks& tasks) {
+  int64_t begin, end;
+  while (tasks.take(begin, end)) layer_norm_rows(p, begin, end);
 }
 
 }  // namespace

@@ -54,11 +54,25 @@ qdiff::Activation activation_of(int64_t number) {
   return static_cast<qdiff::Activation>(number);
 }
 
+// Every thread calls `run` with its tasks; `work` is that of all of them, in some unit of about a nanosecond.
 template <typename Run>
-void parallel(int64_t tasks, int64_t work_per_task, const Run& run) {
+void parallel(int64_t count, int64_t work, bool one_by_one, const Run& run) {
   // A thread is worth waking for some ten microseconds of work.
-  constexpr int64_t kWorkPerThread = 1 << 15;
-  at::parallel_for(0, tasks, std::max<int64_t>(1, kWorkPerThread / std::max<int64_t>(1, work_per_task)), run);
+  constexpr int64_t kWorkPerThread = 1 << 14, kTakesPerThread = 8;
+  if (count == 0) return;
+  const int64_t most = std::min<int64_t>({count, at::get_num_threads(), qdiff::TaskPool::kMaxThreads});
+  qdiff::TaskPool pool;
+  pool.threads = std::clamp<int64_t>(work / kWorkPerThread, 1, most);
+  pool.grain = one_by_one ? 1 : std::max<int64_t>(1, count / (pool.threads * kTakesPerThread));
+  pool.share(count);
+  const auto one = [&](int64_t thread) {
+    qdiff::Tasks tasks{pool, thread};
+    run(tasks);
+  };
+  if (pool.threads == 1) return one(0);
+  at::parallel_for(0, pool.threads, 1, [&](int64_t begin, int64_t end) {
+    for (int64_t thread = begin; thread < end; ++thread) one(thread);
+  });
 }
 
 // ------------------------------------------------------------------------------------------------- memory
@@ -278,10 +292,10 @@ Tensor int_conv(TensorList codes, at::ArrayRef<double> scales, IntArrayRef zero_
   p.activation = activation_of(activation);
   p.quantizer = checked_quantizer(out_scale, out_zero_point, out_low, out_high, out_dtype, "int_conv");
   const int64_t tasks = kernels().conv_tasks(p);
-  int64_t macs = p.kernel_h * p.kernel_w * out_channels * sizes[2] * sizes[3] * sizes[0] / tasks;
   int64_t quads = 0;
-  for (const auto& s : sources) quads += s.quads;
-  parallel(tasks, macs * quads / 16, [&](int64_t begin, int64_t end) { kernels().conv(p, begin, end); });
+  for (const auto& source : sources) quads += source.quads;
+  const int64_t dots = out.numel() * p.kernel_h * p.kernel_w * quads;  // of four products each, some 64 a nanosecond
+  parallel(tasks, dots / 64, false, [&](qdiff::Tasks& each) { kernels().conv(p, each); });
   return out;
 }
 
@@ -371,8 +385,8 @@ Tensor group_norm(TensorList parts, int64_t groups, const OptionalTensor& weight
   p.out = out.data_ptr();
   if (out.numel() == 0) return out;
   const int64_t splits = kernels().norm_splits(p, at::get_num_threads());
-  parallel(p.batch * splits, p.pixels * p.channels / splits,
-           [&](int64_t begin, int64_t end) { kernels().group_norm(p, splits, begin, end); });
+  parallel(p.batch * splits, out.numel() / 4, true,
+           [&](qdiff::Tasks& each) { kernels().group_norm(p, splits, each); });
   return out;
 }
 
@@ -387,7 +401,7 @@ Tensor layer_norm(const Tensor& x, const OptionalTensor& weight, const OptionalT
   qdiff::Norm p = norm_of(rows, weight, bias, rows.size(1), epsilon, 0, out_dtype, q, op);
   p.parts[0] = rows.const_data_ptr(), p.part_channels[0] = p.channels, p.part_stride[0] = rows.stride(0), p.part_count = 1;
   p.out = out.data_ptr();
-  parallel(rows.size(0), p.channels, [&](int64_t begin, int64_t end) { kernels().layer_norm(p, begin, end); });
+  parallel(rows.size(0), out.numel() / 4, false, [&](qdiff::Tasks& each) { kernels().layer_norm(p, each); });
   return out;
 }
 
@@ -398,12 +412,13 @@ Tensor act_quantize_dense(const Tensor& x, qdiff::Pointwise p, at::ScalarType ou
   constexpr int64_t kRow = 1024;
   p.in = dense.const_data_ptr(), p.out = out.data_ptr();
   p.channels = p.in_stride = p.out_stride = kRow, p.rows = x.numel() / kRow;
-  parallel(p.rows, kRow, [&](int64_t begin, int64_t end) { kernels().pointwise(p, begin, end); });
+  parallel(p.rows, p.rows * kRow / 4, false, [&](qdiff::Tasks& each) { kernels().pointwise(p, each); });
   if (x.numel() % kRow) {
     p.in = static_cast<const char*>(p.in) + p.rows * kRow * x.element_size();
     p.out = static_cast<char*>(p.out) + p.rows * kRow * out.element_size();
     p.channels = x.numel() % kRow;
-    kernels().pointwise(p, 0, 1);
+    p.rows = 1;
+    parallel(1, 1, false, [&](qdiff::Tasks& each) { kernels().pointwise(p, each); });
   }
   return out;
 }
@@ -424,7 +439,7 @@ Tensor act_quantize(const Tensor& x, int64_t activation, at::ScalarType out_dtyp
   if (out.numel() == 0) return out;
   p.rows = rows.size(0), p.channels = sizes.back(), p.in_stride = rows.stride(0), p.out_stride = p.channels;
   p.in = rows.const_data_ptr(), p.out = out.data_ptr();
-  parallel(p.rows, p.channels, [&](int64_t begin, int64_t end) { kernels().pointwise(p, begin, end); });
+  parallel(p.rows, out.numel() / 4, false, [&](qdiff::Tasks& each) { kernels().pointwise(p, each); });
   return out;
 }
 

@@ -19,7 +19,7 @@ QDIFF_INLINE void each_row(const Pointwise& p, int64_t begin, int64_t end, const
   }
 }
 
-void pointwise(const Pointwise& p, int64_t begin, int64_t end) {
+void pointwise_rows(const Pointwise& p, int64_t begin, int64_t end) {
   const Reader reader{p.in, p.type};
   switch (p.activation) {
     case Activation::silu:
@@ -35,6 +35,11 @@ void pointwise(const Pointwise& p, int64_t begin, int64_t end) {
     default:
       return each_row(p, begin, end, [&](int64_t at, int64_t count) { return reader.read(at, count); });
   }
+}
+
+void pointwise(const Pointwise& p, Tasks& tasks) {
+  int64_t begin, end;
+  while (tasks.take(begin, end)) pointwise_rows(p, begin, end);
 }
 
 }  // namespace
