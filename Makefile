@@ -6,7 +6,7 @@ BIN := .venv/bin
 # Two workers of one thread each beat one worker of two on small tensors.
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2
 
-.PHONY: demo test test-all lint format bench clean
+.PHONY: demo test test-all sanitize lint format bench clean
 
 .venv/.ready: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
@@ -21,6 +21,14 @@ test: .venv/.ready
 
 test-all: .venv/.ready
 	$(PYTEST)
+
+# The kernels under AddressSanitizer and UBSan. Python is not built with them, so their libraries go before it.
+SANITIZE := QDIFF_KERNELS_FLAGS="-fsanitize=address,undefined -fno-sanitize-recover=all -g" ASAN_OPTIONS=detect_leaks=0
+SANITIZE += LD_PRELOAD="$$($${CXX:-g++} -print-file-name=libasan.so) $$($${CXX:-g++} -print-file-name=libubsan.so)"
+
+sanitize: .venv/.ready
+	$(SANITIZE) OMP_NUM_THREADS=2 $(BIN)/python -m pytest -p no:xdist tests/kernels/test_integer.py \
+		tests/kernels/test_attention_vnni.py tests/backends/test_native.py
 
 lint: .venv/.ready
 	$(BIN)/ruff check .

@@ -192,7 +192,9 @@ NETWORKS = {
     network.name: network
     for network in (
         Network("anime", _anime, batch=4, sample_shape=(3, 64, 64), num_train_timesteps=300),
+        Network("anime-b1", _anime, batch=1, sample_shape=(3, 64, 64), num_train_timesteps=300),
         Network("cifar10", _random(_cifar10), batch=4, sample_shape=(3, 32, 32)),
+        Network("cifar10-b1", _random(_cifar10), batch=1, sample_shape=(3, 32, 32)),
         Network("sd15", _random(_sd15), 2, (4, 64, 64), context_shape=(77, 768), together=3),
         Network("digits", _digits, batch=4, sample_shape=(1, 32, 32), context_shape=(4, 64)),
         Network("sd-tiny", _random(_sd_tiny), 2, (4, 16, 16), context_shape=(8, 32)),

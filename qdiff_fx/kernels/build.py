@@ -25,6 +25,7 @@ from qdiff_fx.errors import KernelError
 _log = logging.getLogger(__name__)
 _FOLDER = Path(__file__).parent / "csrc"
 _SWITCH = "QDIFF_KERNELS"  # "0" or "reference": plain torch only; one of ISAS: that one
+_FLAGS = "QDIFF_KERNELS_FLAGS"  # more of the compiler's options, for building and for linking
 _CACHE = "QDIFF_KERNELS_CACHE"  # folder of the built libraries
 _COMPILERS = ("g++", "clang++", "c++")
 _COMPILE_FLAGS = ("-std=c++20", "-O3", "-fPIC", "-fopenmp", "-ffp-contract=off", "-Wno-psabi")
@@ -141,9 +142,13 @@ def _key(compiler: str) -> str:
     for path in sorted((*_FOLDER.glob("*.h"), *_FOLDER.glob("*.cpp"))):
         digest.update(path.name.encode() + path.read_bytes())
     version = _run([compiler, "--version"]).splitlines()[:1]
-    parts = (torch.__version__, platform.machine(), version, _COMPILE_FLAGS, _VARIANTS, _PORTABLE_FLAGS)
+    parts = (torch.__version__, platform.machine(), version, _COMPILE_FLAGS, _VARIANTS, _PORTABLE_FLAGS, _more_flags())
     digest.update(repr(parts).encode())
     return digest.hexdigest()[:16]
+
+
+def _more_flags() -> list[str]:
+    return os.environ.get(_FLAGS, "").split()
 
 
 def _is_intact(library: Path) -> bool:
@@ -167,7 +172,9 @@ def _build(compiler: str, library: Path) -> None:
         made = folder / library.name
         search = [f"-L{path}" for path in library_paths()]
         # No -fopenmp here: torch's own OpenMP runtime, already loaded, is the only one wanted.
-        _run([compiler, "-shared", *map(str, objects), "-o", str(made), *search, "-ltorch_cpu", "-lc10"])
+        _run(
+            [compiler, "-shared", *_more_flags(), *map(str, objects), "-o", str(made), *search, "-ltorch_cpu", "-lc10"]
+        )
         digest = _digest_file(made)
         digest.write_text(hashlib.sha256(made.read_bytes()).hexdigest())
         os.replace(digest, _digest_file(library))
@@ -188,7 +195,7 @@ def _sources() -> Iterator[tuple[str, list[str]]]:
 
 def _compile(compiler: str, source: str, flags: list[str], folder: Path) -> Path:
     made = folder / f"{source}.o"
-    _run([compiler, *_COMPILE_FLAGS, *flags, "-c", str(_FOLDER / source), "-o", str(made)])
+    _run([compiler, *_COMPILE_FLAGS, *flags, *_more_flags(), "-c", str(_FOLDER / source), "-o", str(made)])
     return made
 
 

@@ -162,7 +162,8 @@ Tensor with_readable_quads(const Tensor& codes) {
     readable = last + quad_bytes <= available;
   }
   if (readable) return codes;
-  Tensor copy = channels_last(codes.sizes(), quad_bytes, at::kByte);
+  const Tensor whole = at::empty({codes.size(0), codes.size(2), codes.size(3), quad_bytes}, codes.options());
+  Tensor copy = whole.narrow(3, 0, codes.size(1)).permute({0, 3, 1, 2});
   return copy.copy_(codes);
 }
 
