@@ -65,6 +65,9 @@ class Compiled(nn.Module):
     def __init__(self, lowered: fx.GraphModule):
         super().__init__()
         self.lowered = lowered
+        # Compiling removes nodes from the graph and leaves its code; with this map Dynamo would look up nodes by line
+        # when it compiles again for another shape, and fail.
+        lowered._lineno_map = None
         self.compiled = torch.compile(lowered, options={"post_grad_custom_pre_pass": AccumulateSums()})
 
     def forward(self, *inputs: torch.Tensor) -> tuple[torch.Tensor, ...]:
