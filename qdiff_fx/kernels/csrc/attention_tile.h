@@ -102,11 +102,12 @@ int64_t tile_probabilities(const Attention& p, const TileLayout& l, float* score
 
 void tile_store(const Attention& p, const int32_t* acc, int64_t sum, int64_t at, int64_t first, int64_t dims) {
   const float factor = sum == 0 ? 0.0f : p.v_scale / float(sum);
-  const Writer writer(p.out, p.out_type, p.quantizer);
-  for (int64_t d = 0; d < dims; d += kLanes) {
-    const Floats x = __builtin_convertvector(load_raw<Ints>(acc + d), Floats) * factor;
-    writer.write(at + first + d, x, std::min(kLanes, dims - d));
-  }
+  with_output(p.out, p.out_type, p.quantizer, [&](const auto& out) {
+    for (int64_t d = 0; d < dims; d += kLanes) {
+      const Floats x = __builtin_convertvector(load_raw<Ints>(acc + d), Floats) * factor;
+      out.write(at + first + d, x, std::min(kLanes, dims - d));
+    }
+  });
 }
 
 void tile_attend(const Attention& p, const uint8_t* packed, uint8_t* scratch, int64_t begin, int64_t end) {

@@ -176,14 +176,15 @@ QDIFF_INLINE void add_to(float* sum, bool first_source, const Tile& t, const Con
 }
 
 // The last source is still in `acc`, sources before it in `sum`.
-template <Activation A>
-QDIFF_INLINE void finish(const Conv& p, const ConvSource& last, bool more, const Tile& t, const Place& at) {
-  const Writer writer(p.out, p.out_type, p.quantizer);
+template <Activation A, typename Element>
+void finish(const Conv& p, const ConvSource& last, bool more, const Tile& t, const Place& at, const Output<Element>& out) {
   const Reader residual{p.residual, p.residual_type};
+  const int64_t out_stride = p.out_stride, residual_stride = p.residual_stride;
   const float* shift[kTileRows] = {};
   if (p.shift) {
     for (int64_t r = 0; r < at.rows; ++r) shift[r] = p.shift + (at.first + r) / (p.out_h * p.out_w) * p.shift_stride;
   }
+  const bool shifted = p.shift, added = p.residual;
   for (int64_t v = 0; v < at.channels; v += kLanes) {
     const int64_t count = std::min(kLanes, at.channels - v), c = at.channel + v;
     const Floats scale = load(last.weight_scale + c) * last.scale;
@@ -194,19 +195,42 @@ QDIFF_INLINE void finish(const Conv& p, const ConvSource& last, bool more, const
       const int64_t index = r * kBlockChannels + v, pixel = at.first + r;
       Floats x = multiply_add(__builtin_convertvector(load_raw<Ints>(t.acc + index), Floats), scale, bias);
       if (more) x += load(t.sum + index);
-      if (p.shift) x += load_some(shift[r] + c, count);
-      if (p.residual) x += residual.read(pixel * p.residual_stride + c, count);
+      if (shifted) x += load_some(shift[r] + c, count);
+      if (added) x += residual.read(pixel * residual_stride + c, count);
       if constexpr (A == Activation::geglu) {
         x *= gelu(load(t.gate + index) + gate_bias);
       } else {
         x = activate<A>(x);
       }
-      writer.write(pixel * p.out_stride + c, x, count);
+      out.write(pixel * out_stride + c, x, count);
     }
   }
 }
 
+template <Activation A>
+QDIFF_INLINE void finish(const Conv& p, const ConvSource& last, bool more, const Tile& t, const Place& at) {
+  with_output(p.out, p.out_type, p.quantizer, [&](const auto& out) { finish<A>(p, last, more, t, at, out); });
+}
+
+constexpr int64_t bytes_of(Type type) { return type == Type::f32 ? 4 : type == Type::f16 || type == Type::bf16 ? 2 : 1; }
+
+// Lines of memory that the end of a tile reads and writes arrive while its products are summed: the stretches are too
+// short for the processor to see them coming.
+QDIFF_INLINE void fetch_ahead(const Conv& p, const Place& at) {
+  constexpr int64_t kLine = 64;
+  const int64_t out_size = bytes_of(p.out_type), residual_size = bytes_of(p.residual_type);
+  for (int64_t r = 0; r < at.rows; ++r) {
+    const int64_t pixel = at.first + r;
+    const char* out = static_cast<const char*>(p.out) + (pixel * p.out_stride + at.channel) * out_size;
+    for (int64_t byte = 0; byte < at.channels * out_size; byte += kLine) __builtin_prefetch(out + byte, 1);
+    if (!p.residual) continue;
+    const char* from = static_cast<const char*>(p.residual) + (pixel * p.residual_stride + at.channel) * residual_size;
+    for (int64_t byte = 0; byte < at.channels * residual_size; byte += kLine) __builtin_prefetch(from + byte, 0);
+  }
+}
+
 void conv_tile(const Conv& p, const Weights& weights, const Place& at, Places& places, Tile& tile) {
+  fetch_ahead(p, at);
   const bool gated = p.activation == Activation::geglu;
   const int64_t values = gated ? p.source_count / 2 : p.source_count;
   for (int64_t i = values; i < p.source_count; ++i) {

@@ -79,9 +79,8 @@ void norm_factors(const Norm& p, const Range& range, const double* sums, float* 
   }
 }
 
-template <Activation A>
-void norm_apply(const Norm& p, const Range& range, const float* factors) {
-  const Writer writer(p.out, p.out_type, p.quantizer);
+template <Activation A, typename Element>
+void norm_apply(const Norm& p, const Range& range, const float* factors, const Output<Element>& out) {
   for (int64_t chunk = 0; chunk < p.pixels; chunk += kChunkPixels) {
     const int64_t first = range.image * p.pixels + chunk, last = first + std::min(kChunkPixels, p.pixels - chunk);
     each_vector(p, range, [&](int64_t part, int64_t c, int64_t channel, int64_t lanes) {
@@ -89,7 +88,7 @@ void norm_apply(const Norm& p, const Range& range, const float* factors) {
       const Floats a = load_some(factors + channel, lanes), b = load_some(factors + range.channels() + channel, lanes);
       for (int64_t i = first; i < last; ++i) {
         const Floats x = reader.read(i * p.part_stride[part] + c, lanes);
-        writer.write(i * p.out_stride + range.begin + channel, activate<A>(multiply_add(x, a, b)), lanes);
+        out.write(i * p.out_stride + range.begin + channel, activate<A>(multiply_add(x, a, b)), lanes);
       }
     });
   }
@@ -118,8 +117,10 @@ void group_norm(const Norm& p, int64_t splits, Tasks& tasks) {
     const Range range{task / splits, task % splits * channels, (task % splits + 1) * channels};
     norm_sums(p, range, sums);
     norm_factors(p, range, sums, factors);
-    p.activation == Activation::silu ? norm_apply<Activation::silu>(p, range, factors)
-                                     : norm_apply<Activation::none>(p, range, factors);
+    with_output(p.out, p.out_type, p.quantizer, [&](const auto& out) {
+      p.activation == Activation::silu ? norm_apply<Activation::silu>(p, range, factors, out)
+                                       : norm_apply<Activation::none>(p, range, factors, out);
+    });
   } while (tasks.take(task, end));
   std::free(sums);
 }
@@ -131,8 +132,8 @@ QDIFF_INLINE float total(const Floats& x) {
 }
 
 // A row's channels stay in L1 between the passes.
-void layer_norm_rows(const Norm& p, int64_t begin, int64_t end) {
-  const Writer writer(p.out, p.out_type, p.quantizer);
+template <typename Element>
+void layer_norm_rows(const Norm& p, int64_t begin, int64_t end, const Output<Element>& out) {
   const Reader reader{p.parts[0], p.type};
   for (int64_t row = begin; row < end; ++row) {
     const int64_t at = row * p.part_stride[0];
@@ -151,14 +152,16 @@ void layer_norm_rows(const Norm& p, int64_t begin, int64_t end) {
       Floats y = (reader.read(at + c, count) - mean) * inverse;
       if (p.weight) y *= load_some(p.weight + c, count);
       if (p.bias) y += load_some(p.bias + c, count);
-      writer.write(row * p.out_stride + c, y, count);
+      out.write(row * p.out_stride + c, y, count);
     }
   }
 }
 
 void layer_norm(const Norm& p, Tasks& tasks) {
   int64_t begin, end;
-  while (tasks.take(begin, end)) layer_norm_rows(p, begin, end);
+  with_output(p.out, p.out_type, p.quantizer, [&](const auto& out) {
+    while (tasks.take(begin, end)) layer_norm_rows(p, begin, end, out);
+  });
 }
 
 }  // namespace

@@ -10,13 +10,14 @@ namespace {
 
 template <typename Value>
 QDIFF_INLINE void each_row(const Pointwise& p, int64_t begin, int64_t end, const Value& value) {
-  const Writer writer(p.out, p.out_type, p.quantizer);
-  for (int64_t row = begin; row < end; ++row) {
-    for (int64_t c = 0; c < p.channels; c += kLanes) {
-      const int64_t count = std::min(kLanes, p.channels - c);
-      writer.write(row * p.out_stride + c, value(row * p.in_stride + c, count), count);
+  with_output(p.out, p.out_type, p.quantizer, [&](const auto& out) {
+    for (int64_t row = begin; row < end; ++row) {
+      for (int64_t c = 0; c < p.channels; c += kLanes) {
+        const int64_t count = std::min(kLanes, p.channels - c);
+        out.write(row * p.out_stride + c, value(row * p.in_stride + c, count), count);
+      }
     }
-  }
+  });
 }
 
 void pointwise_rows(const Pointwise& p, int64_t begin, int64_t end) {

@@ -4,6 +4,7 @@
 
 #include <cstdint>
 #include <cstring>
+#include <type_traits>
 
 #if defined(__F16C__) || defined(__AVX512F__)
 #include <immintrin.h>
@@ -198,36 +199,46 @@ QDIFF_INLINE Floats activate(const Floats& x) {
   return x;
 }
 
-// The bounds are whole numbers, so it does not matter that they come before the rounding; NaN becomes the lowest code.
-QDIFF_INLINE Bytes quantize(const Floats& x, const Quantizer& q, float inverse_scale) {
-  const Floats steps = at_most(at_least(x * inverse_scale, float(q.low - q.zero_point)), float(q.high - q.zero_point));
-  return __builtin_convertvector(nearest(steps) + q.zero_point, Bytes);
-}
-
 QDIFF_INLINE void store_codes(void* to, const Bytes& codes, int64_t count) {
   if (count >= kLanes) return store_raw(to, codes);
   std::memcpy(to, &codes, count);
 }
 
-// One value where it belongs, in the form it has there.
-struct Writer {
-  void* out;
-  Type type;
-  Quantizer quantizer;
-  float inverse_scale;
+// Writes vectors in the form they have in memory: `Element` is float, Half, Brain, or uint8_t for codes.
+template <typename Element>
+struct Output {
+  Element* out;
+  int32_t zero_point;
+  float low, high, inverse_scale;
 
-  Writer(void* to, Type out_type, const Quantizer& q)
-      : out(to), type(out_type), quantizer(q), inverse_scale(1.0f / q.scale) {}
+  Output(void* to, const Quantizer& q)
+      : out(static_cast<Element*>(to)),
+        zero_point(q.zero_point),
+        low(float(q.low - q.zero_point)),
+        high(float(q.high - q.zero_point)),
+        inverse_scale(1.0f / q.scale) {}
 
   QDIFF_INLINE void write(int64_t index, const Floats& x, int64_t count) const {
-    switch (type) {
-      case Type::f32: return store_some(static_cast<float*>(out) + index, x, count);
-      case Type::f16: return store_some(static_cast<Half*>(out) + index, x, count);
-      case Type::bf16: return store_some(static_cast<Brain*>(out) + index, x, count);
-      default: return store_codes(static_cast<uint8_t*>(out) + index, quantize(x, quantizer, inverse_scale), count);
+    if constexpr (std::is_same_v<Element, uint8_t>) {
+      // The bounds are whole numbers, so it does not matter that they come before the rounding; NaN becomes the lowest.
+      const Floats steps = at_most(at_least(x * inverse_scale, low), high);
+      store_codes(out + index, __builtin_convertvector(nearest(steps) + zero_point, Bytes), count);
+    } else {
+      store_some(out + index, x, count);
     }
   }
 };
+
+// Calls with the Output of that type.
+template <typename Use>
+QDIFF_INLINE void with_output(void* to, Type type, const Quantizer& quantizer, const Use& use) {
+  switch (type) {
+    case Type::f32: return use(Output<float>(to, quantizer));
+    case Type::f16: return use(Output<Half>(to, quantizer));
+    case Type::bf16: return use(Output<Brain>(to, quantizer));
+    default: return use(Output<uint8_t>(to, quantizer));
+  }
+}
 
 struct Reader {
   const void* in;
