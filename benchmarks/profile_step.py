@@ -102,7 +102,7 @@ def tensors(value: Any) -> Iterator[torch.Tensor]:
 def dot_rate() -> float:
     """Integer operations a second of all threads, on a linear layer whose operands stay in their own caches."""
     ops = torch.ops.qdiff
-    rows, features, outputs = 48 * 8 * torch.get_num_threads(), 1024, 64
+    rows, features, outputs = 96 * torch.get_num_threads(), 4096, 512
     codes = torch.zeros(1, features, dtype=torch.uint8).expand(rows, features)
     packed, sums = ops.pack_weight(torch.ones(outputs, features, dtype=torch.int8), 8)
     scales = torch.ones(outputs)

@@ -8,6 +8,8 @@ two operations. Results are float32, bias added, so that both do the same work.
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from torch import Tensor
@@ -66,7 +68,19 @@ def test_convolution(benchmark, shape, library):
     if library == "qdiff":
         packed, padded, sums = ours(weight, scales)
         geometry = ([kernel] * 2, [stride] * 2, [pad] * 4, [1, 1], [1, 1])
-        args = ([x], [SCALE], [ZERO_POINT], [packed], [padded], [sums], outputs, *geometry, bias, None, None)
+        args: tuple[Any, ...] = (
+            [x],
+            [SCALE],
+            [ZERO_POINT],
+            [packed],
+            [padded],
+            [sums],
+            outputs,
+            *geometry,
+            bias,
+            None,
+            None,
+        )
         run = lambda: torch.ops.qdiff.int_conv(*args, 0, torch.float32, 1.0, 0, 0, 0)  # noqa: E731
     else:
         packed = torch.ops.onednn.qconv_prepack(weight, scales, 1.0, 128, *window, 1, None)
@@ -87,7 +101,23 @@ def test_linear(benchmark, shape, library):
     weight, scales, bias = weights(outputs, features)
     if library == "qdiff":
         packed, padded, sums = ours(weight, scales)
-        args = (x, SCALE, ZERO_POINT, [packed], [padded], [sums], outputs, bias, None, 0, torch.float32, 1.0, 0, 0, 0)
+        args: tuple[Any, ...] = (
+            x,
+            SCALE,
+            ZERO_POINT,
+            [packed],
+            [padded],
+            [sums],
+            outputs,
+            bias,
+            None,
+            0,
+            torch.float32,
+            1.0,
+            0,
+            0,
+            0,
+        )
         run = lambda: torch.ops.qdiff.int_linear(*args)  # noqa: E731
     else:
         packed = torch.ops.onednn.qlinear_prepack(weight, None)

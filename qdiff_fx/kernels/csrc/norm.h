@@ -125,10 +125,21 @@ void group_norm(const Norm& p, int64_t splits, Tasks& tasks) {
   std::free(sums);
 }
 
+// Pairwise, which rounds least.
 QDIFF_INLINE float total(const Floats& x) {
-  double sum = 0;
-  for (int64_t i = 0; i < kLanes; ++i) sum += x[i];
-  return float(sum);
+  alignas(64) float lanes[kLanes];
+  store(lanes, x);
+  for (int64_t half = kLanes / 2; half > 0; half /= 2) {
+    for (int64_t i = 0; i < half; ++i) lanes[i] += lanes[i + half];
+  }
+  return lanes[0];
+}
+
+// Of the first `count` lanes of x; the others count as zero.
+QDIFF_INLINE Floats squared(const Floats& x, int64_t count) {
+  if (count >= kLanes) return x * x;
+  const Ints lane = Ints{0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15} < int32_t(count);
+  return select(lane, x * x, Floats{});
 }
 
 // A row's channels stay in L1 between the passes.
@@ -142,9 +153,7 @@ void layer_norm_rows(const Norm& p, int64_t begin, int64_t end, const Output<Ele
     const float mean = total(sum) / float(p.channels);
     Floats squares{};
     for (int64_t c = 0; c < p.channels; c += kLanes) {
-      const Ints lane = Ints{0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15} < int32_t(std::min(kLanes, p.channels - c));
-      const Floats centred = select(lane, reader.read(at + c, p.channels - c) - mean, Floats{});
-      squares += centred * centred;
+      squares += squared(reader.read(at + c, p.channels - c) - mean, p.channels - c);
     }
     const float inverse = float(1.0 / std::sqrt(double(total(squares)) / double(p.channels) + p.epsilon));
     for (int64_t c = 0; c < p.channels; c += kLanes) {
