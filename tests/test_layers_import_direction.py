@@ -48,6 +48,9 @@ INSTRUCTION_SET = re.compile(r"\b(avx\w*|\w*vnni|amx(_\w+)?|sse\d\w*|vpmadd\w+|v
 # Names of an operator and of a check in torch, which say nothing about how they work.
 NAMES_OF_OTHERS = re.compile(r"int_attention_vnni|_is_vnni_supported")
 
+# It executes what it wrote, in names it numbered itself; nothing of a saved graph's text gets there.
+WRITES_ITS_OWN_SOURCE = ("backends/native/program.py",)
+
 FILES = sorted(ROOT.rglob("*.py"))
 
 
@@ -138,4 +141,7 @@ def test_nothing_reads_or_writes_pickle():
         modules = {name.split(".")[0] for name in imported_modules(tree)}
         calls = {ast.unparse(node.func) for node in ast.walk(tree) if isinstance(node, ast.Call)}
         assert not modules & {"pickle", "cloudpickle", "dill", "joblib", "shelve", "marshal"}, name_of(file)
-        assert not calls & {"torch.load", "torch.save", "torch.jit.load", "eval", "exec"}, name_of(file)
+        forbidden = {"torch.load", "torch.save", "torch.jit.load", "eval", "exec"}
+        if name_of(file) in WRITES_ITS_OWN_SOURCE:
+            forbidden.remove("exec")
+        assert not calls & forbidden, name_of(file)
