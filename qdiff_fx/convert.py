@@ -10,10 +10,11 @@ from torch import fx
 
 import qdiff_fx.kernels  # noqa: F401, registers the operators used here
 from qdiff_fx.config import QDiffConfig
+from qdiff_fx.decisions import DECIDED, activation_decision, layer_decision, measure, weight_axis
 from qdiff_fx.errors import ConversionError
-from qdiff_fx.graph import add_buffer, ancestors, clean, copy_graph, get_attr_tensor, insert_call, insert_get_attr
-from qdiff_fx.numerics import choose_qparams, quantize, weight_range, weight_scales
-from qdiff_fx.observers import TimestepObserver, choose_range
+from qdiff_fx.graph import add_buffer, clean, copy_graph, insert_call, insert_get_attr
+from qdiff_fx.numerics import weight_range
+from qdiff_fx.observers import TimestepObserver
 from qdiff_fx.passes.annotate import ActivationPlan, LayerPlan
 from qdiff_fx.qparams import QParams, TensorSpec
 
@@ -77,29 +78,16 @@ def _convert_layer(
         return
     observer = gm.get_submodule(node.meta.pop("output_observer"))
     output_plan = ActivationPlan(TensorSpec(8), plan.inputs[0].act_range)
-    output = _measure(cast(TimestepObserver, observer), output_plan, per_timestep=False)
+    output = measure(cast(TimestepObserver, observer), output_plan, per_timestep=False)
     node.meta["layer"] = replace(info, output=output)
     node.update_arg(0, activations[cast(fx.Node, node.args[0])].values)
     node.update_arg(1, _quantize_weight(gm, node, plan, config))
 
 
-def _measure(observer: TimestepObserver, plan: ActivationPlan, *, per_timestep: bool) -> QParams:
-    spec = plan.spec
-    lo, hi = choose_range(
-        observer.statistics(), plan.act_range, bits=spec.bits, per_timestep=per_timestep, symmetric=spec.symmetric
-    )
-    scale, zero_point = choose_qparams(lo, hi, spec.bits, symmetric=spec.symmetric, signed=spec.signed)
-    return QParams(spec, tuple(scale.reshape(-1).tolist()), tuple(zero_point.reshape(-1).tolist()))
-
-
 def _quantize_activation(
     gm: fx.GraphModule, node: fx.Node, config: QDiffConfig, tables: _TimestepTables
 ) -> QuantizedActivation:
-    plan: ActivationPlan = node.meta["activation_plan"]
-    observer = cast(TimestepObserver, gm.get_submodule(str(node.target)))
-    params = static = _measure(observer, plan, per_timestep=False)
-    if tables.available and tables.concerns(node):
-        params = _measure(observer, plan, per_timestep=True)
+    params = activation_decision(gm, node, config)
     scale: float | fx.Node = params.scale[0]
     zero_point: int | fx.Node = params.zero_point[0]
     quantize_op, dequantize_op = qd.quantize_per_tensor.default, qd.dequantize_per_tensor.default
@@ -112,6 +100,8 @@ def _quantize_activation(
     values = insert_call(gm.graph, node, dequantize_op, (codes, *tail))
     if params.per_timestep:
         # Beside the table, for backends whose kernels take one scale only.
+        observer = cast(TimestepObserver, gm.get_submodule(str(node.target)))
+        static = measure(observer, node.meta["activation_plan"], per_timestep=False)
         codes.meta["static_qparams"] = (static.scale[0], static.zero_point[0])
     values = _cast_like(gm, node, values)
     return QuantizedActivation(params, scale, zero_point, codes, values)
@@ -136,15 +126,6 @@ class _TimestepTables:
         self.timestep = next((n for n in gm.graph.nodes if n.meta.get("timestep")), None)
         self._bin: fx.Node | None = None
 
-    def concerns(self, node: fx.Node) -> bool:
-        """Whether a value can change from step to step: it depends on more than the conditioning."""
-        inputs = {each for each in ancestors(node.args[0]) | {node.args[0]} if each.op == "placeholder"}  # type: ignore[arg-type, union-attr]
-        return not inputs or any(each.meta.get("sample") or each.meta.get("timestep") for each in inputs)
-
-    @property
-    def available(self) -> bool:
-        return self.config.act_granularity == "timestep" and self.timestep is not None
-
     def lookup(self, before: fx.Node, params: QParams) -> tuple[fx.Node, fx.Node]:
         scale = self._row(before, "scale", torch.tensor(params.scale, dtype=torch.float32))
         zero_point = self._row(before, "zero_point", torch.tensor(params.zero_point, dtype=torch.int64))
@@ -167,23 +148,29 @@ class _TimestepTables:
 def _quantize_weight(gm: fx.GraphModule, node: fx.Node, plan: LayerPlan, config: QDiffConfig) -> fx.Node:
     """Replace the weight by ``dequantize(codes, scales)``; one scale per output channel, zero-point 0."""
     weight_node = cast(fx.Node, node.args[1])
-    weight = get_attr_tensor(gm, weight_node).detach()
-    bits = plan.info.weight_bits
+    decided = layer_decision(gm, node, plan, config)
+    bits, axis = plan.info.weight_bits, weight_axis(plan)
     qmin, qmax = weight_range(bits)
-    axis = 1 if plan.info.kind == "conv_transpose" else 0
-    scales = weight_scales(weight.float(), bits, axis=axis, method=config.weight_range)
-    zero_points = torch.zeros_like(scales, dtype=torch.int64)
-    codes = quantize(weight.float(), scales, zero_points, qmin, qmax, axis=axis, dtype=torch.int8)
     base = str(weight_node.target)
-    codes_node = insert_get_attr(gm, node, add_buffer(gm, f"{base}_codes", codes))
-    scales_node = insert_get_attr(gm, node, add_buffer(gm, f"{base}_scales", scales))
+    codes_node = insert_get_attr(gm, node, add_buffer(gm, f"{base}_codes", decided.codes))
+    scales_node = insert_get_attr(gm, node, add_buffer(gm, f"{base}_scales", decided.scales))
     # Symmetric weights: no zero-points to store.
     args = (codes_node, scales_node, None, axis, qmin, qmax, torch.int8)
     values = insert_call(gm.graph, node, qd.dequantize_per_channel.default, args)
     codes_node.meta["weight_bits"] = bits
-    if weight.dtype != torch.float32:
-        values = insert_call(gm.graph, node, aten.to.dtype, (values, weight.dtype))
+    dtype = weight_node.meta["val"].dtype
+    if dtype != torch.float32:
+        values = insert_call(gm.graph, node, aten.to.dtype, (values, dtype))
+    node.meta.pop(DECIDED, None)
+    if decided.bias is not None:
+        _set_bias(gm, node, decided.bias.to(dtype), f"{base}_bias")
     return values
+
+
+def _set_bias(gm: fx.GraphModule, node: fx.Node, bias: torch.Tensor, name: str) -> None:
+    args = [*node.args, *[None] * (3 - len(node.args))]
+    args[2] = insert_get_attr(gm, node, add_buffer(gm, name, bias))
+    node.args = tuple(args)
 
 
 def _convert_attention(

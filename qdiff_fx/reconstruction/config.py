@@ -1,0 +1,97 @@
+"""How long and how a network is reconstructed: frozen, checked on construction, with three presets."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from qdiff_fx.errors import ConfigError
+
+PRESETS = ("fast", "standard", "paper")
+
+
+@dataclass(frozen=True)
+class ReconstructionConfig:
+    """The schedule of block reconstruction (Q-Diffusion, section 4.3 and appendix).
+
+    Attributes:
+        weight_steps: Adam steps on the rounding of each unit's weights.
+        act_steps: Adam steps on the step sizes of each unit's activations.
+        batch_size: samples per step, spread evenly over the timesteps.
+        weight_rate: learning rate of AdaRound's V.
+        bias_rate: learning rate of biases, in units of the output's standard deviation.
+        act_rate: learning rate of the logarithm of the step sizes; decays to 0 along a cosine.
+        regularisation: λ, the weight of the rounding regulariser.
+        warm_up: share of the weight steps before the regulariser acts.
+        beta: its exponent at the end of the warm-up and at the end.
+        act_loss_power: p of the activations' loss, mean |error|^p.
+        joint: learn a unit's activations right after its weights, its inputs quantized in both respects. Otherwise,
+            as the paper does, all weights first, under float activations, then all activations.
+        samples: calibration samples used at most, evenly over the timesteps; 0: all of them.
+        cache_bytes: size of the files that hold cached activations, at most; fewer samples are used where it is short.
+        seed: of the batches.
+    """
+
+    weight_steps: int = 400
+    act_steps: int = 100
+    batch_size: int = 16
+    weight_rate: float = 1e-2
+    bias_rate: float = 1e-3
+    act_rate: float = 4e-3
+    regularisation: float = 1e-2
+    warm_up: float = 0.2
+    beta: tuple[float, float] = (20.0, 2.0)
+    act_loss_power: float = 2.0
+    joint: bool = True
+    samples: int = 0
+    cache_bytes: int = 8 << 30
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        for name in ("weight_steps", "act_steps", "samples", "seed"):
+            self._check(name, getattr(self, name) >= 0, "0 or more")
+        for name in ("batch_size", "cache_bytes"):
+            self._check(name, getattr(self, name) >= 1, "1 or more")
+        for name in ("weight_rate", "bias_rate", "act_rate", "regularisation"):
+            self._check(name, getattr(self, name) >= 0, "0 or more")
+        self._check("warm_up", 0 <= self.warm_up < 1, "from 0 up to, not including, 1")
+        self._check("act_loss_power", self.act_loss_power >= 1, "1 or more")
+
+    def _check(self, name: str, holds: bool, allowed: str) -> None:
+        if not holds:
+            raise ConfigError(f"{getattr(self, name)!r} is not supported", where=name, fix=f"Use {allowed}")
+
+    @staticmethod
+    def fast() -> ReconstructionConfig:
+        """Minutes on a network of 60 million parameters."""
+        return ReconstructionConfig()
+
+    @staticmethod
+    def standard() -> ReconstructionConfig:
+        """An hour or two."""
+        return ReconstructionConfig(weight_steps=2500, act_steps=500, batch_size=32, weight_rate=3e-3)
+
+    @staticmethod
+    def paper() -> ReconstructionConfig:
+        """The iteration counts and rates of the paper: days on a CPU."""
+        return ReconstructionConfig(
+            weight_steps=20_000,
+            act_steps=5_000,
+            batch_size=32,
+            weight_rate=1e-3,
+            bias_rate=0.0,
+            act_rate=4e-4,
+            act_loss_power=2.4,
+            joint=False,
+        )
+
+    @staticmethod
+    def preset(name: str) -> ReconstructionConfig:
+        """The preset of that name; raises ConfigError with the known ones."""
+        if name not in PRESETS:
+            raise ConfigError(f"{name!r} is no preset", where="reconstruct", fix=f"Choose one of {', '.join(PRESETS)}")
+        preset: ReconstructionConfig = getattr(ReconstructionConfig, name)()
+        return preset
+
+    def to_json(self) -> dict[str, Any]:
+        return asdict(self)
