@@ -5,6 +5,7 @@ from qdiff_fx.calibration import CalibrationData, calibrate, collect_calibration
 from qdiff_fx.config import QDiffConfig, Rule
 from qdiff_fx.errors import QDiffError
 from qdiff_fx.networks import PreparedUNet, QuantizedUNet
+from qdiff_fx.reconstruction import Reconstruction, ReconstructionConfig, reconstruct
 
 __version__ = "0.1.0"
 
@@ -15,10 +16,13 @@ __all__ = [
     "QDiffError",
     "QuantizedUNet",
     "Rule",
+    "Reconstruction",
+    "ReconstructionConfig",
     "calibrate",
     "collect_calibration_data",
     "convert_qdiff",
     "load_qdiff",
     "prepare_qdiff",
+    "reconstruct",
     "save_qdiff",
 ]

@@ -128,6 +128,27 @@ class QDiffConfig:
                 where="timestep_bins",
             )
 
+    @staticmethod
+    def qdiffusion(**changes: Any) -> QDiffConfig:
+        """The authors' settings, W4A8 as in their main tables; `changes` replace fields.
+
+        One activation scale per tensor over all timesteps, MSE ranges for weights, running min/max for activations
+        (momentum 0.95, as for LSUN-Bedroom and Stable Diffusion), split shortcuts, quantized attention with an 8-bit
+        softmax. Theirs and not ours: asymmetric weights, which int8 kernels do not take.
+        `ReconstructionConfig.paper()` is the reconstruction that goes with it.
+        """
+        settings: dict[str, Any] = {
+            "weight_bits": 4,
+            "act_bits": 8,
+            "softmax_bits": 8,
+            "split": "shortcut",
+            "weight_range": "mse",
+            "act_range": "moving_average",
+            "act_granularity": "tensor",
+            "quantize_attention": True,
+        }
+        return QDiffConfig(**(settings | changes))
+
     def settings_for(self, path: str) -> LayerSettings:
         """The settings of the layer at a dotted module path, with every matching rule applied in order."""
         names = [f.name for f in fields(LayerSettings)]

@@ -26,10 +26,10 @@ def calibrate(prepared: nn.Module, batches: Iterable[Batch], *, progress: bool =
             The message names the batch and the argument.
         InputError: the prepared network refuses a batch.
     """
-    schedule = _schedule_length(prepared)
+    schedule = schedule_length(prepared)
     index = -1
     for index, batch in enumerate(tqdm(batches, desc="calibrating", unit="batch", disable=not progress)):
-        _check_batch(index, batch, schedule)
+        check_batch(index, batch, schedule)
         try:
             with torch.no_grad():
                 prepared(**batch)
@@ -42,13 +42,14 @@ def calibrate(prepared: nn.Module, batches: Iterable[Batch], *, progress: bool =
         )
 
 
-def _schedule_length(prepared: nn.Module) -> float:
+def schedule_length(prepared: nn.Module) -> float:
     """The schedule the observers were made for."""
     lengths = [module.num_train_timesteps for module in prepared.modules() if isinstance(module, Observer)]
     return lengths[0] if lengths else math.inf
 
 
-def _check_batch(index: int, batch: Batch, schedule: float) -> None:
+def check_batch(index: int, batch: Batch, schedule: float) -> None:
+    """Raises CalibrationError for a batch that is no mapping, is not finite, or has a timestep outside the schedule."""
     if not isinstance(batch, Mapping):
         raise CalibrationError(
             f"it is a {type(batch).__name__}",

@@ -13,8 +13,9 @@ from qdiff_fx.cli.options import BatchSize, Json, Prompts, Seed, SourceName, Ste
 from qdiff_fx.cli.output import Output
 from qdiff_fx.cli.rules import parse_rule
 from qdiff_fx.config import QDiffConfig
-from qdiff_fx.errors import ArtifactError
+from qdiff_fx.errors import ArtifactError, ConfigError
 from qdiff_fx.networks import PreparedUNet, QuantizedUNet
+from qdiff_fx.reconstruction import Reconstruction, ReconstructionConfig, reconstruct
 from qdiff_fx.report.comparison import megabytes
 from qdiff_fx.report.layers import float_layers_table, layers_json
 from qdiff_fx.serialization import MANIFEST, artifact_bytes
@@ -54,6 +55,13 @@ def quantize(
     calibration: Annotated[
         Path | None, typer.Option("--calibration", metavar="DIR", help="Keep the calibration data here, and resume.")
     ] = None,
+    reconstruct_as: Annotated[
+        str | None,
+        typer.Option("--reconstruct", metavar="PRESET", help="Learn rounding and step sizes: fast, standard or paper."),
+    ] = None,
+    resume: Annotated[
+        Path | None, typer.Option("--resume", metavar="DIR", help="Keep reconstructed blocks here, and go on from them.")
+    ] = None,
     json: Json = None,
 ) -> None:
     """Quantize a network and save it as one self-contained folder."""
@@ -69,6 +77,7 @@ def quantize(
     }
     # What can be wrong with the command line is found before the hours of work, not after.
     QDiffConfig(**config)
+    schedule = _schedule(reconstruct_as, resume)
     check_target(out)
     output.note(f"loading {source}")
     origin = resolve(source, read_prompts(prompts))
@@ -80,10 +89,34 @@ def quantize(
     )
     output.note("calibrating")
     calibrate(prepared, data, progress=output.interactive)
+    reconstruction = None
+    if schedule is not None:
+        output.note("reconstructing")
+        reconstruction = reconstruct(prepared, data, schedule, resume_dir=resume, progress=output.interactive)
     quantized = convert(prepared, origin, out, output)
+    if reconstruction is not None:
+        output.show(reconstruction_line(reconstruction))
     output.show(float_layers_table(quantized.explain().rows, "quantized"))
     output.show(f"wrote {out}: {megabytes(artifact_bytes(out))}")
-    output.figures(_figures(quantized, out))
+    figures = _figures(quantized, out)
+    if reconstruction is not None:
+        figures["reconstruction"] = [unit.to_json() for unit in reconstruction.units]
+    output.figures(figures)
+
+
+def _schedule(preset: str | None, resume: Path | None) -> ReconstructionConfig | None:
+    if preset is not None:
+        return ReconstructionConfig.preset(preset)
+    if resume is not None:
+        raise ConfigError("there is nothing to resume", where="--resume", fix="Give --reconstruct too")
+    return None
+
+
+def reconstruction_line(result: Reconstruction) -> str:
+    """What reconstruction did, and which blocks it left as they were."""
+    units, kept = len(result.units), len(result.fallbacks)
+    line = f"reconstructed {units - kept} of {units} blocks on {result.samples} samples"
+    return "\n".join([line, *(f"{unit.path}: {unit.fell_back}; it keeps what it had" for unit in result.fallbacks)])
 
 
 def check_target(out: Path) -> None:

@@ -12,10 +12,11 @@ GAMMA, ZETA = -0.1, 1.1
 
 
 class AdaRound(nn.Module):
-    """`w = s * clamp(base + h(V), qmin, qmax)` with `h(V) = clamp(sigmoid(V) (ζ - γ) + γ, 0, 1)`.
+    """`w = s * clamp(base + h(V), qmin, qmax)` with `h(V) = clamp(sigmoid(V) (ζ - γ) + γ, 0, 1)`, while it learns.
 
-    `base` is the code below the weight and the start is the float weight itself, wherever it lies between two codes.
-    A start from other codes than the nearest ones is the point between them and their neighbour towards the weight.
+    `base` is the code below the weight, and learning starts from the float weight, wherever it lies between the two
+    codes. Where the start is not the nearest code, it is the point nearest the weight between that code and its
+    neighbour. Before and after learning, `w = s * codes`.
 
     Args:
         weight: float weight.
@@ -26,44 +27,43 @@ class AdaRound(nn.Module):
 
     def __init__(self, weight: Tensor, start: DecidedLayer, bits: int, axis: int):
         super().__init__()
+        self.weight, self.start, self.codes = weight, start, start.codes
         self.qmin, self.qmax = weight_range(bits)
-        self.start = start
         shape = [1] * weight.dim()
         shape[axis] = -1
         self.scales = start.scales.view(shape)
-        steps, codes = weight / self.scales, start.codes.to(torch.float32)
-        self.base = torch.where(steps >= codes, codes, codes - 1).clamp_(self.qmin, self.qmax)
-        self.between = (steps - self.base).clamp_(0, 1)
         self.up: nn.Parameter | None = None
-        self.codes = start.codes
+        self._base = torch.empty(0)
 
     def begin(self) -> nn.Parameter:
         """Start learning; returns V."""
-        inverse = (self.between - GAMMA) / (ZETA - GAMMA)
+        steps, codes = self.weight.float() / self.scales, self.codes.to(torch.float32)
+        self._base = torch.where(steps >= codes, codes, codes - 1)
+        inverse = ((steps - self._base).clamp_(0, 1) - GAMMA) / (ZETA - GAMMA)
         self.up = nn.Parameter(torch.logit(inverse))
         return self.up
 
     def finish(self) -> None:
         """Round to what was learned."""
-        self.codes = self.hard_codes()
-        self.up = None
-
-    def hard_codes(self) -> Tensor:
-        """int8 codes on the side of each weight that V is on."""
-        if self.up is None:
-            return self.codes
-        return (self.base + (self.up.detach() >= 0)).clamp_(self.qmin, self.qmax).to(torch.int8)
+        assert self.up is not None
+        self.codes = (self._base + (self.up.detach() >= 0)).clamp_(self.qmin, self.qmax).to(torch.int8)
+        self.up, self._base = None, torch.empty(0)
 
     def soft(self) -> Tensor:
         """h(V), in [0, 1]."""
         assert self.up is not None
         return (torch.sigmoid(self.up) * (ZETA - GAMMA) + GAMMA).clamp(0, 1)
 
+    def settled(self) -> bool:
+        """Whether no weight lies between two codes any more."""
+        soft = self.soft().detach()
+        return bool(((soft == 0) | (soft == 1)).all())
+
     def forward(self) -> Tensor:
         if self.up is None:
             return self.codes.to(torch.float32) * self.scales
-        return (self.base + self.soft()).clamp(self.qmin, self.qmax) * self.scales
+        return (self._base + self.soft()).clamp(self.qmin, self.qmax) * self.scales
 
     def regulariser(self, beta: float) -> Tensor:
-        """`sum 1 - |2 h - 1|^β`: 0 when every weight has decided."""
+        """`sum 1 - |2 h - 1|^β`: 0 when every weight has settled."""
         return (1 - (2 * self.soft() - 1).abs().pow(beta)).sum()

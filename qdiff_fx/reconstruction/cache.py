@@ -17,16 +17,19 @@ STORED = torch.float16
 
 
 class ActivationCache:
-    """Tensors of N rows by name, each in a file of its own that vanishes with the cache.
+    """Tensors over N samples by name, each in a file of its own that vanishes with the cache.
 
     Args:
-        folder: where the files go; a folder of the system's for temporary files by default.
+        samples: N.
+        folder: where the files go; the system's folder for temporary files by default.
     Use it in a `with` block.
     """
 
-    def __init__(self, folder: str | os.PathLike[str] | None = None):
+    def __init__(self, samples: int, folder: str | os.PathLike[str] | None = None):
+        self.samples = samples
         self._temporary = tempfile.TemporaryDirectory(prefix="qdiff-cache-", dir=folder)
         self._tensors: dict[str, Tensor] = {}
+        self._tails: dict[str, tuple[int, ...]] = {}
 
     def __enter__(self) -> ActivationCache:
         return self
@@ -42,14 +45,41 @@ class ActivationCache:
         """Keep a whole tensor in memory, as it is: network inputs."""
         self._tensors[name] = tensor
 
-    def allocate(self, name: str, shape: tuple[int, ...]) -> None:
-        """Reserve room for a tensor, [N, ...].
+    def write(self, name: str, rows: slice, values: Tensor) -> None:
+        """Fill the rows of some samples, [R, ...] with R a multiple of their number.
 
         Raises:
-            CalibrationError: the disk is full.
+            CalibrationError: the disk is full; a value does not fit half precision, or is not finite.
         """
-        file = self._file(name)
-        count = torch.Size(shape).numel()
+        count = rows.stop - rows.start
+        stored = values.reshape(count, -1).to(STORED)
+        if not bool(stored.isfinite().all()):
+            raise CalibrationError(
+                "an activation is not finite in half precision",
+                where=name,
+                fix="Run the float network on the same input: it overflows there too, or keep this layer in float",
+            )
+        if name not in self._tensors:
+            self._tensors[name] = self._reserve(name, stored.shape[1])
+            self._tails[name] = (values.shape[0] // count, *values.shape[1:])
+        self._tensors[name][rows] = stored
+
+    def read(self, name: str, rows: slice | Tensor) -> Tensor:
+        """What `write` was given for some samples, float32; or rows of what `put` was."""
+        values = self._tensors[name][rows]
+        if name not in self._tails:
+            return values
+        repeats, *tail = self._tails[name]
+        return values.to(torch.float32).view(len(values) * repeats, *tail)
+
+    def drop(self, name: str) -> None:
+        """Forget a tensor and give its room back."""
+        del self._tensors[name], self._tails[name]
+        self._file(name).unlink(missing_ok=True)
+
+    def _reserve(self, name: str, elements: int) -> Tensor:
+        """An uninitialised tensor [N, elements] in a file."""
+        file, count = self._file(name), self.samples * elements
         try:
             with file.open("wb") as stream:
                 # All of it now: writing to a mapped page that finds no room would end the process.
@@ -61,34 +91,9 @@ class ActivationCache:
             raise CalibrationError(
                 f"the disk is full: {count * STORED.itemsize:,} bytes are needed for {name}",
                 where=str(file.parent),
-                fix="Free space, point cache_dir at another disk, or lower samples or cache_bytes",
+                fix="Free space, give a cache_dir on another disk, or lower samples or cache_bytes",
             ) from error
-        self._tensors[name] = torch.from_file(str(file), shared=True, size=count, dtype=STORED).view(shape)
-
-    def write(self, name: str, rows: slice, values: Tensor) -> None:
-        """Fill some rows.
-
-        Raises:
-            CalibrationError: a value does not fit half precision, or is not finite.
-        """
-        stored = values.to(STORED)
-        if not bool(stored.isfinite().all()):
-            raise CalibrationError(
-                "an activation is not finite in half precision",
-                where=name,
-                fix="Run the float network on the same input: it overflows there too, or keep this layer in float",
-            )
-        self._tensors[name][rows] = stored
-
-    def read(self, name: str, rows: slice | Tensor) -> Tensor:
-        """Some rows, float32 (integers as they are)."""
-        values = self._tensors[name][rows]
-        return values.to(torch.float32) if values.dtype == STORED else values
-
-    def drop(self, name: str) -> None:
-        """Forget a tensor and give its room back."""
-        del self._tensors[name]
-        self._file(name).unlink(missing_ok=True)
+        return torch.from_file(str(file), shared=True, size=count, dtype=STORED).view(self.samples, elements)
 
     def _file(self, name: str) -> Path:
         return Path(self._temporary.name) / f"{name}.half"

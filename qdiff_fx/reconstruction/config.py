@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, Literal, get_args
 
 from qdiff_fx.errors import ConfigError
+
+Objective = Literal["output", "plain"]
 
 PRESETS = ("fast", "standard", "paper")
 
@@ -24,7 +26,11 @@ class ReconstructionConfig:
         regularisation: λ, the weight of the rounding regulariser.
         warm_up: share of the weight steps before the regulariser acts.
         beta: its exponent at the end of the warm-up and at the end.
-        act_loss_power: p of the activations' loss, mean |error|^p.
+        act_loss_power: p of the activations' loss, mean |error|^p; for the plain objective.
+        objective: "output": a unit's error as it shows in the network's output, each channel weighed by the output's
+            sensitivity to it; "plain": its squared error, as BRECQ and Q-Diffusion have it.
+        negligible: units that rounding adds less than this relative error of the output by get a quarter of the steps.
+        bfloat16: run the units' layers in bfloat16 while they learn, not where they are judged.
         joint: learn a unit's activations right after its weights, its inputs quantized in both respects. Otherwise,
             as the paper does, all weights first, under float activations, then all activations.
         samples: calibration samples used at most, evenly over the timesteps; 0: all of them.
@@ -42,6 +48,9 @@ class ReconstructionConfig:
     warm_up: float = 0.2
     beta: tuple[float, float] = (20.0, 2.0)
     act_loss_power: float = 2.0
+    objective: Objective = "output"
+    negligible: float = 1e-5
+    bfloat16: bool = True
     joint: bool = True
     samples: int = 0
     cache_bytes: int = 8 << 30
@@ -52,9 +61,11 @@ class ReconstructionConfig:
             self._check(name, getattr(self, name) >= 0, "0 or more")
         for name in ("batch_size", "cache_bytes"):
             self._check(name, getattr(self, name) >= 1, "1 or more")
-        for name in ("weight_rate", "bias_rate", "act_rate", "regularisation"):
+        for name in ("weight_rate", "bias_rate", "act_rate", "regularisation", "negligible"):
             self._check(name, getattr(self, name) >= 0, "0 or more")
         self._check("warm_up", 0 <= self.warm_up < 1, "from 0 up to, not including, 1")
+        self._check("objective", self.objective in get_args(Objective), f"one of {list(get_args(Objective))}")
+        self._check("beta", len(self.beta) == 2 and min(self.beta) > 0, "two positive exponents")
         self._check("act_loss_power", self.act_loss_power >= 1, "1 or more")
 
     def _check(self, name: str, holds: bool, allowed: str) -> None:
@@ -82,6 +93,9 @@ class ReconstructionConfig:
             bias_rate=0.0,
             act_rate=4e-4,
             act_loss_power=2.4,
+            objective="plain",
+            negligible=0.0,
+            bfloat16=False,
             joint=False,
         )
 

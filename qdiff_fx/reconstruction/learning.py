@@ -3,102 +3,93 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
 
 from qdiff_fx.reconstruction.config import ReconstructionConfig
+from qdiff_fx.reconstruction.data import Samples
 from qdiff_fx.reconstruction.stage import Stage
 
-EVALUATED = 64
-"""Samples that a unit's loss is measured on before and after, evenly over the timesteps."""
+LOOK_EVERY = 25
+"""Steps between two looks at whether to stop."""
+STALLED = 0.002
+"""A step-size phase stops when its smoothed loss fell by less than this share since the last two looks."""
+
+Objective = Callable[[Tensor], Tensor]
 
 
 class Batches:
     """Random mini-batches with their timesteps spread evenly: one sample from each of B equal parts of the schedule.
 
     Args:
-        by_timestep: the N sample numbers sorted by timestep.
         size: B.
         seed: of the draw.
     """
 
-    def __init__(self, by_timestep: Tensor, size: int, seed: int):
-        self._order, self._size = by_timestep, min(size, len(by_timestep))
+    def __init__(self, samples: Samples, size: int, seed: int):
+        self._order, self._size = samples.by_timestep, size
         self._generator = torch.Generator().manual_seed(seed)
 
     def draw(self) -> Tensor:
         """int64 [B]."""
-        edges = torch.arange(self._size, dtype=torch.float64) + torch.rand(
-            self._size, generator=self._generator, dtype=torch.float64
-        )
-        return self._order[(edges * (len(self._order) / self._size)).long().clamp(max=len(self._order) - 1)]
+        within = torch.rand(self._size, generator=self._generator, dtype=torch.float64)
+        places = (torch.arange(self._size) + within) * (len(self._order) / self._size)
+        return self._order[places.long().clamp(max=len(self._order) - 1)]
 
 
-def evaluation_rows(by_timestep: Tensor) -> Tensor:
-    """The samples a unit's loss is measured on."""
-    count = min(EVALUATED, len(by_timestep))
-    return by_timestep[(torch.arange(count) * (len(by_timestep) / count)).long()]
+def learn_weights(stage: Stage, config: ReconstructionConfig, steps: int, loss: Objective, batches: Batches) -> None:
+    """AdaRound on every weight of the unit, split parts included, and Adam on its biases.
 
-
-@torch.no_grad()
-def unit_loss(stage: Stage, rows: Tensor, chunk: int) -> float:
-    """Mean squared error of the unit's output over the samples `rows`, relative to the output's mean square."""
-    error = power = 0.0
-    for part in rows.split(chunk):
-        target = stage.target(part)
-        error += float((stage.run(part) - target).square().sum())
-        power += float(target.square().sum())
-    return error / max(power, 1e-30)
-
-
-def learn_weights(stage: Stage, config: ReconstructionConfig, batches: Batches) -> None:
-    """AdaRound on every weight of the unit, split parts included, and Adam on its biases."""
-    if not stage.roundings or not config.weight_steps:
-        return
-    rounding = [each.begin() for each in stage.roundings.values()]
+    Args:
+        loss: the unit's loss on some samples, about 1 where it starts.
+    """
+    roundings = list(stage.roundings.values())
     biases = [each.decided.requires_grad_() for each in stage.biases.values()]
     optimizer = torch.optim.Adam(
         [
-            {"params": rounding, "lr": config.weight_rate},
+            {"params": [each.begin() for each in roundings], "lr": config.weight_rate},
             {"params": biases, "lr": config.bias_rate},
         ],
         fused=True,
     )
-    warm_up = int(config.warm_up * config.weight_steps)
-    for step in range(config.weight_steps):
-        rows = batches.draw()
-        target = stage.target(rows)
-        # Summed over channels, averaged over the rest: the scale that λ is meant for.
-        loss = (stage.run(rows) - target).square().sum(1).mean()
+    warm_up = int(config.warm_up * steps)
+    for step in range(steps):
+        value = loss(batches.draw())
         if step >= warm_up:
-            beta = annealed(config.beta, (step - warm_up) / max(1, config.weight_steps - warm_up))
-            penalties = [each.regulariser(beta) for each in stage.roundings.values()]
-            loss = loss + config.regularisation * torch.stack(penalties).sum()
+            beta = annealed(config.beta, (step - warm_up) / (steps - warm_up))
+            value = value + config.regularisation * sum(each.regulariser(beta) for each in roundings)
         optimizer.zero_grad(set_to_none=True)
-        loss.backward()
+        value.backward()
         optimizer.step()
-    for each in stage.roundings.values():
+        if step > warm_up and step % LOOK_EVERY == 0 and all(each.settled() for each in roundings):
+            break
+    for each in roundings:
         each.finish()
     for bias in biases:
         bias.requires_grad_(False)
 
 
-def learn_activations(stage: Stage, config: ReconstructionConfig, batches: Batches) -> None:
+def learn_activations(
+    stage: Stage, config: ReconstructionConfig, steps: int, loss: Objective, batches: Batches
+) -> None:
     """LSQ: Adam on the logarithm of the unit's step sizes; zero-points stay (Q-Diffusion, section 4.3)."""
-    if not stage.activations or not config.act_steps:
-        return
     factors = [each.log_factor.requires_grad_() for each in stage.activations.values()]
     optimizer = torch.optim.Adam(factors, lr=config.act_rate)
-    decay = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, config.act_steps)
-    for _ in range(config.act_steps):
-        rows = batches.draw()
-        error = (stage.run(rows) - stage.target(rows)).abs()
-        loss = error.pow(config.act_loss_power).sum(1).mean()
+    decay = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
+    smooth, looks = math.nan, [math.inf, math.inf]
+    for step in range(steps):
+        value = loss(batches.draw())
         optimizer.zero_grad(set_to_none=True)
-        loss.backward()
+        value.backward()
         optimizer.step()
         decay.step()
+        smooth = float(value) if step == 0 else 0.95 * smooth + 0.05 * float(value)
+        if step % LOOK_EVERY == LOOK_EVERY - 1:
+            if smooth > looks[-2] * (1 - STALLED):
+                break
+            looks.append(smooth)
     for factor in factors:
         factor.requires_grad_(False)
 

@@ -3,12 +3,9 @@
 from __future__ import annotations
 
 import os
-import time
-from collections.abc import Iterable
-from dataclasses import dataclass
+import sys
+from collections.abc import Iterable, Iterator
 
-import torch
-from torch import Tensor
 from tqdm import tqdm
 
 from qdiff_fx.calibration.data import Batch
@@ -16,21 +13,16 @@ from qdiff_fx.decisions import DECIDED, DecidedLayer
 from qdiff_fx.networks import PreparedUNet
 from qdiff_fx.reconstruction.cache import ActivationCache
 from qdiff_fx.reconstruction.config import ReconstructionConfig
-from qdiff_fx.reconstruction.learning import Batches, evaluation_rows, learn_activations, learn_weights, unit_loss
+from qdiff_fx.reconstruction.data import Samples, gather
+from qdiff_fx.reconstruction.fingerprint import fingerprint
+from qdiff_fx.reconstruction.footprint import fitting
+from qdiff_fx.reconstruction.report import Reconstruction, UnitReport
+from qdiff_fx.reconstruction.sensitivity import output_sensitivity
 from qdiff_fx.reconstruction.simulation import Simulation, simulate
-from qdiff_fx.reconstruction.stage import FLOAT, QUANTIZED, Stage
-from qdiff_fx.reconstruction.subgraph import extract
-from qdiff_fx.reconstruction.units import Unit, find_units
-
-CHUNK = 16
-
-
-@dataclass(frozen=True)
-class UnitReport:
-    path: str
-    before: float
-    after: float
-    seconds: float
+from qdiff_fx.reconstruction.stage import FLOAT, QUANTIZED, Stage, build_stages
+from qdiff_fx.reconstruction.state import Checkpoint
+from qdiff_fx.reconstruction.unit import CHUNK, JUDGED, Lesson, reconstruct_unit
+from qdiff_fx.reconstruction.units import find_units
 
 
 def reconstruct(
@@ -38,84 +30,100 @@ def reconstruct(
     data: Iterable[Batch],
     config: ReconstructionConfig | None = None,
     *,
+    resume_dir: str | os.PathLike[str] | None = None,
     cache_dir: str | os.PathLike[str] | None = None,
     progress: bool = True,
-) -> list[UnitReport]:
+) -> Reconstruction:
+    """Learn how to round weights and how wide to make quantization steps, block by block (Q-Diffusion, section 4.3).
+
+    Between `calibrate` and `convert_qdiff`: what is decided is noted in `prepared`, and conversion takes it as it is.
+    A second call starts from what the first decided.
+
+    Args:
+        prepared: a calibrated network.
+        data: the batches it was calibrated on, or more of the same trajectory.
+        config: how long and how; `ReconstructionConfig.fast()` by default.
+        resume_dir: keep every finished unit there; a run that was killed goes on from it, to the same result.
+        cache_dir: where cached activations go while this runs, up to `config.cache_bytes`.
+        progress: show a bar, and say which units kept their rounded weights.
+    Raises:
+        CalibrationError: `prepared` saw no data; too few samples, or none of a part of the schedule; the disk is full.
+        InputError: data of another network.
+        ArtifactError: `resume_dir` belongs to a run with another network, data or configuration, or cannot be written.
+    """
     config = config or ReconstructionConfig.fast()
+    samples = gather(prepared, data, config.batch_size)
     simulation = simulate(prepared.graph_module, prepared.qconfig)
-    units = find_units(simulation.graph_module)
-    inputs, by_timestep = _flat_inputs(prepared, data)
-    reports = []
-    with ActivationCache(cache_dir) as cache:
-        for name, tensor in inputs.items():
-            cache.put(name, tensor)
-        bar = tqdm(list(stages(simulation, units, cache, len(by_timestep))), disable=not progress, unit="unit")
-        for index, (stage, dead) in enumerate(bar):
-            began = time.time()
-            bar.set_description(stage.unit.path)
-            simulation.switch.set(weights=False, activations=False)
-            stage.propagate(FLOAT, CHUNK)
-            simulation.switch.set(weights=True, activations=True)
-            rows = evaluation_rows(by_timestep)
-            before = unit_loss(stage, rows, CHUNK)
-            batches = Batches(by_timestep, config.batch_size, config.seed * 1_000_003 + index)
-            learn_weights(stage, config, batches)
-            middle = unit_loss(stage, rows, CHUNK)
-            learn_activations(stage, config, batches)
-            after = unit_loss(stage, rows, CHUNK)
-            stage.propagate(QUANTIZED, CHUNK)
-            reports.append(UnitReport(stage.unit.path, before, after, time.time() - began))
-            tqdm.write(f"{stage.unit.path:40s} {before:.3g} {middle:.3g} {after:.3g} {time.time() - began:.1f}s")
-            for name in dead:
-                cache.drop(f"{FLOAT}.{name}")
-                cache.drop(f"{QUANTIZED}.{name}")
+    stages = build_stages(simulation, find_units(simulation.graph_module))
+    samples = fitting(simulation, stages, samples, config)
+    checkpoint = Checkpoint(resume_dir, fingerprint(simulation, prepared.qconfig, config, samples))
+    reports: list[UnitReport] = []
+    with tqdm(total=len(stages) * len(_passes(config)), unit="unit", disable=not progress) as bar:
+        for name, weights, activations in _passes(config):
+            simulation.switch.set(weights=True, activations=activations)
+            with ActivationCache(len(samples), cache_dir) as cache:
+                for node, tensor in samples.inputs.items():
+                    cache.put(node, tensor)
+                sensitivity = _sensitivity(simulation, stages, samples, config)
+                lesson = Lesson(config, samples, cache, sensitivity, weights, activations)
+                for report in _run(name, simulation, stages, lesson, checkpoint, bar):
+                    reports.append(report)
+                    if report.fell_back and progress:
+                        tqdm.write(f"{report.path}: {report.fell_back}; it keeps what it had", file=sys.stderr)
     _decide(prepared, simulation)
-    return reports
+    return Reconstruction(tuple(reports), len(samples))
 
 
-def stages(simulation: Simulation, units: tuple[Unit, ...], cache: ActivationCache, samples: int):
-    gm = simulation.graph_module
-    boundary = {unit.output for unit in units}
-    parts = [extract(gm, unit.output, boundary) for unit in units]
-    last = {name: index for index, (_, names) in enumerate(parts) for name in names}
-    owned: set[str] = set()
-    for index, (unit, (module, names)) in enumerate(zip(units, parts)):
-        called = {node.name for node in module.graph.nodes if node.op == "call_module"}
-        activations = {name: each for name, each in simulation.activations.items() if name in called - owned}
-        owned |= set(activations)
-        yield (
-            Stage(
-                unit,
-                module,
-                names,
-                cache,
-                samples,
-                simulation.switch,
-                {name: simulation.weights[name].rounding for name in unit.layers if name in simulation.weights},
-                {name: simulation.biases[name] for name in unit.layers if name in simulation.biases},
-                activations,
-            ),
-            [name for name in names if last[name] == index and name in boundary],
+def _passes(config: ReconstructionConfig) -> tuple[tuple[str, bool, bool], ...]:
+    """Name, whether weights are learned, whether activations are quantized, and learned."""
+    if config.joint:
+        return (("unit", True, True),)
+    return ("weights", True, False), ("activations", False, True)
+
+
+def _sensitivity(simulation: Simulation, stages: list[Stage], samples: Samples, config: ReconstructionConfig):
+    if config.objective == "plain":
+        return {}
+    outputs = {stage.unit.output for stage in stages}
+    with simulation.switch.off():
+        return output_sensitivity(
+            simulation.graph_module, outputs, samples.inputs, samples.evenly(JUDGED), chunk=CHUNK, seed=config.seed
         )
 
 
-def _flat_inputs(prepared: PreparedUNet, data: Iterable[Batch]) -> tuple[dict[str, Tensor], Tensor]:
-    names = [node.name for node in prepared.graph_module.graph.nodes if node.op == "placeholder"]
-    timestep = next(
-        (n.name for n in prepared.graph_module.graph.nodes if n.op == "placeholder" and n.meta.get("timestep")), None
-    )
-    rows = [prepared.flatten_inputs((), batch) for batch in data]
-    tensors = {name: torch.cat(column) for name, column in zip(names, zip(*rows))}
-    count = len(next(iter(tensors.values())))
-    order = torch.arange(count) if timestep is None else tensors[timestep].argsort(stable=True)
-    return tensors, order
+def _run(
+    name: str, simulation: Simulation, stages: list[Stage], lesson: Lesson, checkpoint: Checkpoint, bar: tqdm
+) -> Iterator[UnitReport]:
+    """One pass over all units. Units a checkpoint holds are set, and computed for those that come after."""
+    finished = [checkpoint.load(f"{name}-{index:04d}") for index in range(len(stages))]
+    ahead = any(each is None for each in finished)
+    for index, (stage, found) in enumerate(zip(stages, finished, strict=True)):
+        bar.set_description(stage.unit.path)
+        if ahead:
+            with simulation.switch.off():
+                stage.propagate(lesson.cache, FLOAT, CHUNK)
+        if found is not None:
+            stage.restore(found[0])
+            report = UnitReport(**{**found[1], "resumed": True})
+        else:
+            report = reconstruct_unit(stage, lesson, seed=lesson.config.seed * 1_000_003 + index)
+            checkpoint.save(f"{name}-{index:04d}", stage.state(), report.to_json())
+        if ahead:
+            stage.propagate(lesson.cache, QUANTIZED, CHUNK)
+        for node in stage.finished if ahead else ():
+            lesson.cache.drop(f"{FLOAT}.{node}")
+            lesson.cache.drop(f"{QUANTIZED}.{node}")
+        bar.update()
+        yield report
 
 
 def _decide(prepared: PreparedUNet, simulation: Simulation) -> None:
+    """Note on the prepared graph what was learned, for conversion."""
     for node in prepared.graph_module.graph.nodes:
         if node.name in simulation.weights:
             rounding = simulation.weights[node.name].rounding
-            bias = simulation.biases[node.name].decided.detach() if node.name in simulation.biases else None
-            node.meta[DECIDED] = DecidedLayer(rounding.hard_codes(), rounding.start.scales, bias)
+            bias = simulation.biases.get(node.name)
+            decided = None if bias is None else bias.decided.detach().clone()
+            node.meta[DECIDED] = DecidedLayer(rounding.codes, rounding.start.scales, decided)
         elif node.name in simulation.activations:
             node.meta[DECIDED] = simulation.activations[node.name].decided()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
@@ -19,6 +21,16 @@ class Switch:
 
     def set(self, *, weights: bool, activations: bool) -> None:
         self.weights, self.activations = weights, activations
+
+    @contextmanager
+    def off(self) -> Iterator[None]:
+        """Compute in float inside the with block."""
+        before = self.weights, self.activations
+        self.weights = self.activations = False
+        try:
+            yield
+        finally:
+            self.weights, self.activations = before
 
 
 class ActivationQuantizer(nn.Module):

@@ -5,13 +5,15 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import cast
 
+import torch
 from torch import fx, nn
 
 from qdiff_fx.config import QDiffConfig
 from qdiff_fx.decisions import activation_decision, layer_decision, weight_axis
-from qdiff_fx.graph import clean, copy_graph, get_attr_tensor
+from qdiff_fx.graph import clean, copy_graph, get_attr_tensor, is_op
 from qdiff_fx.passes.annotate import LayerPlan
 from qdiff_fx.reconstruction.adaround import AdaRound
+from qdiff_fx.reconstruction.group_norm import group_norm
 from qdiff_fx.reconstruction.quantizers import ActivationQuantizer, LayerBias, LayerWeight, Switch
 
 
@@ -50,6 +52,9 @@ def simulate(prepared: fx.GraphModule, config: QDiffConfig) -> Simulation:
         elif isinstance(node.args, tuple) and node.args:  # watches a layer's output
             node.replace_all_uses_with(cast(fx.Node, node.args[0]))
             gm.graph.erase_node(node)
+    for node in gm.graph.nodes:
+        if is_op(node, torch.ops.aten.group_norm.default):
+            node.target = group_norm
     clean(gm)
     return simulation
 

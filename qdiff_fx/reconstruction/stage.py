@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
@@ -10,7 +10,9 @@ from torch import Tensor, fx
 
 from qdiff_fx.reconstruction.adaround import AdaRound
 from qdiff_fx.reconstruction.cache import ActivationCache
-from qdiff_fx.reconstruction.quantizers import ActivationQuantizer, LayerBias, Switch
+from qdiff_fx.reconstruction.quantizers import ActivationQuantizer, LayerBias
+from qdiff_fx.reconstruction.simulation import Simulation
+from qdiff_fx.reconstruction.subgraph import extract
 from qdiff_fx.reconstruction.units import Unit
 
 FLOAT, QUANTIZED = "float", "quantized"
@@ -22,46 +24,78 @@ class Stage:
 
     Attributes:
         module: the unit's graph; called with its inputs in order, returns its output.
-        inputs: their names in the cache, without the prefix that tells float from quantized.
-        samples: N, rows of everything cached.
+        inputs: names of the nodes they come from.
+        finished: those of them that no later unit reads.
         activations: quantizers whose step sizes this unit decides: no earlier unit reads them.
     """
 
     unit: Unit
     module: fx.GraphModule
     inputs: tuple[str, ...]
-    cache: ActivationCache
-    samples: int
-    switch: Switch
+    finished: tuple[str, ...]
     roundings: dict[str, AdaRound]
     biases: dict[str, LayerBias]
     activations: dict[str, ActivationQuantizer]
 
-    def run(self, rows: slice | Tensor, source: str = QUANTIZED) -> Tensor:
-        """The unit's output on some samples, from the float or the quantized prefix."""
-        return self.module(*(self._input(name, rows, source) for name in self.inputs))
-
-    def target(self, rows: slice | Tensor) -> Tensor:
-        """The float network's output on some samples."""
-        return _image_layout(self.cache.read(f"{FLOAT}.{self.unit.output}", rows))
-
-    def chunks(self, size: int) -> Iterator[slice]:
-        for start in range(0, self.samples, size):
-            yield slice(start, min(start + size, self.samples))
+    def state(self) -> dict[str, Tensor]:
+        """Everything the unit decides: int8 codes, biases, logarithms of step sizes' factors."""
+        tensors = {f"codes.{name}": each.codes for name, each in self.roundings.items()}
+        tensors |= {f"bias.{name}": each.decided.detach().clone() for name, each in self.biases.items()}
+        return tensors | {f"factor.{name}": each.log_factor.detach().clone() for name, each in self.activations.items()}
 
     @torch.no_grad()
-    def propagate(self, source: str, chunk: int) -> None:
-        """Cache the unit's output for every sample."""
-        name = f"{source}.{self.unit.output}"
-        for rows in self.chunks(chunk):
-            output = self.run(rows, source)
-            if name not in self.cache:
-                self.cache.allocate(name, (self.samples, *output.shape[1:]))
-            self.cache.write(name, rows, output)
+    def restore(self, state: Mapping[str, Tensor]) -> None:
+        """Go back to what `state` returned."""
+        for name, rounding in self.roundings.items():
+            rounding.codes = state[f"codes.{name}"]
+        for name, bias in self.biases.items():
+            bias.decided.copy_(state[f"bias.{name}"])
+        for name, activation in self.activations.items():
+            activation.log_factor.copy_(state[f"factor.{name}"])
 
-    def _input(self, name: str, rows: slice | Tensor, source: str) -> Tensor:
-        stored = name if name in self.cache else f"{source}.{name}"
-        return _image_layout(self.cache.read(stored, rows))
+    def run(self, cache: ActivationCache, rows: slice | Tensor, source: str = QUANTIZED) -> Tensor:
+        """The unit's output on some samples, from the float or the quantized prefix."""
+        return self.module(*(_image_layout(_read(cache, name, rows, source)) for name in self.inputs))
+
+    def error(self, cache: ActivationCache, rows: Tensor) -> Tensor:
+        """What the unit's output differs by from the float network's."""
+        return self.run(cache, rows) - _image_layout(_read(cache, self.unit.output, rows, FLOAT))
+
+    @torch.no_grad()
+    def propagate(self, cache: ActivationCache, source: str, chunk: int) -> None:
+        """Cache the unit's output for every sample."""
+        for start in range(0, cache.samples, chunk):
+            rows = slice(start, min(start + chunk, cache.samples))
+            cache.write(f"{source}.{self.unit.output}", rows, self.run(cache, rows, source))
+
+
+def build_stages(simulation: Simulation, units: tuple[Unit, ...]) -> list[Stage]:
+    """A stage for each unit, in order."""
+    outputs = {unit.output for unit in units}
+    parts = [extract(simulation.graph_module, unit.output, outputs) for unit in units]
+    last_use = {name: index for index, (_, names) in enumerate(parts) for name in names}
+    decided: set[str] = set()
+    stages = []
+    for index, (unit, (module, names)) in enumerate(zip(units, parts, strict=True)):
+        called = {node.name for node in module.graph.nodes if node.op == "call_module"} - decided
+        decided |= called
+        stages.append(
+            Stage(
+                unit,
+                module,
+                names,
+                tuple(name for name in names if name in outputs and last_use[name] == index),
+                {name: simulation.weights[name].rounding for name in unit.layers if name in simulation.weights},
+                {name: simulation.biases[name] for name in unit.layers if name in simulation.biases},
+                {name: each for name, each in simulation.activations.items() if name in called},
+            )
+        )
+    return stages
+
+
+def _read(cache: ActivationCache, name: str, rows: slice | Tensor, source: str) -> Tensor:
+    """Cached under its own name where float and quantized are the same: a network input."""
+    return cache.read(name if name in cache else f"{source}.{name}", rows)
 
 
 def _image_layout(tensor: Tensor) -> Tensor:

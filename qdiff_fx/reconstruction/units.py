@@ -2,12 +2,13 @@
 
 Units are found in the graph. A block is the innermost module whose own `forward` adds two tensors that both depend on
 the image: a ResBlock, an attention block, a transformer block. It must have one output only; where it has more
-(a module called twice, say), its layers become units of their own, as do layers outside of every block.
+(a module called twice, say), its layers become units of their own, as do layers outside of every block. A layer that
+computes the same for every batch is in no unit.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Literal
 
@@ -17,7 +18,7 @@ from torch import fx
 from qdiff_fx.graph import is_op
 from qdiff_fx.passes.annotate import layer_path
 from qdiff_fx.passes.sample_flow import depends_on_sample
-from qdiff_fx.passes.shapes import is_tensor
+from qdiff_fx.passes.shapes import is_tensor, value
 from qdiff_fx.qparams import LayerInfo
 
 aten = torch.ops.aten
@@ -42,7 +43,7 @@ class Unit:
 
 
 def find_units(gm: fx.GraphModule) -> tuple[Unit, ...]:
-    """The units of an annotated graph, each of its quantized layers in exactly one of them."""
+    """The units of an annotated graph, in execution order; no quantized layer is in two of them."""
     position = {node: index for index, node in enumerate(gm.graph.nodes)}
     layers = [node for node in gm.graph.nodes if is_quantized(node)]
     units: list[tuple[int, Unit]] = []
@@ -51,11 +52,13 @@ def find_units(gm: fx.GraphModule) -> tuple[Unit, ...]:
         members = [node for node in gm.graph.nodes if node.op == "call_function" and _is_under(node, path)]
         outputs = _outputs(members)
         inside = [node for node in layers if node in set(members)]
-        if inside and len(outputs) == 1:
+        if inside and len(outputs) == 1 and _is_batched(outputs[0]):
             units.append((position[outputs[0]], _unit(path, "block", inside, outputs[0])))
             taken.update(inside)
     for parts in _whole_layers(node for node in layers if node not in taken):
         output = _sum_of(parts)
+        if not _is_batched(output):
+            continue
         units.append((position[output], _unit(parts[0].meta.get("path", ""), "layer", parts, output)))
     return tuple(unit for _, unit in sorted(units, key=lambda each: each[0]))
 
@@ -87,6 +90,8 @@ def _is_sum_of_parts(node: object) -> bool:
     """Whether the node only puts the parts of a split layer together again."""
     if not isinstance(node, fx.Node):
         return False
+    if node.op == "call_module":  # an observer
+        return bool(node.args) and _is_sum_of_parts(node.args[0])
     if "split_of" in node.meta:
         return True
     return is_op(node, aten.add.Tensor) and all(_is_sum_of_parts(each) for each in node.args[:2])
@@ -102,15 +107,15 @@ def _outputs(members: list[fx.Node]) -> list[fx.Node]:
     inside = set(members)
 
     def leaves(node: fx.Node) -> bool:
-        for user in node.users:
-            if user.op == "call_module":
-                if leaves(user):
-                    return True
-            elif user not in inside and is_tensor(user):
-                return True
-        return False
+        return any(user not in inside and (is_tensor(user) or user.op == "output") for user in _readers(node))
 
     return [node for node in members if is_tensor(node) and leaves(node)]
+
+
+def _is_batched(node: fx.Node) -> bool:
+    """Whether there is a result for each sample of the batch."""
+    shape = value(node).shape
+    return len(shape) > 0 and not isinstance(shape[0], int)
 
 
 def _whole_layers(layers: Iterable[fx.Node]) -> list[list[fx.Node]]:
@@ -125,5 +130,14 @@ def _sum_of(parts: list[fx.Node]) -> fx.Node:
     """The node that holds a whole layer's result."""
     total = parts[0]
     for _ in parts[1:]:
-        total = next(user for user in total.users if _is_sum_of_parts(user))
+        total = next(user for user in _readers(total) if _is_sum_of_parts(user))
     return total
+
+
+def _readers(node: fx.Node) -> Iterator[fx.Node]:
+    """The users of a value; observers are looked through."""
+    for user in node.users:
+        if user.op == "call_module":
+            yield from _readers(user)
+        else:
+            yield user

@@ -1,0 +1,125 @@
+"""What reconstruction has decided so far, on disk: a run that was killed goes on, and ends as if it had not been."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from qdiff_fx.errors import ArtifactError
+
+FORMAT, VERSION = "qdiff_fx reconstruction", 1
+MANIFEST = "reconstruction.json"
+
+
+class Checkpoint:
+    """A folder with one file for each finished unit.
+
+    Args:
+        folder: made if it is missing; ``None`` keeps nothing.
+        fingerprint: a digest for each thing the result depends on ("network", "data", ...).
+    Raises:
+        ArtifactError: the folder belongs to a run of another fingerprint, or holds something else.
+    """
+
+    def __init__(self, folder: str | os.PathLike[str] | None, fingerprint: Mapping[str, str]):
+        self.folder = None if folder is None else Path(folder)
+        self.fingerprint = dict(fingerprint)
+        if self.folder is not None:
+            self._open(self.folder)
+
+    def _open(self, folder: Path) -> None:
+        manifest = folder / MANIFEST
+        header = {"format": FORMAT, "version": VERSION, "fingerprint": self.fingerprint}
+        if not manifest.is_file():
+            if folder.exists() and any(folder.iterdir()):
+                raise ArtifactError("it holds something else", where=str(folder), fix="Choose an empty folder")
+            folder.mkdir(parents=True, exist_ok=True)
+            write_whole(manifest, lambda path: path.write_text(json.dumps(header, indent=1)))
+            return
+        found = _read_header(manifest)
+        if (found.get("format"), found.get("version")) != (FORMAT, VERSION):
+            raise ArtifactError(
+                f"it is of {found.get('format')!r} version {found.get('version')!r}",
+                where=str(manifest),
+                fix="Choose another folder",
+            )
+        kept = found.get("fingerprint", {})
+        differing = sorted(name for name in {*kept, *self.fingerprint} if kept.get(name) != self.fingerprint.get(name))
+        if differing:
+            raise ArtifactError(
+                f"it was begun with another {' and another '.join(differing)}",
+                where=str(folder),
+                fix="Give the folder of this run, or an empty one to start again",
+            )
+
+    def load(self, step: str) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
+        """The tensors and the report of a finished step; ``None`` where it is still to be done.
+
+        Raises:
+            ArtifactError: its file is damaged.
+        """
+        file = self._file(step)
+        if file is None or not file.is_file():
+            return None
+        try:
+            with safe_open(file, framework="pt") as stored:
+                tensors = {key: stored.get_tensor(key).clone() for key in stored.keys()}  # noqa: SIM118 (not a dict)
+                return tensors, json.loads(stored.metadata()["report"])
+        except (SafetensorError, KeyError, TypeError, json.JSONDecodeError) as error:
+            raise ArtifactError(
+                f"it is damaged ({error})", where=str(file), fix="Delete this file to learn the unit again"
+            ) from error
+
+    def save(self, step: str, tensors: Mapping[str, Tensor], report: Mapping[str, Any]) -> None:
+        """Keep a finished step; a reader sees the whole file or none."""
+        file = self._file(step)
+        if file is not None:
+            stored = {key: tensor.detach().contiguous() for key, tensor in tensors.items()}
+            write_whole(file, lambda path: save_file(stored, path, metadata={"report": json.dumps(report)}))
+
+    def _file(self, step: str) -> Path | None:
+        return None if self.folder is None else self.folder / f"{step}.safetensors"
+
+
+def write_whole(path: Path, write: Any) -> None:
+    """Let `write` fill a file beside `path`, then put it in its place.
+
+    Raises:
+        ArtifactError: it cannot be written; the disk is full, say.
+    """
+    partial = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        write(partial)
+        os.replace(partial, path)
+    except (OSError, SafetensorError) as error:
+        raise ArtifactError(f"it cannot be written ({error})", where=str(path), fix="Free space, then go on") from error
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def digest(parts: Iterable[str | Tensor]) -> str:
+    """A digest of texts and tensors, in order."""
+    total = hashlib.sha256()
+    for part in parts:
+        if isinstance(part, str):
+            total.update(part.encode())
+        else:
+            total.update(f"{part.dtype}{list(part.shape)}".encode())
+            total.update(part.detach().cpu().contiguous().flatten().view(-1).numpy().tobytes())
+    return total.hexdigest()
+
+
+def _read_header(manifest: Path) -> dict[str, Any]:
+    try:
+        header: dict[str, Any] = json.loads(manifest.read_text())
+    except ValueError as error:
+        raise ArtifactError(f"it is damaged ({error})", where=str(manifest), fix="Choose another folder") from error
+    return header

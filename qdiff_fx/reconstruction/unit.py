@@ -1,0 +1,120 @@
+"""Reconstruct one unit: learn, judge, and keep only what is better than before."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from contextlib import nullcontext
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from qdiff_fx.reconstruction.cache import ActivationCache
+from qdiff_fx.reconstruction.config import ReconstructionConfig
+from qdiff_fx.reconstruction.data import Samples
+from qdiff_fx.reconstruction.learning import Batches, learn_activations, learn_weights
+from qdiff_fx.reconstruction.report import UnitReport
+from qdiff_fx.reconstruction.sensitivity import channel_dim
+from qdiff_fx.reconstruction.stage import Stage
+
+JUDGED = 64
+"""Samples that a unit is judged on, evenly over the timesteps."""
+CHUNK = 16
+"""Samples computed at a time where nothing is learned."""
+
+
+@dataclass(frozen=True)
+class Lesson:
+    """What all units of a pass share.
+
+    Attributes:
+        weights, activations: what the pass learns.
+        sensitivity: per output node, see `output_sensitivity`; empty for the plain objective.
+    """
+
+    config: ReconstructionConfig
+    samples: Samples
+    cache: ActivationCache
+    sensitivity: Mapping[str, Tensor]
+    weights: bool
+    activations: bool
+
+
+def reconstruct_unit(stage: Stage, lesson: Lesson, seed: int) -> UnitReport:
+    """Learn the unit's rounding and step sizes. What does not lower its loss is taken back, and the report says so."""
+    config = lesson.config
+    before = _judge(stage, lesson, power=2.0)
+    batches = Batches(lesson.samples, config.batch_size, seed)
+    after, reasons = before, []
+    if lesson.weights and stage.roundings:
+        steps = _share(config.weight_steps, before, config)
+
+        def weights() -> None:
+            learn_weights(stage, config, steps, _objective(stage, lesson, before, power=2.0), batches)
+
+        after, reason = _attempt(stage, lesson, weights if steps else None, after, "the rounding", power=2.0)
+        reasons.append(reason)
+    if lesson.activations and stage.activations:
+        power = config.act_loss_power
+        steps = _share(config.act_steps, before, config)
+
+        def activations() -> None:
+            learn_activations(stage, config, steps, _objective(stage, lesson, before, power=power), batches)
+
+        after, reason = _attempt(stage, lesson, activations if steps else None, after, "the step sizes", power=2.0)
+        reasons.append(reason)
+    return UnitReport(stage.unit.path, before, after, "; ".join(filter(None, reasons)))
+
+
+def _attempt(
+    stage: Stage, lesson: Lesson, learn: Callable[[], None] | None, before: float, what: str, *, power: float
+) -> tuple[float, str]:
+    """The loss after learning, and why it was taken back."""
+    if learn is None:
+        return before, ""
+    kept = stage.state()
+    learn()
+    after = _judge(stage, lesson, power=power)
+    if after < before:
+        return after, ""
+    stage.restore(kept)
+    return before, f"{what} diverged" if not math.isfinite(after) else f"learning {what} did not help"
+
+
+def _share(steps: int, before: float, config: ReconstructionConfig) -> int:
+    return steps if before >= config.negligible else math.ceil(steps / 4)
+
+
+def _objective(stage: Stage, lesson: Lesson, before: float, *, power: float) -> Callable[[Tensor], Tensor]:
+    """The loss that is learned from; for the output's error in units of where it starts, as λ is meant for."""
+    scale = before if lesson.sensitivity else 1.0
+
+    def loss(rows: Tensor) -> Tensor:
+        with torch.autocast("cpu", torch.bfloat16) if lesson.config.bfloat16 else nullcontext():
+            error = stage.error(lesson.cache, rows)
+        return _loss(stage, lesson, error, power) / max(scale, 1e-30)
+
+    return loss
+
+
+@torch.no_grad()
+def _judge(stage: Stage, lesson: Lesson, *, power: float) -> float:
+    """The unit's loss over samples from the whole schedule."""
+    rows = lesson.samples.evenly(JUDGED)
+    losses = [
+        float(_loss(stage, lesson, stage.error(lesson.cache, part), power)) * len(part) for part in rows.split(CHUNK)
+    ]
+    return sum(losses) / len(rows)
+
+
+def _loss(stage: Stage, lesson: Lesson, error: Tensor, power: float) -> Tensor:
+    """`sum_c weight_c mean(|error_c|^p)`.
+
+    With sensitivities as weights and p = 2: the relative error of the network's output to expect. Without: BRECQ's
+    loss, summed over channels and averaged over the rest, which Q-Diffusion's λ was chosen for.
+    """
+    rows = error.float().movedim(channel_dim(error), -1).flatten(0, -2)
+    if lesson.sensitivity:
+        return (rows.square().mean(0) * lesson.sensitivity[stage.unit.output]).sum()
+    return rows.abs().pow(power).mean(0).sum()

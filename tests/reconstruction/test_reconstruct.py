@@ -1,0 +1,200 @@
+"""Reconstruction as a whole: what it decides is better, arrives bit for bit, and is the same every time."""
+
+from dataclasses import replace
+from unittest import mock
+
+import pytest
+import torch
+from residual_net import QUICK, batches, make_prepared
+
+from qdiff_fx import Reconstruction, convert_qdiff, load_qdiff, reconstruct, save_qdiff
+from qdiff_fx.decisions import DECIDED
+from qdiff_fx.errors import ArtifactError, CalibrationError, InputError
+from qdiff_fx.graph import get_attr_tensor, is_op
+from qdiff_fx.numerics import sqnr_db
+from qdiff_fx.reconstruction import learning
+
+dequantize = torch.ops.quantized_decomposed.dequantize_per_channel.default
+
+
+def decisions(network):
+    return {node.name: node.meta[DECIDED] for node in network.graph_module.graph.nodes if DECIDED in node.meta}
+
+
+def layer_codes(network):
+    return {name: each.codes for name, each in decisions(network).items() if hasattr(each, "codes")}
+
+
+def assert_same_decisions(first, second):
+    left, right = decisions(first), decisions(second)
+    assert left.keys() == right.keys()
+    for name, each in left.items():
+        if hasattr(each, "codes"):
+            assert torch.equal(each.codes, right[name].codes), name
+            assert each.bias is None or torch.equal(each.bias, right[name].bias), name
+        else:
+            assert each == right[name]
+
+
+@torch.no_grad()
+def held_out_sqnr(network, quantized):
+    test = batches(seed=2)
+    pairs = [(network(**batch), quantized(**batch)) for batch in test]
+    return sqnr_db(torch.stack([a for a, _ in pairs]), torch.stack([b for _, b in pairs]))
+
+
+def test_it_beats_rounding_on_samples_it_never_saw():
+    network = make_prepared(weight_bits=3)
+    rounded = held_out_sqnr(network, convert_qdiff(network, "reference"))
+    result = reconstruct(network, batches(), replace(QUICK, weight_steps=80), progress=False)
+    assert isinstance(result, Reconstruction)
+    assert held_out_sqnr(network, convert_qdiff(network, "reference")) > rounded + 1
+
+
+def test_no_unit_ends_worse_than_it_began():
+    result = reconstruct(make_prepared(), batches(), QUICK, progress=False)
+    assert all(unit.after <= unit.before for unit in result.units)
+    assert "block" in str(result)
+
+
+def test_codes_in_the_saved_file_are_those_decided(tmp_path):
+    network = make_prepared()
+    before = {node.name: node for node in network.graph_module.graph.nodes}
+    reconstruct(network, batches(), QUICK, progress=False)
+    save_qdiff(convert_qdiff(network, "reference"), tmp_path / "net")
+    loaded = load_qdiff(tmp_path / "net", "reference").graph_module
+    stored = {str(node.args[0].target): get_attr_tensor(loaded, node.args[0]) for node in loaded.graph.nodes if is_op(node, dequantize)}
+    codes = layer_codes(network)
+    assert len(codes) == len(stored) > 5
+    for name, expected in codes.items():
+        assert torch.equal(stored[f"{before[name].args[1].target}_codes"], expected), name
+
+
+def test_activation_tables_arrive_with_their_zero_points():
+    network = make_prepared(timestep_bins=10)
+    rounded = convert_qdiff(network, "reference").graph_module
+    reconstruct(network, batches(), QUICK, progress=False)
+    learned = convert_qdiff(network, "reference").graph_module
+    tables = {name: tensor for name, tensor in learned.named_buffers() if name.startswith("timestep_tables")}
+    before = dict(rounded.named_buffers())
+    assert all(torch.equal(before[name], table) for name, table in tables.items() if "zero_point" in name)
+    assert any(not torch.equal(before[name], table) for name, table in tables.items() if "zero_point" not in name)
+
+
+def test_the_same_seed_gives_the_same_decisions_and_another_seed_others():
+    first, second, other = make_prepared(), make_prepared(), make_prepared()
+    reconstruct(first, batches(), QUICK, progress=False)
+    reconstruct(second, batches(), QUICK, progress=False)
+    reconstruct(other, batches(), replace(QUICK, seed=1), progress=False)
+    assert_same_decisions(first, second)
+    assert any(not torch.equal(codes, layer_codes(other)[name]) for name, codes in layer_codes(first).items())
+
+
+@pytest.mark.parametrize("config", [QUICK, replace(QUICK, joint=False, objective="plain")], ids=["joint", "paper"])
+@pytest.mark.parametrize("killed_at", [0, 2, 5])
+def test_killed_and_resumed_ends_the_same(tmp_path, config, killed_at):
+    whole, parts = make_prepared(), make_prepared()
+    reconstruct(whole, batches(), config, progress=False)
+
+    class Killed(Exception):
+        pass
+
+    learned = mock.Mock(side_effect=learning.learn_weights)
+
+    def until_killed(*args):
+        if learned.call_count == killed_at:
+            raise Killed
+        learned(*args)
+
+    with mock.patch("qdiff_fx.reconstruction.unit.learn_weights", until_killed), pytest.raises(Killed):
+        reconstruct(parts, batches(), config, resume_dir=tmp_path, progress=False)
+    assert not decisions(parts)
+    result = reconstruct(parts, batches(), config, resume_dir=tmp_path, progress=False)
+    assert sum(unit.resumed for unit in result.units) >= killed_at
+    assert_same_decisions(whole, parts)
+
+
+def test_a_finished_run_is_read_back_without_learning(tmp_path):
+    first, again = make_prepared(), make_prepared()
+    reconstruct(first, batches(), QUICK, resume_dir=tmp_path, progress=False)
+    with mock.patch("qdiff_fx.reconstruction.unit.learn_weights", side_effect=AssertionError):
+        reconstruct(again, batches(), QUICK, resume_dir=tmp_path, progress=False)
+    assert_same_decisions(first, again)
+
+
+@pytest.mark.parametrize(
+    ("what", "network", "data", "config"),
+    [
+        ("schedule", {}, {}, {"seed": 7}),
+        ("quantization", {"weight_bits": 5}, {}, {}),
+        ("set of samples", {}, {"seed": 3}, {}),
+    ],
+)
+def test_a_checkpoint_of_another_run_is_refused(tmp_path, what, network, data, config):
+    reconstruct(make_prepared(), batches(), replace(QUICK, weight_steps=1, act_steps=0), resume_dir=tmp_path, progress=False)
+    with pytest.raises(ArtifactError, match=what):
+        reconstruct(
+            make_prepared(**network),
+            batches(**data),
+            replace(QUICK, **({"weight_steps": 1, "act_steps": 0} | config)),
+            resume_dir=tmp_path,
+            progress=False,
+        )
+
+
+def test_a_damaged_checkpoint_names_its_file(tmp_path):
+    reconstruct(make_prepared(), batches(), replace(QUICK, weight_steps=1), resume_dir=tmp_path, progress=False)
+    (tmp_path / "unit-0000.safetensors").write_bytes(b"nothing")
+    with pytest.raises(ArtifactError, match=r"unit-0000.*Delete this file"):
+        reconstruct(make_prepared(), batches(), replace(QUICK, weight_steps=1), resume_dir=tmp_path, progress=False)
+
+
+def test_a_folder_of_something_else_is_refused(tmp_path):
+    (tmp_path / "notes.txt").write_text("mine")
+    with pytest.raises(ArtifactError, match="something else"):
+        reconstruct(make_prepared(), batches(), QUICK, resume_dir=tmp_path, progress=False)
+
+
+def test_a_unit_that_diverges_keeps_its_rounded_weights_and_says_so(capsys):
+    network, rounded = make_prepared(), make_prepared()
+    reconstruct(rounded, batches(), replace(QUICK, weight_steps=0, act_steps=0), progress=False)
+    result = reconstruct(network, batches(), replace(QUICK, bias_rate=float(1e30), act_steps=0), progress=True)
+    assert result.fallbacks
+    assert "the rounding" in capsys.readouterr().err
+    kept = {unit.path for unit in result.fallbacks}
+    assert "block" in kept
+    for name, codes in layer_codes(rounded).items():
+        if "block" in name:
+            assert torch.equal(codes, layer_codes(network)[name])
+
+
+def test_too_few_samples_are_refused():
+    with pytest.raises(CalibrationError, match="fewer than one batch of 100"):
+        reconstruct(make_prepared(), batches(), replace(QUICK, batch_size=100), progress=False)
+
+
+def test_data_of_another_network_are_refused():
+    wrong = [{"x": torch.randn(2, 5, 8, 8), "t": torch.tensor([1.0, 2.0])}]
+    with pytest.raises(InputError):
+        reconstruct(make_prepared(), wrong, QUICK, progress=False)
+
+
+def test_data_that_miss_a_part_of_the_schedule_are_refused():
+    with pytest.raises(CalibrationError, match=r"no sample has a timestep in \[0, 40\)"):
+        reconstruct(make_prepared(), batches(timesteps=(500.0, 980.0)), QUICK, progress=False)
+
+
+def test_a_network_that_was_not_calibrated_is_refused():
+    from qdiff_fx import QDiffConfig, prepare_qdiff
+    from residual_net import Net
+
+    network = prepare_qdiff(Net().eval(), QDiffConfig(), batches()[0])
+    with pytest.raises(CalibrationError, match="saw no data"):
+        reconstruct(network, batches(), QUICK, progress=False)
+
+
+def test_a_cache_too_small_for_a_batch_is_refused_and_a_small_one_takes_fewer_samples():
+    with pytest.raises(CalibrationError, match="less than one batch"):
+        reconstruct(make_prepared(), batches(), replace(QUICK, cache_bytes=1000), progress=False)
+    result = reconstruct(make_prepared(), batches(), replace(QUICK, weight_steps=1, samples=6), progress=False)
+    assert result.samples == 6

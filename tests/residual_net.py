@@ -1,0 +1,52 @@
+"""A network with every kind of unit, calibrated on a few samples over its schedule."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from tiny_graphs import Shortcut
+from torch import nn
+
+from qdiff_fx import PreparedUNet, QDiffConfig, ReconstructionConfig, calibrate, prepare_qdiff
+
+QUICK = ReconstructionConfig(weight_steps=30, act_steps=10, batch_size=4, weight_rate=0.05)
+
+
+class Residual(nn.Module):
+    """Two convolutions around which the input is added again, as in a ResBlock."""
+
+    def __init__(self, channels: int):
+        super().__init__()
+        self.conv1, self.conv2 = (nn.Conv2d(channels, channels, 3, padding=1) for _ in range(2))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x + self.conv2(torch.nn.functional.silu(self.conv1(x)))
+
+
+class Net(nn.Module):
+    """A residual block, then the shortcut and the attention of `tiny_graphs`."""
+
+    def __init__(self, channels: int = 8):
+        super().__init__()
+        self.block = Residual(3)
+        self.rest = Shortcut(channels)
+
+    def forward(self, x: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
+        return self.rest(self.block(x), t)
+
+
+def batches(count: int = 6, seed: int = 1, timesteps: tuple[float, ...] = (20.0, 500.0, 980.0)) -> list[dict[str, Any]]:
+    generator = torch.Generator().manual_seed(seed)
+    return [
+        {"x": torch.randn(2, 3, 8, 8, generator=generator), "t": torch.full((2,), timesteps[i % len(timesteps)])}
+        for i in range(count)
+    ]
+
+
+def make_prepared(**config: Any) -> PreparedUNet:
+    torch.manual_seed(0)
+    data = batches()
+    network = prepare_qdiff(Net().eval(), QDiffConfig(**({"weight_bits": 4} | config)), data[0])
+    calibrate(network, data, progress=False)
+    return network
