@@ -24,16 +24,15 @@ class Residual(nn.Module):
         return x + self.conv2(torch.nn.functional.silu(self.conv1(x)))
 
 
-class Net(nn.Module):
-    """A residual block, then the shortcut and the attention of `tiny_graphs`."""
+class Net(Shortcut):
+    """A residual block, then the layers, the split shortcut and the attention of `tiny_graphs.Shortcut`."""
 
     def __init__(self, channels: int = 8):
-        super().__init__()
+        super().__init__(channels)
         self.block = Residual(3)
-        self.rest = Shortcut(channels)
 
     def forward(self, x: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
-        return self.rest(self.block(x), t)
+        return super().forward(self.block(x), t)
 
 
 def batches(count: int = 6, seed: int = 1, timesteps: tuple[float, ...] = (20.0, 500.0, 980.0)) -> list[dict[str, Any]]:

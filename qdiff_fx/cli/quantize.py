@@ -60,7 +60,8 @@ def quantize(
         typer.Option("--reconstruct", metavar="PRESET", help="Learn rounding and step sizes: fast, standard or paper."),
     ] = None,
     resume: Annotated[
-        Path | None, typer.Option("--resume", metavar="DIR", help="Keep reconstructed blocks here, and go on from them.")
+        Path | None,
+        typer.Option("--resume", metavar="DIR", help="Keep reconstructed blocks here, and go on from them."),
     ] = None,
     json: Json = None,
 ) -> None:

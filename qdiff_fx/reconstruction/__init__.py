@@ -1,4 +1,4 @@
-"""Block reconstruction: AdaRound for weights, LSQ for activation step sizes, unit by unit (Q-Diffusion, section 4.3)."""
+"""Block reconstruction: AdaRound for weights, LSQ for step sizes, unit by unit (Q-Diffusion, section 4.3)."""
 
 from qdiff_fx.reconstruction.config import PRESETS, ReconstructionConfig
 from qdiff_fx.reconstruction.loop import reconstruct

@@ -25,6 +25,9 @@ class AdaRound(nn.Module):
         axis: of the output channels.
     """
 
+    weight: Tensor
+    codes: Tensor
+
     def __init__(self, weight: Tensor, start: DecidedLayer, bits: int, axis: int):
         super().__init__()
         self.weight, self.start, self.codes = weight, start, start.codes

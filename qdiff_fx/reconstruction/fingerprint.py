@@ -15,7 +15,7 @@ def fingerprint(
     simulation: Simulation, qconfig: QDiffConfig, config: ReconstructionConfig, samples: Samples
 ) -> dict[str, str]:
     """A digest by what it is of; a checkpoint names those that differ."""
-    weights = [each.weight for each in simulation.weights.values()]
+    weights = [each.rounding.weight for each in simulation.weights.values()]
     starts = [part for each in simulation.weights.values() for part in (each.rounding.codes, each.rounding.scales)]
     biases = [part for each in simulation.biases.values() for part in (each.bias, each.decided)]
     steps = [part for each in simulation.activations.values() for part in (each.scales().detach(), each.zero_point)]

@@ -16,9 +16,7 @@ from qdiff_fx.reconstruction.simulation import Simulation
 from qdiff_fx.reconstruction.stage import Stage
 
 
-def fitting(
-    simulation: Simulation, stages: Sequence[Stage], samples: Samples, config: ReconstructionConfig
-) -> Samples:
+def fitting(simulation: Simulation, stages: Sequence[Stage], samples: Samples, config: ReconstructionConfig) -> Samples:
     """As many samples as were asked for and fit, evenly over the timesteps.
 
     Raises:

@@ -85,7 +85,8 @@ def learn_activations(
         value.backward()
         optimizer.step()
         decay.step()
-        smooth = float(value) if step == 0 else 0.95 * smooth + 0.05 * float(value)
+        now = float(value.detach())
+        smooth = now if step == 0 else 0.95 * smooth + 0.05 * now
         if step % LOOK_EVERY == LOOK_EVERY - 1:
             if smooth > looks[-2] * (1 - STALLED):
                 break

@@ -1,4 +1,4 @@
-"""The modules that stand in for quantizers while a network is reconstructed: differentiable, and switched off at once."""
+"""The modules that stand in for quantizers while a network is reconstructed: differentiable, switched off at once."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from qdiff_fx.qparams import QParams
+from qdiff_fx.reconstruction.adaround import AdaRound
 
 
 @dataclass
@@ -88,16 +89,17 @@ class LayerWeight(nn.Module):
     """The weight of one layer: the float one, or `codes * scales` of whatever rounds it.
 
     Args:
-        weight: the float weight.
-        rounding: returns the quantized weight when called; see `AdaRound`.
+        rounding: holds the float weight, and returns the quantized one when called.
     """
 
-    def __init__(self, weight: Tensor, rounding: nn.Module, switch: Switch):
+    rounding: AdaRound
+
+    def __init__(self, rounding: AdaRound, switch: Switch):
         super().__init__()
-        self.weight, self.rounding, self.switch = weight, rounding, switch
+        self.rounding, self.switch = rounding, switch
 
     def forward(self) -> Tensor:
-        return self.rounding() if self.switch.weights else self.weight
+        return self.rounding() if self.switch.weights else self.rounding.weight
 
 
 class LayerBias(nn.Module):

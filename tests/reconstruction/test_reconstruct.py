@@ -63,7 +63,11 @@ def test_codes_in_the_saved_file_are_those_decided(tmp_path):
     reconstruct(network, batches(), QUICK, progress=False)
     save_qdiff(convert_qdiff(network, "reference"), tmp_path / "net")
     loaded = load_qdiff(tmp_path / "net", "reference").graph_module
-    stored = {str(node.args[0].target): get_attr_tensor(loaded, node.args[0]) for node in loaded.graph.nodes if is_op(node, dequantize)}
+    stored = {
+        str(node.args[0].target): get_attr_tensor(loaded, node.args[0])
+        for node in loaded.graph.nodes
+        if is_op(node, dequantize)
+    }
     codes = layer_codes(network)
     assert len(codes) == len(stored) > 5
     for name, expected in codes.items():
@@ -131,7 +135,9 @@ def test_a_finished_run_is_read_back_without_learning(tmp_path):
     ],
 )
 def test_a_checkpoint_of_another_run_is_refused(tmp_path, what, network, data, config):
-    reconstruct(make_prepared(), batches(), replace(QUICK, weight_steps=1, act_steps=0), resume_dir=tmp_path, progress=False)
+    reconstruct(
+        make_prepared(), batches(), replace(QUICK, weight_steps=1, act_steps=0), resume_dir=tmp_path, progress=False
+    )
     with pytest.raises(ArtifactError, match=what):
         reconstruct(
             make_prepared(**network),
@@ -158,7 +164,7 @@ def test_a_folder_of_something_else_is_refused(tmp_path):
 def test_a_unit_that_diverges_keeps_its_rounded_weights_and_says_so(capsys):
     network, rounded = make_prepared(), make_prepared()
     reconstruct(rounded, batches(), replace(QUICK, weight_steps=0, act_steps=0), progress=False)
-    result = reconstruct(network, batches(), replace(QUICK, bias_rate=float(1e30), act_steps=0), progress=True)
+    result = reconstruct(network, batches(), replace(QUICK, bias_rate=1e30, act_steps=0), progress=True)
     assert result.fallbacks
     assert "the rounding" in capsys.readouterr().err
     kept = {unit.path for unit in result.fallbacks}
@@ -185,8 +191,9 @@ def test_data_that_miss_a_part_of_the_schedule_are_refused():
 
 
 def test_a_network_that_was_not_calibrated_is_refused():
-    from qdiff_fx import QDiffConfig, prepare_qdiff
     from residual_net import Net
+
+    from qdiff_fx import QDiffConfig, prepare_qdiff
 
     network = prepare_qdiff(Net().eval(), QDiffConfig(), batches()[0])
     with pytest.raises(CalibrationError, match="saw no data"):

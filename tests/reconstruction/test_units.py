@@ -14,7 +14,8 @@ def test_blocks_and_layers_in_execution_order():
     units = find_units(make_prepared().graph_module)
     assert units[0].path == "block"
     assert (units[0].kind, len(units[0].layers)) == ("block", 2)
-    assert units[-1].path == "rest"
+    assert units[-1].path == "conv_out"
+    assert len(units) == 10
 
 
 @pytest.mark.parametrize("name", ["ddpm_cifar", "sd1", "sdxl", "handwritten_sum", "handwritten_attention"])
