@@ -13,7 +13,7 @@ from torch import nn
 
 from benchmarks.contender import Batch, Predict
 from benchmarks.networks import Network
-from benchmarks.variants import DEFAULT_VARIANT, make_config
+from benchmarks.variants import DEFAULT_VARIANT, make_config, reconstruction_of
 from qdiff_fx.evaluation import predict
 
 OURS = ("reference", "native", "inductor", "x86", "qnnpack")
@@ -33,11 +33,15 @@ class Ours:
         return f"qdiff-{self.variant}"
 
     def prepare(self, unet: nn.Module, network: Network, batches: Iterable[Batch], folder: Path) -> None:
-        from qdiff_fx import calibrate, convert_qdiff, prepare_qdiff, save_qdiff
+        from qdiff_fx import ReconstructionConfig, calibrate, convert_qdiff, prepare_qdiff, reconstruct, save_qdiff
 
         config = make_config(self.variant, network.num_train_timesteps)
         prepared = prepare_qdiff(unet, config, network.inputs())
-        calibrate(prepared, batches)
+        data = list(batches)
+        calibrate(prepared, data)
+        preset = reconstruction_of(self.variant)
+        if preset:
+            reconstruct(prepared, data, ReconstructionConfig.preset(preset))
         save_qdiff(convert_qdiff(prepared, backend="reference"), folder)
 
     def load(self, network: Network, folder: Path) -> Predict:

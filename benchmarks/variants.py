@@ -1,4 +1,7 @@
-"""Names for quantization settings: ``w4a8-pertimestep-nosplit`` means 4-bit weights, 8-bit activations, and so on."""
+"""Names for quantization settings: ``w4a8-pertimestep-nosplit`` means 4-bit weights, 8-bit activations, and so on.
+
+A last part ``-fast``, ``-standard`` or ``-paper`` asks for that reconstruction.
+"""
 
 from __future__ import annotations
 
@@ -21,7 +24,9 @@ SUFFIXES: dict[str, dict[str, Any]] = {
     "maxweights": {"weight_range": "max"},
     "floatattention": {"quantize_attention": False},
     "softmax16": {"softmax_bits": 16},
+    "ends8": {"rules": [{"pattern": "conv_in", "weight_bits": 8}, {"pattern": "conv_out", "weight_bits": 8}]},
 }
+RECONSTRUCTIONS = ("fast", "standard", "paper")
 
 
 def is_variant(name: str) -> bool:
@@ -33,12 +38,12 @@ def parse_variant(name: str) -> dict[str, Any]:
     """``w{bits}[a{bits}][-suffix…]`` to `QDiffConfig` fields; raises ValueError that lists the suffixes."""
     bits, *suffixes = name.split("-")
     match = BITS.fullmatch(bits)
-    unknown = [suffix for suffix in suffixes if suffix not in SUFFIXES]
-    if match is None or unknown:
-        raise ValueError(f"cannot read {name!r}: write w4a8, then any of {', '.join(f'-{s}' for s in SUFFIXES)}")
+    known = (*SUFFIXES, *RECONSTRUCTIONS)
+    if match is None or any(suffix not in known for suffix in suffixes):
+        raise ValueError(f"cannot read {name!r}: write w4a8, then any of {', '.join(f'-{s}' for s in known)}")
     fields: dict[str, Any] = {"weight_bits": int(match[1]), "act_bits": int(match[2] or 8)}
     for suffix in suffixes:
-        fields |= SUFFIXES[suffix]
+        fields |= SUFFIXES.get(suffix, {})
     return fields
 
 
@@ -46,4 +51,9 @@ def make_config(variant: str, num_train_timesteps: int) -> QDiffConfig:
     """The configuration a variant's name stands for."""
     from qdiff_fx import QDiffConfig
 
-    return QDiffConfig(num_train_timesteps=num_train_timesteps, **parse_variant(variant))
+    return QDiffConfig.from_json({"num_train_timesteps": num_train_timesteps, **parse_variant(variant)})
+
+
+def reconstruction_of(variant: str) -> str:
+    """The preset a variant asks for; empty for none."""
+    return next((suffix for suffix in variant.split("-") if suffix in RECONSTRUCTIONS), "")

@@ -14,6 +14,7 @@ from qdiff_fx.cli import app
 from qdiff_fx.cli.rules import parse_rule
 from qdiff_fx.config import Rule
 from qdiff_fx.errors import ConfigError
+from qdiff_fx.reconstruction import ReconstructionConfig
 
 CUSTOM = Path(__file__).parents[1] / "examples" / "custom_unet.py"
 QUICK = ("--steps", "3", "--samples", "4", "--batch-size", "2")
@@ -81,6 +82,20 @@ class TestQuantize:
         succeed("quantize", CUSTOM, *QUICK, *options, "--out", tmp_path / "net", "--json", tmp_path / "figures.json")
         config = json.loads((tmp_path / "figures.json").read_text())["config"]
         assert (config["act_granularity"], config["split"], config["act_range"]) == ("tensor", "off", "minmax")
+
+    def test_reconstructed_blocks_are_kept_and_read_back(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        schedule = ReconstructionConfig(weight_steps=2, act_steps=2, batch_size=4)
+        monkeypatch.setattr(ReconstructionConfig, "fast", staticmethod(lambda: schedule))
+        kept = ("--reconstruct", "fast", "--resume", tmp_path / "state", "--json", tmp_path / "figures.json")
+        figures = []
+        for name in ("first", "second"):
+            result = succeed("quantize", CUSTOM, "--weight-bits", "4", *QUICK, *kept, "--out", tmp_path / name)
+            assert "blocks on 12 samples" in result.stdout
+            figures.append(json.loads((tmp_path / "figures.json").read_text())["reconstruction"])
+        assert not any(unit["resumed"] for unit in figures[0])
+        assert all(unit["resumed"] for unit in figures[1])
+        hashes = [json.loads((tmp_path / name / "qdiff.json").read_text())["sha256"] for name in ("first", "second")]
+        assert hashes[0] == hashes[1]
 
 
 class TestSavedNetwork:
@@ -170,6 +185,8 @@ class TestErrors:
             (("quantize", "digits", "--out", "x", "--split", "all of it"), 2, "split: 'all of it' is not supported."),
             (("quantize", "digits", "--out", "x", "--rule", "conv_in"), 2, "a rule has the form PATTERN=float"),
             (("quantize", "digits", "--out", "x", "--steps", "0"), 2, "--steps"),
+            (("quantize", "digits", "--out", "x", "--reconstruct", "best"), 2, "Choose one of fast, standard, paper"),
+            (("quantize", "digits", "--out", "x", "--resume", "y"), 2, "there is nothing to resume"),
             (("quantize", "digits"), 2, "Missing option '--out'"),
             (("inspect", "nowhere"), 1, "error: nowhere: the folder does not exist."),
             (("eval", "nowhere"), 1, "error: nowhere: the folder does not exist."),

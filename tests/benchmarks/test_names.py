@@ -7,7 +7,7 @@ from benchmarks.lineup import expand, get_contender
 from benchmarks.ours import Ours
 from benchmarks.rivals.openvino import OpenVINO
 from benchmarks.rivals.plain_torch import PlainTorch
-from benchmarks.variants import SUFFIXES, is_variant, make_config, parse_variant
+from benchmarks.variants import SUFFIXES, is_variant, make_config, parse_variant, reconstruction_of
 
 
 @pytest.mark.parametrize(
@@ -29,8 +29,15 @@ def test_a_variant_names_configuration_fields(name: str, fields: dict) -> None:
 
 @pytest.mark.parametrize("suffix", SUFFIXES)
 def test_every_suffix_is_a_valid_configuration(suffix: str) -> None:
-    config = make_config(f"w8a8-{suffix}", 1000)
-    assert all(getattr(config, field) == value for field, value in SUFFIXES[suffix].items())
+    saved = make_config(f"w8a8-{suffix}", 1000).to_json()
+    rules = [{"pattern": rule["pattern"], "weight_bits": rule["weight_bits"]} for rule in saved["rules"]]
+    assert all((saved | {"rules": rules})[field] == value for field, value in SUFFIXES[suffix].items())
+
+
+def test_a_reconstruction_is_no_setting_of_the_quantizers() -> None:
+    assert make_config("w4a8-nosplit-fast", 300) == make_config("w4a8-nosplit", 300)
+    assert reconstruction_of("w4a8-nosplit-fast") == "fast"
+    assert reconstruction_of("w4a8-nosplit") == ""
 
 
 @pytest.mark.parametrize("name", ["a8", "w8a8-", "w8a8-nosplt", "w8x8", ""])
