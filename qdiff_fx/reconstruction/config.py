@@ -27,9 +27,10 @@ class ReconstructionConfig:
         warm_up: share of the weight steps before the regulariser acts.
         beta: its exponent at the end of the warm-up and at the end.
         act_loss_power: p of the activations' loss, mean |error|^p; for the plain objective.
-        objective: "output": a unit's error as it shows in the network's output, each channel weighed by the output's
-            sensitivity to it; "plain": its squared error, as BRECQ and Q-Diffusion have it.
-        negligible: units that rounding adds less than this relative error of the output by get a quarter of the steps.
+        objective: "output": a unit's error as it shows in the network's output, see `output_sensitivity`;
+            "plain": its squared error, as BRECQ and Q-Diffusion have it.
+        typical_loss: a unit whose rounded weights cause this relative error of the output takes the steps given here;
+            one of another loss up to three times as many, or down to a quarter. 0: all take the same.
         bfloat16: run the units' layers in bfloat16 while they learn, not where they are judged.
         joint: learn a unit's activations right after its weights, its inputs quantized in both respects. Otherwise,
             as the paper does, all weights first, under float activations, then all activations.
@@ -39,9 +40,9 @@ class ReconstructionConfig:
     """
 
     weight_steps: int = 400
-    act_steps: int = 100
-    batch_size: int = 16
-    weight_rate: float = 1e-2
+    act_steps: int = 80
+    batch_size: int = 8
+    weight_rate: float = 2e-2
     bias_rate: float = 1e-3
     act_rate: float = 4e-3
     regularisation: float = 1e-2
@@ -49,7 +50,7 @@ class ReconstructionConfig:
     beta: tuple[float, float] = (20.0, 2.0)
     act_loss_power: float = 2.0
     objective: Objective = "output"
-    negligible: float = 1e-5
+    typical_loss: float = 1e-4
     bfloat16: bool = True
     joint: bool = True
     samples: int = 0
@@ -61,7 +62,7 @@ class ReconstructionConfig:
             self._check(name, getattr(self, name) >= 0, "0 or more")
         for name in ("batch_size", "cache_bytes"):
             self._check(name, getattr(self, name) >= 1, "1 or more")
-        for name in ("weight_rate", "bias_rate", "act_rate", "regularisation", "negligible"):
+        for name in ("weight_rate", "bias_rate", "act_rate", "regularisation", "typical_loss"):
             self._check(name, getattr(self, name) >= 0, "0 or more")
         self._check("warm_up", 0 <= self.warm_up < 1, "from 0 up to, not including, 1")
         self._check("objective", self.objective in get_args(Objective), f"one of {list(get_args(Objective))}")
@@ -80,7 +81,7 @@ class ReconstructionConfig:
     @staticmethod
     def standard() -> ReconstructionConfig:
         """An hour or two."""
-        return ReconstructionConfig(weight_steps=2500, act_steps=500, batch_size=32, weight_rate=3e-3)
+        return ReconstructionConfig(weight_steps=2000, act_steps=300, batch_size=16, weight_rate=4e-3)
 
     @staticmethod
     def paper() -> ReconstructionConfig:
@@ -94,7 +95,7 @@ class ReconstructionConfig:
             act_rate=4e-4,
             act_loss_power=2.4,
             objective="plain",
-            negligible=0.0,
+            typical_loss=0.0,
             bfloat16=False,
             joint=False,
         )

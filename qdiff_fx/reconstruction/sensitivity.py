@@ -1,4 +1,4 @@
-"""How much an error in each channel of a unit's output matters to the network's output."""
+"""How much an error in the channels of a unit's output matters to the network's output."""
 
 from __future__ import annotations
 
@@ -28,12 +28,14 @@ class _Kept(fx.Interpreter):
 def output_sensitivity(
     gm: fx.GraphModule, outputs: Collection[str], inputs: Mapping[str, Tensor], rows: Tensor, *, chunk: int, seed: int
 ) -> dict[str, Tensor]:
-    """Per unit and channel, the relative error of the network's output that a unit's error of mean square 1 causes.
+    """Per unit, how errors in its output's channels turn into relative error of the network's output.
 
-    With J the Jacobian of the network's output ε by the unit's output, channel c gets
-    `sum_ij J_ij² / |ε|²` over all elements i of ε and all j of channel c: what errors that are independent of one
-    another add up to. The diagonal of `Jᵀ J` is estimated by random signs v, `E[(Jᵀ v)²]`. BRECQ weighs errors by
-    the gradient of a loss in the same place (Li et al. 2021, equation 10); a diffusion network has no labels.
+    With J the Jacobian of the network's output ε by the unit's output, channels c and d get
+    `G_cd = sum_ij J_ijc J_ijd / |ε|²` over all elements i of ε and positions j of the unit's output, so that errors e_j
+    which are independent from position to position cause the relative error `mean_j e_jᵀ G e_j`. `JᵀJ` is estimated by
+    random signs v, as the mean of `(Jᵀv)(Jᵀv)ᵀ`; off its diagonal it is shrunk, the more the fewer positions it was
+    estimated from. BRECQ weighs errors by the squared gradient of a loss in the same place (Li et al. 2021, equation
+    10); a diffusion network has no labels, and errors of different channels that cancel in the output cost nothing.
 
     Args:
         gm: the network in float.
@@ -41,32 +43,34 @@ def output_sensitivity(
         inputs: the network's inputs by placeholder, [N, ...].
         rows: samples to average over.
     Returns:
-        float32 [C] by output name; `channel_dim` says where channels are.
+        float32 [C, C] by output name; see `channel_rows` for what a channel is.
     """
     generator = torch.Generator().manual_seed(seed)
-    squares: dict[str, Tensor] = {}
+    products: dict[str, Tensor] = {}
+    positions: dict[str, int] = {}
     power = 0.0
     for part in rows.split(chunk):
         runner = _Kept(gm, outputs)
         with torch.enable_grad():
             result = runner.run(*(tensor[part] for tensor in inputs.values()))[0]
             signs = torch.randint(0, 2, result.shape, generator=generator, dtype=result.dtype) * 2 - 1
-            probed = [each for each in runner.kept.values() if each is not result]
-            gradients = torch.autograd.grad((result * signs).sum(), probed, allow_unused=True)
+            values = list(runner.kept.values())
+            gradients = torch.autograd.grad((result * signs).sum(), values, allow_unused=True)
         power += float(result.detach().square().sum())
-        found = {id(each): gradient for each, gradient in zip(probed, gradients)}
-        for name, value in runner.kept.items():
-            gradient = torch.ones_like(value) if value is result else found[id(value)]
-            total = _per_channel(torch.zeros_like(value) if gradient is None else gradient)
-            squares[name] = squares.get(name, 0) + total
-    return {name: total / power for name, total in squares.items()}
+        for name, gradient in zip(runner.kept, gradients, strict=True):
+            if gradient is not None:
+                each = channel_rows(gradient.detach().float())
+                products[name] = products.get(name, 0) + each.T @ each
+                positions[name] = positions.get(name, 0) + len(each)
+    return {name: _shrunk(total / power, positions[name]) for name, total in products.items()}
 
 
-def channel_dim(tensor: Tensor) -> int:
-    """Where the channels of a unit's output are: second of images, last of everything else."""
-    return 1 if tensor.dim() == 4 else tensor.dim() - 1
+def channel_rows(tensor: Tensor) -> Tensor:
+    """[samples and positions, C]: the channels are the second dimension of an image, the last of everything else."""
+    return tensor.movedim(1 if tensor.dim() == 4 else -1, -1).flatten(0, -2)
 
 
-def _per_channel(gradient: Tensor) -> Tensor:
-    """Sum of squares over samples and positions, [C]."""
-    return gradient.detach().square().movedim(channel_dim(gradient), -1).flatten(0, -2).sum(0)
+def _shrunk(matrix: Tensor, positions: int) -> Tensor:
+    """Off-diagonal elements of a C x C estimate from P positions, times P / (P + C)."""
+    diagonal = torch.diag(matrix.diagonal())
+    return diagonal + (matrix - diagonal) * (positions / (positions + len(matrix)))

@@ -15,7 +15,7 @@ from qdiff_fx.reconstruction.config import ReconstructionConfig
 from qdiff_fx.reconstruction.data import Samples
 from qdiff_fx.reconstruction.learning import Batches, learn_activations, learn_weights
 from qdiff_fx.reconstruction.report import UnitReport
-from qdiff_fx.reconstruction.sensitivity import channel_dim
+from qdiff_fx.reconstruction.sensitivity import channel_rows
 from qdiff_fx.reconstruction.stage import Stage
 
 JUDGED = 64
@@ -83,7 +83,10 @@ def _attempt(
 
 
 def _share(steps: int, before: float, config: ReconstructionConfig) -> int:
-    return steps if before >= config.negligible else math.ceil(steps / 4)
+    """More steps for units that matter more: in proportion to the root of their loss, a quarter to three times."""
+    if not config.typical_loss:
+        return steps
+    return math.ceil(steps * min(3.0, max(0.25, math.sqrt(before / config.typical_loss))))
 
 
 def _objective(stage: Stage, lesson: Lesson, before: float, *, power: float) -> Callable[[Tensor], Tensor]:
@@ -109,12 +112,11 @@ def _judge(stage: Stage, lesson: Lesson, *, power: float) -> float:
 
 
 def _loss(stage: Stage, lesson: Lesson, error: Tensor, power: float) -> Tensor:
-    """`sum_c weight_c mean(|error_c|^p)`.
+    """With sensitivities and p = 2, the relative error of the network's output to expect, `mean e_jᵀ G e_j`.
 
-    With sensitivities as weights and p = 2: the relative error of the network's output to expect. Without: BRECQ's
-    loss, summed over channels and averaged over the rest, which Q-Diffusion's λ was chosen for.
+    Without, BRECQ's loss, summed over channels and averaged over the rest, which Q-Diffusion's λ was chosen for.
     """
-    rows = error.float().movedim(channel_dim(error), -1).flatten(0, -2)
+    rows = channel_rows(error.float())
     if lesson.sensitivity:
-        return (rows.square().mean(0) * lesson.sensitivity[stage.unit.output]).sum()
+        return ((rows @ lesson.sensitivity[stage.unit.output]) * rows).sum(1).mean()
     return rows.abs().pow(power).mean(0).sum()
