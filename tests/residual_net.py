@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import functools
 from typing import Any
+from unittest import mock
 
 import torch
 from tiny_graphs import Shortcut
 from torch import nn
 
 from qdiff_fx import PreparedUNet, QDiffConfig, ReconstructionConfig, calibrate, prepare_qdiff
+from qdiff_fx.capture import CapturedGraph, capture
 
-QUICK = ReconstructionConfig(weight_steps=30, act_steps=10, batch_size=4, weight_rate=0.05)
+FAST_RANGES = {"weight_bits": 4, "weight_range": "max", "act_range": "minmax", "timestep_bins": 10}
+"""Quantizers whose ranges take no search."""
+QUICK = ReconstructionConfig(weight_steps=20, act_steps=8, batch_size=4, weight_rate=0.05, typical_loss=0.0)
 
 
 class Residual(nn.Module):
@@ -43,9 +48,17 @@ def batches(count: int = 6, seed: int = 1, timesteps: tuple[float, ...] = (20.0,
     ]
 
 
-def make_prepared(**config: Any) -> PreparedUNet:
+@functools.cache
+def captured() -> tuple[nn.Module, CapturedGraph]:
     torch.manual_seed(0)
-    data = batches()
-    network = prepare_qdiff(Net().eval(), QDiffConfig(**({"weight_bits": 4} | config)), data[0])
-    calibrate(network, data, progress=False)
+    net = Net().eval()
+    return net, capture(net, batches()[0])
+
+
+def make_prepared(**config: Any) -> PreparedUNet:
+    """The network prepared anew and calibrated; only its capture is shared."""
+    net, graph = captured()
+    with mock.patch("qdiff_fx.api.capture", return_value=graph):
+        network = prepare_qdiff(net, QDiffConfig(**(FAST_RANGES | config)), batches()[0])
+    calibrate(network, batches(), progress=False)
     return network

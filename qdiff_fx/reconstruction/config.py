@@ -21,7 +21,7 @@ class ReconstructionConfig:
         act_steps: Adam steps on the step sizes of each unit's activations.
         batch_size: samples per step, spread evenly over the timesteps.
         weight_rate: learning rate of AdaRound's V.
-        bias_rate: learning rate of biases, in units of the output's standard deviation.
+        bias_rate: learning rate of the biases; 0 keeps them.
         act_rate: learning rate of the logarithm of the step sizes; decays to 0 along a cosine.
         regularisation: λ, the weight of the rounding regulariser.
         warm_up: share of the weight steps before the regulariser acts.
@@ -54,7 +54,7 @@ class ReconstructionConfig:
     bfloat16: bool = True
     joint: bool = True
     samples: int = 0
-    cache_bytes: int = 8 << 30
+    cache_bytes: int = 4 << 30
     seed: int = 0
 
     def __post_init__(self) -> None:

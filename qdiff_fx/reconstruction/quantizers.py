@@ -57,7 +57,7 @@ class ActivationQuantizer(nn.Module):
         self.log_factor = nn.Parameter(torch.zeros(len(params.scale)), requires_grad=False)
 
     def forward(self, x: Tensor, timestep: Tensor) -> Tensor:
-        """x [R, ...], R the batch B or a multiple of it; timestep [B]."""
+        """x [R, ...], R the batch B or a multiple of it, or x belongs to every sample; timestep [B]."""
         if not self.switch.activations:
             return x
         rows = self._rows(x, timestep)
@@ -82,7 +82,9 @@ class ActivationQuantizer(nn.Module):
         if count == 1:
             return torch.zeros(x.shape[0], dtype=torch.int64)
         bins = torch.div(timestep.double() * count, self.num_train_timesteps, rounding_mode="floor").long()
-        return bins.clamp(0, count - 1).repeat_interleave(x.shape[0] // len(timestep))
+        bins = bins.clamp(0, count - 1)
+        repeats, remainder = divmod(x.shape[0], len(bins))
+        return bins[:1].expand(x.shape[0]) if remainder or not repeats else bins.repeat_interleave(repeats)
 
 
 class LayerWeight(nn.Module):

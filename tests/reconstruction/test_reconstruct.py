@@ -5,9 +5,9 @@ from unittest import mock
 
 import pytest
 import torch
-from residual_net import QUICK, batches, make_prepared
+from residual_net import QUICK, Net, batches, make_prepared
 
-from qdiff_fx import Reconstruction, convert_qdiff, load_qdiff, reconstruct, save_qdiff
+from qdiff_fx import QDiffConfig, Reconstruction, convert_qdiff, load_qdiff, prepare_qdiff, reconstruct, save_qdiff
 from qdiff_fx.decisions import DECIDED
 from qdiff_fx.errors import ArtifactError, CalibrationError, InputError
 from qdiff_fx.graph import get_attr_tensor, is_op
@@ -72,6 +72,16 @@ def test_codes_in_the_saved_file_are_those_decided(tmp_path):
     assert len(codes) == len(stored) > 5
     for name, expected in codes.items():
         assert torch.equal(stored[f"{before[name].args[1].target}_codes"], expected), name
+
+
+@pytest.mark.parametrize("backend", ["native", "inductor"])
+def test_kernels_agree_with_the_reference_on_what_was_learned(backend):
+    network = make_prepared()
+    reconstruct(network, batches(), QUICK, progress=False)
+    reference = convert_qdiff(network, "reference")
+    kernels = convert_qdiff(network, backend, compute_dtype=torch.float32, compile=False)
+    batch = batches(seed=2)[0]
+    assert sqnr_db(reference(**batch), kernels(**batch)) > 40
 
 
 def test_activation_tables_arrive_with_their_zero_points():
@@ -186,15 +196,11 @@ def test_data_of_another_network_are_refused():
 
 
 def test_data_that_miss_a_part_of_the_schedule_are_refused():
-    with pytest.raises(CalibrationError, match=r"no sample has a timestep in \[0, 40\)"):
+    with pytest.raises(CalibrationError, match=r"no sample has a timestep in \[0, 100\)"):
         reconstruct(make_prepared(), batches(timesteps=(500.0, 980.0)), QUICK, progress=False)
 
 
 def test_a_network_that_was_not_calibrated_is_refused():
-    from residual_net import Net
-
-    from qdiff_fx import QDiffConfig, prepare_qdiff
-
     network = prepare_qdiff(Net().eval(), QDiffConfig(), batches()[0])
     with pytest.raises(CalibrationError, match="saw no data"):
         reconstruct(network, batches(), QUICK, progress=False)
