@@ -142,34 +142,47 @@ QDIFF_INLINE Floats squared(const Floats& x, int64_t count) {
   return select(lane, x * x, Floats{});
 }
 
-// A row's channels stay in L1 between the passes.
-template <typename Element>
-void layer_norm_rows(const Norm& p, int64_t begin, int64_t end, const Output<Element>& out) {
+constexpr int kRowsAtOnce = 4;
+
+// Rows stay in L1 between the passes. R of them at once: each sum is a chain of additions that wait for one another.
+template <int R, typename Element>
+void layer_norm_rows(const Norm& p, int64_t row, const Output<Element>& out) {
   const Reader reader{p.parts[0], p.type};
-  for (int64_t row = begin; row < end; ++row) {
-    const int64_t at = row * p.part_stride[0];
-    Floats sum{};
-    for (int64_t c = 0; c < p.channels; c += kLanes) sum += reader.read(at + c, p.channels - c);
-    const float mean = total(sum) / float(p.channels);
-    Floats squares{};
-    for (int64_t c = 0; c < p.channels; c += kLanes) {
-      squares += squared(reader.read(at + c, p.channels - c) - mean, p.channels - c);
-    }
-    const float inverse = float(1.0 / std::sqrt(double(total(squares)) / double(p.channels) + p.epsilon));
-    for (int64_t c = 0; c < p.channels; c += kLanes) {
-      const int64_t count = std::min(kLanes, p.channels - c);
-      Floats y = (reader.read(at + c, count) - mean) * inverse;
-      if (p.weight) y *= load_some(p.weight + c, count);
-      if (p.bias) y += load_some(p.bias + c, count);
-      out.write(row * p.out_stride + c, y, count);
-    }
+  const auto read = [&](int r, int64_t c, int64_t count) { return reader.read((row + r) * p.part_stride[0] + c, count); };
+  const auto each_vector = [&](const auto& visit) {
+    int64_t c = 0;
+    for (; c + kLanes <= p.channels; c += kLanes) visit(c, kLanes);
+    if (c < p.channels) visit(c, p.channels - c);
+  };
+  Floats sum[R] = {}, squares[R] = {};
+  float mean[R], inverse[R];
+  each_vector([&](int64_t c, int64_t count) {
+    for (int r = 0; r < R; ++r) sum[r] += read(r, c, count);
+  });
+  for (int r = 0; r < R; ++r) mean[r] = total(sum[r]) / float(p.channels);
+  each_vector([&](int64_t c, int64_t count) {
+    for (int r = 0; r < R; ++r) squares[r] += squared(read(r, c, count) - mean[r], count);
+  });
+  for (int r = 0; r < R; ++r) {
+    inverse[r] = float(1.0 / std::sqrt(double(total(squares[r])) / double(p.channels) + p.epsilon));
   }
+  each_vector([&](int64_t c, int64_t count) {
+    const Floats weight = p.weight ? load_some(p.weight + c, count) : splat(1.0f);
+    const Floats bias = p.bias ? load_some(p.bias + c, count) : Floats{};
+    for (int r = 0; r < R; ++r) {
+      const Floats y = (read(r, c, count) - mean[r]) * inverse[r] * weight + bias;
+      out.write((row + r) * p.out_stride + c, y, count);
+    }
+  });
 }
 
 void layer_norm(const Norm& p, Tasks& tasks) {
   int64_t begin, end;
   with_output(p.out, p.out_type, p.quantizer, [&](const auto& out) {
-    while (tasks.take(begin, end)) layer_norm_rows(p, begin, end, out);
+    while (tasks.take(begin, end)) {
+      for (; begin + kRowsAtOnce <= end; begin += kRowsAtOnce) layer_norm_rows<kRowsAtOnce>(p, begin, out);
+      for (; begin < end; ++begin) layer_norm_rows<1>(p, begin, out);
+    }
   });
 }
 
