@@ -21,7 +21,7 @@ from qdiff_fx.kernels import int_attention, int_attention_vnni, status
 pytestmark = pytest.mark.skipif(not status().available, reason=status().reason or "-")
 
 ZERO_POINT_MAX = 255
-FIXED_POINT_ERROR = 4e-4  # of a probability, relative
+FIXED_POINT_ERROR = 5e-4  # of a probability, relative
 
 
 def exact_and_tolerance(args: tuple, fixed_point: bool) -> tuple[Tensor, Tensor]:

@@ -4,6 +4,7 @@
 #include <algorithm>
 #include <cmath>
 
+#include "activations.h"
 #include "avx512.h"
 
 namespace qdiff {
@@ -12,7 +13,7 @@ namespace {
 constexpr int64_t kStretch = 64;
 
 // Of integer scores, in 16-bit fixed point: the codes need 8 bits, and so twice as many fit into a register as floats.
-// A code is within 4e-4 of itself before it is rounded.
+// A code is within 5e-4 of itself before it is rounded.
 //
 // The distance u = (peak - score) * scale of base-2 exponents has 11 bits after the point and is at most 16, where codes
 // are long zero. Of 2^-u, a table has the first 6 bits after the point, a straight line to the next entry the other 5,
@@ -26,14 +27,16 @@ class FixedSoftmax {
     if (scale > 0) exponent = std::isinf(scale) ? kMostLeft : std::ilogb(scale) + kPoint + 1;
     left_ = std::clamp(exponent, 0, kMostLeft);
     right_ = std::clamp(-exponent, 0, 31);
-    multiplier_ = _mm512_set1_epi16(int16_t(std::min(65535.0, std::ldexp(scale, 16 + kPoint - left_ + right_))));
+    const double multiplier = std::ldexp(scale, 16 + kPoint - left_ + right_);
+    multiplier_ = _mm512_set1_epi16(int16_t(std::lround(std::min(65535.0, multiplier))));
     half_ = right_ > 0 ? 1 << (right_ - 1) : 0;
     most_ = _mm512_set1_epi16(int16_t(65535 >> left_));
+    while (int64_t{levels} << (after_point_ + 1) < 65536) ++after_point_;
     alignas(64) uint16_t entries[kEntries + 1], steps[kEntries];
     for (int i = 0; i <= kEntries; ++i) {
       // The product's lower half is cut off: half a unit on the average.
       const double u = double(i) / kEntries + std::ldexp(0.5, -kPoint);
-      entries[i] = uint16_t(std::lround(levels * 256.0 * std::exp2(-u)));
+      entries[i] = uint16_t(std::lround(std::ldexp(levels * std::exp2(-u), after_point_)));
     }
     for (int i = 0; i < kEntries; ++i) steps[i] = uint16_t(entries[i] - entries[i + 1]);
     for (int i = 0; i < 2; ++i) {
@@ -84,10 +87,11 @@ class FixedSoftmax {
     const __m512i way = _mm512_slli_epi16(u, 16 - (kPoint - kEntryBits));
     const __m512i fraction = _mm512_sub_epi16(value, _mm512_mulhi_epu16(step, way));
     const __m512i code = _mm512_srlv_epi16(fraction, _mm512_srli_epi16(u, kPoint));
-    return _mm512_srli_epi16(_mm512_add_epi16(code, _mm512_set1_epi16(128)), 8);
+    const __m512i half = _mm512_set1_epi16(int16_t(1 << (after_point_ - 1)));
+    return _mm512_srl_epi16(_mm512_add_epi16(code, half), _mm_cvtsi32_si128(after_point_));
   }
 
-  int left_, right_;
+  int left_, right_, after_point_ = 0;  // the last: bits that entries have after the point of a code
   int32_t half_;
   __m512i peak_, multiplier_, most_, entries_[2], steps_[2];
 };
@@ -95,9 +99,9 @@ class FixedSoftmax {
 // Of float scores, which a mask has been added to.
 class FloatSoftmax {
  public:
-  explicit FloatSoftmax(int32_t levels) : offset_(_mm512_set1_ps(std::log2(float(levels)))) {}
+  explicit FloatSoftmax(int32_t levels) : offset_(splat(std::log2(float(levels)))) {}
 
-  void set_peak(float peak) { peak_ = _mm512_set1_ps(peak); }
+  void set_peak(float peak) { peak_ = splat(peak); }
 
   QDIFF_INLINE __m512i codes(const int32_t* scores) const {
     const __m512i low = _mm512_packs_epi32(vector(scores), vector(scores + 16));
@@ -108,23 +112,11 @@ class FloatSoftmax {
 
  private:
   QDIFF_INLINE __m512i vector(const int32_t* scores) const {
-    const __m512 below = _mm512_sub_ps(_mm512_loadu_ps(scores), peak_);
-    return _mm512_cvtps_epi32(exp2(_mm512_fmadd_ps(below, _mm512_set1_ps(kLog2E), offset_)));
+    const Floats below = load_raw<Floats>(scores) - peak_;
+    return __m512i(nearest(exponential2(multiply_add(below, splat(kLog2E), offset_))));
   }
 
-  // 2^x for x <= 8, relative error 2e-7: 2^floor(x) times a minimax polynomial of the fraction.
-  static QDIFF_INLINE __m512 exp2(__m512 x) {
-    const __m512 f = _mm512_reduce_ps(x, _MM_FROUND_TO_NEG_INF | _MM_FROUND_NO_EXC);
-    __m512 y = _mm512_set1_ps(1.87757669e-3f);
-    y = _mm512_fmadd_ps(y, f, _mm512_set1_ps(8.98934063e-3f));
-    y = _mm512_fmadd_ps(y, f, _mm512_set1_ps(5.58263175e-2f));
-    y = _mm512_fmadd_ps(y, f, _mm512_set1_ps(2.40153611e-1f));
-    y = _mm512_fmadd_ps(y, f, _mm512_set1_ps(6.93153083e-1f));
-    y = _mm512_fmadd_ps(y, f, _mm512_set1_ps(9.99999940e-1f));
-    return _mm512_scalef_ps(y, x);
-  }
-
-  __m512 peak_, offset_;
+  Floats peak_, offset_;
 };
 
 // Codes of `keys` keys of one row, written in stretches of 64 with zeros behind the last; scores are read in such stretches
