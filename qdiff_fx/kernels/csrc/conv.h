@@ -44,9 +44,38 @@ bool pixels_first(const Conv& p) {
 
 int64_t conv_tasks(const Conv& p) { return row_chunks(p) * (pixels_first(p) ? 1 : blocks_of(p)); }
 
+// Whether `count` output pixels side by side read source pixels that are as far apart as the stride says, by every column of
+// the kernel: no padding and no repetition in between. From one place to the next a map moves on by one at most, so its
+// ends tell.
+QDIFF_INLINE bool reads_evenly(const Conv& p, const ConvSource& s, int64_t x, int64_t count) {
+  const int64_t steps = (count - 1) * p.stride_w;
+  for (int64_t j = 0; j < p.kernel_w; ++j) {
+    const int64_t* col = s.col_map + x * p.stride_w + j * p.dilation_w;
+    if (col[0] < 0 || col[steps] - col[0] != steps) return false;
+  }
+  return true;
+}
+
+// Where each tap of `count` pixels side by side reads, when they do so evenly.
+QDIFF_INLINE void find_even_rows(const Conv& p, const ConvSource& s, const uint8_t* image, int64_t y, int64_t x, Rows* tap) {
+  const int64_t step = p.stride_w * s.stride_w;
+  for (int64_t i = 0; i < p.kernel_h; ++i) {
+    const int64_t row = s.row_map[y * p.stride_h + i * p.dilation_h];
+    for (int64_t j = 0; j < p.kernel_w; ++j, ++tap) {
+      const int64_t col = s.col_map[x * p.stride_w + j * p.dilation_w];
+      const uint8_t* from = row < 0 ? s.outside : image + row * s.stride_h + col * s.stride_w;
+      const int64_t apart = row < 0 ? 0 : step;
+      for (int64_t r = 0; r < kTileRows; ++r) (*tap)[r] = from + r * apart;
+    }
+  }
+}
+
 // Where each tap of each of the `count` output pixels from `first` reads.
 QDIFF_INLINE void find_rows(const Conv& p, const ConvSource& s, int64_t first, int64_t count, Rows* rows) {
   int64_t x = first % p.out_w, y = first / p.out_w % p.out_h, n = first / (p.out_w * p.out_h);
+  if (x + count <= p.out_w && reads_evenly(p, s, x, count)) {
+    return find_even_rows(p, s, s.codes + n * s.stride_n, y, x, rows);
+  }
   for (int64_t r = 0; r < count; ++r) {
     const uint8_t* image = s.codes + n * s.stride_n;
     Rows* tap = rows;
