@@ -12,6 +12,7 @@ from qdiff_fx.qparams import ACTIVATION_BITS, SOFTMAX_BITS, WEIGHT_BITS, WIDE_BI
 
 SplitPolicy = Literal["shortcut", "all", "off"]
 WeightRange = Literal["max", "mse"]
+WeightRounding = Literal["nearest", "second_order"]
 ActRange = Literal["minmax", "moving_average", "percentile", "mse"]
 ActGranularity = Literal["tensor", "timestep"]
 
@@ -92,6 +93,8 @@ class QDiffConfig:
         split: "shortcut" quantizes the chunks of a concat that feeds a conv or linear separately (the paper,
             section 4.2), "all" also splits convs behind the norm and activation of a concat, "off" none.
         weight_range: "max", or "mse": the paper's L2.4 search over 80 candidates.
+        weight_rounding: "nearest", or "second_order": codes that change the layers' outputs least, which
+            ``round_weights`` chooses with calibration data.
         act_range: how activation ranges come from the statistics.
         act_granularity: "timestep": a table of scales indexed by the timestep bin, or "tensor": one scale. A network
             without a timestep argument gets one scale either way.
@@ -108,6 +111,7 @@ class QDiffConfig:
     sample_act_bits: int = WIDE_BITS
     split: SplitPolicy = "shortcut"
     weight_range: WeightRange = "mse"
+    weight_rounding: WeightRounding = "nearest"
     act_range: ActRange = "mse"
     act_granularity: ActGranularity = "timestep"
     quantize_attention: bool = True
@@ -124,6 +128,7 @@ class QDiffConfig:
         _check_bits("sample_act_bits", self.sample_act_bits, (*ACTIVATION_BITS, WIDE_BITS))
         _check_choice("split", self.split, get_args(SplitPolicy))
         _check_choice("weight_range", self.weight_range, get_args(WeightRange))
+        _check_choice("weight_rounding", self.weight_rounding, get_args(WeightRounding))
         _check_choice("act_range", self.act_range, get_args(ActRange))
         _check_choice("act_granularity", self.act_granularity, get_args(ActGranularity))
         for rule in self.rules:

@@ -51,6 +51,12 @@ def convert(prepared: fx.GraphModule, config: QDiffConfig) -> fx.GraphModule:
     """
     if "observed" not in prepared.meta.get("properties", ()):
         raise ConversionError("the graph has no observers", fix="Call prepare_qdiff and calibrate first")
+    if config.weight_rounding not in ("nearest", prepared.meta.get("weight_rounding")):
+        raise ConversionError(
+            f"the configuration asks for {config.weight_rounding} rounding and no weight has been rounded",
+            where="weight_rounding",
+            fix="Call round_weights with the calibration data first",
+        )
     gm = copy_graph(prepared)
     tables = _TimestepTables(gm, config)
     activations = {

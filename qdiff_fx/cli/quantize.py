@@ -17,6 +17,7 @@ from qdiff_fx.errors import ArtifactError
 from qdiff_fx.networks import PreparedUNet, QuantizedUNet
 from qdiff_fx.report.comparison import megabytes
 from qdiff_fx.report.layers import float_layers_table, layers_json
+from qdiff_fx.rounding import round_weights
 from qdiff_fx.serialization import MANIFEST, artifact_bytes
 from qdiff_fx.sources import Draw, Source, resolve
 
@@ -35,6 +36,9 @@ def quantize(
     act_range: Annotated[
         str, typer.Option("--act-range", help="minmax, moving_average, percentile or mse.")
     ] = DEFAULTS.act_range,
+    rounding: Annotated[
+        str, typer.Option("--rounding", help="Of weights: nearest, or second_order (takes a few minutes).")
+    ] = "second_order",
     per_timestep: Annotated[
         bool,
         typer.Option(
@@ -63,6 +67,7 @@ def quantize(
         "act_bits": act_bits,
         "softmax_bits": softmax_bits,
         "split": split,
+        "weight_rounding": rounding,
         "act_range": act_range,
         "act_granularity": "timestep" if per_timestep else "tensor",
         "rules": tuple(parse_rule(text) for text in rule or ()),
@@ -80,6 +85,11 @@ def quantize(
     )
     output.note("calibrating")
     calibrate(prepared, data, progress=output.interactive)
+    if prepared.qconfig.weight_rounding == "second_order":
+        output.note("rounding the weights")
+        refused = round_weights(prepared, data, progress=output.interactive).refused
+        for path, reason in refused.items():
+            output.note(f"{path} is rounded to nearest: {reason}")
     quantized = convert(prepared, origin, out, output)
     output.show(float_layers_table(quantized.explain().rows, "quantized"))
     output.show(f"wrote {out}: {megabytes(artifact_bytes(out))}")
