@@ -11,6 +11,7 @@ from torch import Tensor, fx
 from tqdm import tqdm
 
 from qdiff_fx.backends.base import quantized_layers, weight_of
+from qdiff_fx.calibration.data import Batch
 from qdiff_fx.config import WeightRange
 from qdiff_fx.convert import convert
 from qdiff_fx.errors import CalibrationError, ConfigError
@@ -48,7 +49,7 @@ class RoundingReport:
 
 def round_weights(
     prepared: PreparedUNet,
-    batches: Iterable[dict[str, Any]],
+    batches: Iterable[Batch],
     *,
     memory_cap_bytes: int = MEMORY_CAP,
     progress: bool = True,
@@ -135,7 +136,7 @@ def _groups(jobs: list[Job], cap: int) -> Iterator[list[Job]]:
         yield group
 
 
-def _gather(network: QuantizedUNet, group: list[Job], batches: list[dict[str, Any]], bar: Any) -> None:
+def _gather(network: QuantizedUNet, group: list[Job], batches: list[Batch], bar: Any) -> None:
     for job in group:
         job.moment.start()
     for batch in batches:
