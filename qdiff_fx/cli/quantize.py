@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from qdiff_fx.api import convert_qdiff, prepare_qdiff, save_qdiff
-from qdiff_fx.calibration import calibrate
+from qdiff_fx.calibration import CalibrationData, calibrate
 from qdiff_fx.cli.options import BatchSize, Json, Prompts, Seed, SourceName, Steps, read_prompts
 from qdiff_fx.cli.output import Output
 from qdiff_fx.cli.rules import parse_rule
@@ -83,13 +83,7 @@ def quantize(
     data = origin.calibration_data(
         Draw(samples, steps, seed), every=every, batch_size=batch_size, resume_dir=calibration
     )
-    output.note("calibrating")
-    calibrate(prepared, data, progress=output.interactive)
-    if prepared.qconfig.weight_rounding == "second_order":
-        output.note("rounding the weights")
-        refused = round_weights(prepared, data, progress=output.interactive).refused
-        for path, reason in refused.items():
-            output.note(f"{path} is rounded to nearest: {reason}")
+    observe(prepared, data, output)
     quantized = convert(prepared, origin, out, output)
     output.show(float_layers_table(quantized.explain().rows, "quantized"))
     output.show(f"wrote {out}: {megabytes(artifact_bytes(out))}")
@@ -106,6 +100,16 @@ def prepare(origin: Source, config: QDiffConfig, output: Output) -> PreparedUNet
     """Capture the source's network and put observers in."""
     output.note("capturing the network")
     return prepare_qdiff(origin.unet, config, origin.example_inputs())
+
+
+def observe(prepared: PreparedUNet, data: CalibrationData, output: Output) -> None:
+    """Show the recorded inputs to the network, and round its weights by them where it is configured so."""
+    output.note("calibrating")
+    calibrate(prepared, data, progress=output.interactive)
+    if prepared.qconfig.weight_rounding == "second_order":
+        output.note("rounding the weights")
+        for path, reason in round_weights(prepared, data, progress=output.interactive).refused.items():
+            output.note(f"{path} is rounded to nearest: {reason}")
 
 
 def convert(prepared: PreparedUNet, origin: Source, out: Path, output: Output) -> QuantizedUNet:
