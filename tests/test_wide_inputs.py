@@ -33,7 +33,7 @@ def test_two_codes_leave_no_error_to_speak_of(layer):
 def test_the_bias_is_added_once_and_codes_are_stored_once():
     gm = qdq_graph(Plain(nn.Conv2d(3, 4, 3)), X, rules=WIDE)
     layers = [n for n in gm.graph.nodes if "layer" in n.meta]
-    assert [n.meta["layer"].path for n in layers] == ["layer", "layer (rest)"]
+    assert [n.meta["layer"].path for n in layers] == ["layer", "layer[rest]"]
     assert [n.args[2] is not None for n in layers] == [True, False]
     assert layers[0].args[1] is layers[1].args[1]
 
