@@ -33,11 +33,14 @@ class Ours:
         return f"qdiff-{self.variant}"
 
     def prepare(self, unet: nn.Module, network: Network, batches: Iterable[Batch], folder: Path) -> None:
-        from qdiff_fx import calibrate, convert_qdiff, prepare_qdiff, save_qdiff
+        from qdiff_fx import calibrate, convert_qdiff, prepare_qdiff, round_weights, save_qdiff
 
         config = make_config(self.variant, network.num_train_timesteps)
         prepared = prepare_qdiff(unet, config, network.inputs())
+        batches = list(batches)
         calibrate(prepared, batches)
+        if config.weight_rounding == "second_order":
+            round_weights(prepared, batches)
         save_qdiff(convert_qdiff(prepared, backend="reference"), folder)
 
     def load(self, network: Network, folder: Path) -> Predict:

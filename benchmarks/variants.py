@@ -18,6 +18,8 @@ SUFFIXES: dict[str, dict[str, Any]] = {
     "splitall": {"split": "all"},
     "minmax": {"act_range": "minmax"},
     "percentile": {"act_range": "percentile"},
+    "secondorder": {"weight_rounding": "second_order"},
+    "sameedges": {"edge_weight_bits": 2, "sample_act_bits": 8},
     "maxweights": {"weight_range": "max"},
     "floatattention": {"quantize_attention": False},
     "softmax16": {"softmax_bits": 16},

@@ -5,6 +5,7 @@ from qdiff_fx.calibration import CalibrationData, calibrate, collect_calibration
 from qdiff_fx.config import QDiffConfig, Rule
 from qdiff_fx.errors import QDiffError
 from qdiff_fx.networks import PreparedUNet, QuantizedUNet
+from qdiff_fx.rounding import round_weights
 
 __version__ = "0.1.0"
 
@@ -20,5 +21,6 @@ __all__ = [
     "convert_qdiff",
     "load_qdiff",
     "prepare_qdiff",
+    "round_weights",
     "save_qdiff",
 ]

@@ -14,6 +14,7 @@ LayerKind = Literal["conv", "conv_transpose", "linear", "attention"]
 
 WEIGHT_BITS = range(2, 9)
 ACTIVATION_BITS = range(4, 9)
+WIDE_BITS = 16  # of the input of a weight layer: two codes of 8 bits, the second of what the first leaves over
 SOFTMAX_BITS = (4, 5, 6, 7, 8, 16)
 
 
@@ -82,6 +83,19 @@ class QParams:
     def from_json(data: dict[str, Any]) -> QParams:
         spec = TensorSpec(data["bits"], data["signed"], data["symmetric"])
         return QParams(spec, tuple(data["scale"]), tuple(data["zero_point"]))
+
+
+@dataclass(frozen=True)
+class RoundedWeight:
+    """Codes chosen for a weight before conversion, which then takes them as they are: ``w ≈ codes · scales``.
+
+    Attributes:
+        codes: int8, the weight's shape, within ``weight_range`` of its bits.
+        scales: float32, one per output channel.
+    """
+
+    codes: torch.Tensor
+    scales: torch.Tensor
 
 
 @dataclass(frozen=True)
