@@ -1,7 +1,9 @@
 """Interleaved timing: every backend runs in a process of its own, and they take turns, one step each.
 
 Machines drift; steps taken in turn drift together, so their ratio is fair. While one works the others wait for a
-line on standard input, and each reports how much processor time it used meanwhile.
+line on standard input, and each reports how much processor time it used meanwhile. Thread pools go on spinning for some
+milliseconds after their work is done (the OpenMP runtime of torch for five or so), and would take a core from whoever
+comes next: a pause between turns lets them fall asleep.
 """
 
 from __future__ import annotations
@@ -12,6 +14,7 @@ import os
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,6 +22,7 @@ from typing import IO, Any, Protocol
 
 CHECKOUT = Path(__file__).resolve().parents[1]
 GRACE_SECONDS = 10
+PAUSE_SECONDS = 0.1
 
 
 class WorkerError(RuntimeError):
@@ -43,15 +47,22 @@ class Timings:
 
 
 def interleave(
-    workers: Sequence[Stepper], rounds: int, on_step: Callable[[str], object] = lambda name: None
+    workers: Sequence[Stepper],
+    rounds: int,
+    on_step: Callable[[str], object] = lambda name: None,
+    pause: Callable[[], object] = lambda: time.sleep(PAUSE_SECONDS),
 ) -> dict[str, Timings]:
-    """Ask every worker for one step, in turn, `rounds` times; a worker that fails is not asked again."""
+    """Ask every worker for one step, in turn, `rounds` times; a worker that fails is not asked again.
+
+    `pause` is called before every step.
+    """
     timings = {worker.name: Timings() for worker in workers}
     for _ in range(rounds):
         for worker in workers:
             timing = timings[worker.name]
             if timing.error:
                 continue
+            pause()
             try:
                 answer = worker.step()
             except WorkerError as error:

@@ -21,10 +21,11 @@ SUFFIXES: dict[str, dict[str, Any]] = {
     "splitall": {"split": "all"},
     "minmax": {"act_range": "minmax"},
     "percentile": {"act_range": "percentile"},
+    "secondorder": {"weight_rounding": "second_order"},
+    "sameedges": {"edge_weight_bits": 2, "sample_act_bits": 8},
     "maxweights": {"weight_range": "max"},
     "floatattention": {"quantize_attention": False},
     "softmax16": {"softmax_bits": 16},
-    "ends8": {"rules": [{"pattern": "conv_in", "weight_bits": 8}, {"pattern": "conv_out", "weight_bits": 8}]},
 }
 RECONSTRUCTIONS = ("fast", "standard", "paper")
 

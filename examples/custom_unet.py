@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from diffusers import DDIMScheduler
 from torch import nn
 
-from qdiff_fx import QDiffConfig, calibrate, convert_qdiff, prepare_qdiff, save_qdiff
+from qdiff_fx import QDiffConfig, calibrate, convert_qdiff, prepare_qdiff, round_weights, save_qdiff
 from qdiff_fx.evaluation import eps_sqnr, trajectory
 
 SAMPLE_SHAPE = (3, 16, 16)
@@ -108,8 +108,9 @@ def main() -> None:
     seen = trajectory(unet, scheduler, torch.randn(8, *SAMPLE_SHAPE))
     batches = [{"x": step.sample, "t": step.timestep} for step in seen.steps]
 
-    prepared = prepare_qdiff(unet, QDiffConfig(weight_bits=4), batches[0])
+    prepared = prepare_qdiff(unet, QDiffConfig(weight_bits=4, weight_rounding="second_order"), batches[0])
     calibrate(prepared, batches)
+    round_weights(prepared, batches)
     quantized = convert_qdiff(prepared, backend="reference")
     save_qdiff(quantized, args.out)
 

@@ -12,6 +12,7 @@ from qdiff_fx import (
     convert_qdiff,
     load_qdiff,
     prepare_qdiff,
+    round_weights,
     save_qdiff,
 )
 from qdiff_fx.bundled.digits import load_digits_pipeline
@@ -38,8 +39,9 @@ def main() -> None:
         inputs={"labels": [number % 10 for number in range(args.samples)]},
     )
 
-    prepared = prepare_qdiff(pipe.unet, QDiffConfig(weight_bits=4, act_bits=8), data[0])
+    prepared = prepare_qdiff(pipe.unet, QDiffConfig(weight_bits=4, weight_rounding="second_order"), data[0])
     calibrate(prepared, data)
+    round_weights(prepared, data)
     save_qdiff(convert_qdiff(prepared, backend="reference"), args.out)
 
     draw = Draw(count=10, steps=args.steps, seed=1)

@@ -18,7 +18,15 @@ import torch
 from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
-from qdiff_fx import QDiffConfig, calibrate, collect_calibration_data, convert_qdiff, prepare_qdiff, save_qdiff
+from qdiff_fx import (
+    QDiffConfig,
+    calibrate,
+    collect_calibration_data,
+    convert_qdiff,
+    prepare_qdiff,
+    round_weights,
+    save_qdiff,
+)
 
 PROMPTS = ["a fish", "a boat on a lake", "two birds", "the moon over a hill"]
 TEXT_WIDTH, TOKENS = 32, 24
@@ -94,8 +102,9 @@ def main() -> None:
         inputs={"prompt": PROMPTS},
     )
 
-    prepared = prepare_qdiff(pipe.unet, QDiffConfig(weight_bits=4), data[0])
+    prepared = prepare_qdiff(pipe.unet, QDiffConfig(weight_bits=4, weight_rounding="second_order"), data[0])
     calibrate(prepared, data)
+    round_weights(prepared, data)
     pipe.unet = convert_qdiff(prepared, backend=args.backend)
     save_qdiff(pipe.unet, args.out)
 

@@ -6,6 +6,7 @@ from qdiff_fx.config import QDiffConfig, Rule
 from qdiff_fx.errors import QDiffError
 from qdiff_fx.networks import PreparedUNet, QuantizedUNet
 from qdiff_fx.reconstruction import Reconstruction, ReconstructionConfig, reconstruct
+from qdiff_fx.rounding import round_weights
 
 __version__ = "0.1.0"
 
@@ -24,5 +25,6 @@ __all__ = [
     "load_qdiff",
     "prepare_qdiff",
     "reconstruct",
+    "round_weights",
     "save_qdiff",
 ]

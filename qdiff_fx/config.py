@@ -8,10 +8,11 @@ from dataclasses import asdict, dataclass, field, fields
 from typing import Any, Literal, get_args
 
 from qdiff_fx.errors import ConfigError
-from qdiff_fx.qparams import ACTIVATION_BITS, SOFTMAX_BITS, WEIGHT_BITS
+from qdiff_fx.qparams import ACTIVATION_BITS, SOFTMAX_BITS, WEIGHT_BITS, WIDE_BITS
 
 SplitPolicy = Literal["shortcut", "all", "off"]
 WeightRange = Literal["max", "mse"]
+WeightRounding = Literal["nearest", "second_order"]
 ActRange = Literal["minmax", "moving_average", "percentile", "mse"]
 ActGranularity = Literal["tensor", "timestep"]
 
@@ -32,7 +33,8 @@ class Rule:
 
     Attributes:
         pattern: a glob over dotted module paths ("up_blocks.*.conv_shortcut"), or a regular expression after "re:".
-        weight_bits, act_bits, softmax_bits, act_range: override the global setting where not ``None``.
+        weight_bits, act_bits, softmax_bits, act_range: override the global setting where not ``None``. 16 ``act_bits``
+            are two 8-bit codes: twice the layer's work, and for layers with weights only.
         quantize: ``False`` keeps the layer in float, ``True`` takes it back from an earlier rule that did.
     """
 
@@ -48,7 +50,7 @@ class Rule:
         if self.weight_bits is not None:
             _check_bits(f"{where}.weight_bits", self.weight_bits, WEIGHT_BITS)
         if self.act_bits is not None:
-            _check_bits(f"{where}.act_bits", self.act_bits, ACTIVATION_BITS)
+            _check_bits(f"{where}.act_bits", self.act_bits, (*ACTIVATION_BITS, WIDE_BITS))
         if self.softmax_bits is not None:
             _check_bits(f"{where}.softmax_bits", self.softmax_bits, SOFTMAX_BITS)
         if self.act_range is not None:
@@ -84,9 +86,15 @@ class QDiffConfig:
         weight_bits: 2 to 8, symmetric, one scale per output channel.
         act_bits: 4 to 8, asymmetric, one scale per tensor or per tensor and timestep bin.
         softmax_bits: bits of the attention probabilities (zero-point 0), 4 to 8 or 16.
+        edge_weight_bits: at least so many bits for the weights of the layers at the network's edges: those that read
+            the sample and the one whose result is the prediction. They are few, and nothing averages their error out.
+        sample_act_bits: bits of the sample where a layer reads it, 4 to 8, or 16: two 8-bit codes. The error of the
+            sample is noise, which is what the network predicts: it arrives in the prediction undiminished.
         split: "shortcut" quantizes the chunks of a concat that feeds a conv or linear separately (the paper,
             section 4.2), "all" also splits convs behind the norm and activation of a concat, "off" none.
         weight_range: "max", or "mse": the paper's L2.4 search over 80 candidates.
+        weight_rounding: "nearest", or "second_order": codes that change the layers' outputs least, which
+            ``round_weights`` chooses with calibration data.
         act_range: how activation ranges come from the statistics.
         act_granularity: "timestep": a table of scales indexed by the timestep bin, or "tensor": one scale. A network
             without a timestep argument gets one scale either way.
@@ -99,8 +107,11 @@ class QDiffConfig:
     weight_bits: int = 8
     act_bits: int = 8
     softmax_bits: int = 8
+    edge_weight_bits: int = 8
+    sample_act_bits: int = WIDE_BITS
     split: SplitPolicy = "shortcut"
     weight_range: WeightRange = "mse"
+    weight_rounding: WeightRounding = "nearest"
     act_range: ActRange = "mse"
     act_granularity: ActGranularity = "timestep"
     quantize_attention: bool = True
@@ -113,8 +124,11 @@ class QDiffConfig:
         _check_bits("weight_bits", self.weight_bits, WEIGHT_BITS)
         _check_bits("act_bits", self.act_bits, ACTIVATION_BITS)
         _check_bits("softmax_bits", self.softmax_bits, SOFTMAX_BITS)
+        _check_bits("edge_weight_bits", self.edge_weight_bits, WEIGHT_BITS)
+        _check_bits("sample_act_bits", self.sample_act_bits, (*ACTIVATION_BITS, WIDE_BITS))
         _check_choice("split", self.split, get_args(SplitPolicy))
         _check_choice("weight_range", self.weight_range, get_args(WeightRange))
+        _check_choice("weight_rounding", self.weight_rounding, get_args(WeightRounding))
         _check_choice("act_range", self.act_range, get_args(ActRange))
         _check_choice("act_granularity", self.act_granularity, get_args(ActGranularity))
         for rule in self.rules:
@@ -149,10 +163,19 @@ class QDiffConfig:
         }
         return QDiffConfig(**(settings | changes))
 
-    def settings_for(self, path: str) -> LayerSettings:
-        """The settings of the layer at a dotted module path, with every matching rule applied in order."""
+    def settings_for(self, path: str, *, at_edge: bool = False, reads_sample: bool = False) -> LayerSettings:
+        """The settings of the layer at a dotted module path, with every matching rule applied in order.
+
+        Args:
+            at_edge: it reads the sample, or its result is the prediction.
+            reads_sample: it reads the sample.
+        """
         names = [f.name for f in fields(LayerSettings)]
         chosen: dict[str, Any] = {name: True if name == "quantize" else getattr(self, name) for name in names}
+        if at_edge:
+            chosen["weight_bits"] = max(self.weight_bits, self.edge_weight_bits)
+        if reads_sample:
+            chosen["act_bits"] = self.sample_act_bits
         for rule in self.rules:
             if rule.matches(path):
                 chosen |= {name: getattr(rule, name) for name in names if getattr(rule, name) is not None}

@@ -10,26 +10,30 @@ from torch import fx
 
 import qdiff_fx.kernels  # noqa: F401, registers the operators used here
 from qdiff_fx.config import QDiffConfig
-from qdiff_fx.decisions import DECIDED, activation_decision, layer_decision, measure, weight_axis
+from qdiff_fx.decisions import DECIDED, activation_decision, is_wide, layer_decision, measure, weight_axis
 from qdiff_fx.errors import ConversionError
-from qdiff_fx.graph import add_buffer, clean, copy_graph, insert_call, insert_get_attr
-from qdiff_fx.numerics import weight_range
+from qdiff_fx.graph import add_buffer, clean, copy_graph, get_attr_tensor, insert_call, insert_get_attr
+from qdiff_fx.numerics import choose_qparams, dequantize, weight_range
 from qdiff_fx.observers import TimestepObserver
 from qdiff_fx.passes.annotate import ActivationPlan, LayerPlan
-from qdiff_fx.qparams import QParams, TensorSpec
+from qdiff_fx.qparams import LayerInfo, QParams, TensorSpec
 
 aten, qd = torch.ops.aten, torch.ops.quantized_decomposed
 
 
 @dataclass
 class QuantizedActivation:
-    """The nodes of one quantized activation: codes, dequantized values, and its parameters as nodes or numbers."""
+    """The nodes of one quantized activation: codes, dequantized values, and its parameters as nodes or numbers.
+
+    An activation of 16 bits is two of 8: the codes here, and those of what they leave over.
+    """
 
     params: QParams
     scale: float | fx.Node
     zero_point: int | fx.Node
     codes: fx.Node
     values: fx.Node
+    rest: QuantizedActivation | None = None
 
 
 def convert(prepared: fx.GraphModule, config: QDiffConfig) -> fx.GraphModule:
@@ -48,6 +52,12 @@ def convert(prepared: fx.GraphModule, config: QDiffConfig) -> fx.GraphModule:
     """
     if "observed" not in prepared.meta.get("properties", ()):
         raise ConversionError("the graph has no observers", fix="Call prepare_qdiff and calibrate first")
+    if config.weight_rounding not in ("nearest", prepared.meta.get("weight_rounding")):
+        raise ConversionError(
+            f"the configuration asks for {config.weight_rounding} rounding and no weight has been rounded",
+            where="weight_rounding",
+            fix="Call round_weights with the calibration data first",
+        )
     gm = copy_graph(prepared)
     tables = _TimestepTables(gm, config)
     activations = {
@@ -80,14 +90,63 @@ def _convert_layer(
     output_plan = ActivationPlan(TensorSpec(8), plan.inputs[0].act_range)
     output = measure(cast(TimestepObserver, observer), output_plan, per_timestep=False)
     node.meta["layer"] = replace(info, output=output)
-    node.update_arg(0, activations[cast(fx.Node, node.args[0])].values)
+    activation = activations[cast(fx.Node, node.args[0])]
+    node.update_arg(0, activation.values)
     node.update_arg(1, _quantize_weight(gm, node, plan, config))
+    if activation.rest is not None:
+        _add_layer_of_rest(gm, node, activation.rest)
+
+
+def _add_layer_of_rest(gm: fx.GraphModule, node: fx.Node, rest: QuantizedActivation) -> None:
+    """``layer(x)`` becomes ``layer(x̂) + layer(x - x̂)``, the bias added once, the weight's codes stored once."""
+    with gm.graph.inserting_after(node):
+        total = gm.graph.call_function(aten.add.Tensor)
+    total.meta = {key: node.meta[key] for key in ("val", "path") if key in node.meta}
+    node.replace_all_uses_with(total)
+    args = (rest.values, node.args[1], None, *node.args[3:])
+    fine = insert_call(gm.graph, total, node.target, args, node.kwargs, like=node)  # type: ignore[arg-type]
+    info: LayerInfo = node.meta["layer"]
+    fine.meta["layer"] = replace(info, path=f"{info.path}[rest]", output=_range_over_rest(gm, node, rest))
+    total.args = (node, fine)
+
+
+def _range_over_rest(gm: fx.GraphModule, node: fx.Node, rest: QuantizedActivation) -> QParams:
+    """What the layer can at most make of half a step of the coarse codes."""
+    codes, scales, _, axis = _dequantized_weight(node).args[:4]
+    weight = dequantize(get_attr_tensor(gm, codes), get_attr_tensor(gm, scales), 0, axis=axis)  # type: ignore[arg-type]
+    largest = weight.abs().movedim(axis, 0).flatten(1).sum(1).max() * max(rest.params.scale) * 127  # type: ignore[arg-type]
+    spec = TensorSpec(8)
+    scale, zero_point = choose_qparams(-largest, largest, spec.bits, symmetric=False, signed=False)
+    return QParams(spec, (float(scale),), (int(zero_point),))
 
 
 def _quantize_activation(
     gm: fx.GraphModule, node: fx.Node, config: QDiffConfig, tables: _TimestepTables
 ) -> QuantizedActivation:
     params = activation_decision(gm, node, config)
+    static = measure(
+        cast(TimestepObserver, gm.get_submodule(str(node.target))), node.meta["activation_plan"], per_timestep=False
+    )
+    source = cast(fx.Node, node.args[0])
+    activation, values = _insert_quantizer(gm, node, source, params, static, tables)
+    if is_wide(node):
+        rest = insert_call(gm.graph, node, aten.sub.Tensor, (source, values))
+        activation.rest, _ = _insert_quantizer(gm, node, rest, _finer(params), _finer(static), tables)
+    return activation
+
+
+def _finer(params: QParams) -> QParams:
+    """Parameters for what is left over: half a step to either side."""
+    halves = torch.tensor(params.scale) / 2
+    spec = params.spec
+    scale, zero_point = choose_qparams(-halves, halves, spec.bits, symmetric=False, signed=spec.signed)
+    return QParams(spec, tuple(scale.tolist()), tuple(zero_point.tolist()))
+
+
+def _insert_quantizer(
+    gm: fx.GraphModule, node: fx.Node, source: fx.Node, params: QParams, static: QParams, tables: _TimestepTables
+) -> tuple[QuantizedActivation, fx.Node]:
+    """Quantize and dequantize `source` before `node`; also the values before they are cast to the network's dtype."""
     scale: float | fx.Node = params.scale[0]
     zero_point: int | fx.Node = params.zero_point[0]
     quantize_op, dequantize_op = qd.quantize_per_tensor.default, qd.dequantize_per_tensor.default
@@ -96,15 +155,12 @@ def _quantize_activation(
         quantize_op, dequantize_op = qd.quantize_per_tensor.tensor, qd.dequantize_per_tensor.tensor
     spec = params.spec
     tail = (scale, zero_point, spec.qmin, spec.qmax, spec.dtype)
-    codes = insert_call(gm.graph, node, quantize_op, (node.args[0], *tail))
+    codes = insert_call(gm.graph, node, quantize_op, (source, *tail))
     values = insert_call(gm.graph, node, dequantize_op, (codes, *tail))
     if params.per_timestep:
         # Beside the table, for backends whose kernels take one scale only.
-        observer = cast(TimestepObserver, gm.get_submodule(str(node.target)))
-        static = measure(observer, node.meta["activation_plan"], per_timestep=False)
         codes.meta["static_qparams"] = (static.scale[0], static.zero_point[0])
-    values = _cast_like(gm, node, values)
-    return QuantizedActivation(params, scale, zero_point, codes, values)
+    return QuantizedActivation(params, scale, zero_point, codes, _cast_like(gm, node, values)), values
 
 
 def _cast_like(gm: fx.GraphModule, node: fx.Node, values: fx.Node) -> fx.Node:
@@ -155,7 +211,7 @@ def _quantize_weight(gm: fx.GraphModule, node: fx.Node, plan: LayerPlan, config:
     codes_node = insert_get_attr(gm, node, add_buffer(gm, f"{base}_codes", decided.codes))
     scales_node = insert_get_attr(gm, node, add_buffer(gm, f"{base}_scales", decided.scales))
     # Symmetric weights: no zero-points to store.
-    args = (codes_node, scales_node, None, axis, qmin, qmax, torch.int8)
+    args = (codes_node, scales_node, None, axis, *weight_range(bits), torch.int8)
     values = insert_call(gm.graph, node, qd.dequantize_per_channel.default, args)
     codes_node.meta["weight_bits"] = bits
     dtype = weight_node.meta["val"].dtype
@@ -171,6 +227,11 @@ def _set_bias(gm: fx.GraphModule, node: fx.Node, bias: torch.Tensor, name: str) 
     args = [*node.args, *[None] * (3 - len(node.args))]
     args[2] = insert_get_attr(gm, node, add_buffer(gm, name, bias))
     node.args = tuple(args)
+
+
+def _dequantized_weight(layer: fx.Node) -> fx.Node:
+    node = cast(fx.Node, layer.args[1])
+    return node if node.target is qd.dequantize_per_channel.default else cast(fx.Node, node.args[0])
 
 
 def _convert_attention(

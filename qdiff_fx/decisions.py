@@ -17,7 +17,7 @@ from qdiff_fx.graph import ancestors, get_attr_tensor
 from qdiff_fx.numerics import choose_qparams, quantize, weight_range, weight_scales
 from qdiff_fx.observers import TimestepObserver, choose_range
 from qdiff_fx.passes.annotate import ActivationPlan, LayerPlan
-from qdiff_fx.qparams import QParams
+from qdiff_fx.qparams import WIDE_BITS, QParams, TensorSpec
 
 DECIDED = "decided"
 
@@ -66,12 +66,21 @@ def activation_decision(gm: fx.GraphModule, node: fx.Node, config: QDiffConfig) 
     return measure(observer, node.meta["activation_plan"], per_timestep=has_table(gm, node, config))
 
 
+def is_wide(node: fx.Node) -> bool:
+    """Whether an observed activation gets 16 bits, in two codes."""
+    plan: ActivationPlan = node.meta["activation_plan"]
+    return plan.spec.bits == WIDE_BITS
+
+
 def measure(observer: TimestepObserver, plan: ActivationPlan, *, per_timestep: bool) -> QParams:
     """The parameters that an observer's statistics give.
 
     Raises:
         CalibrationError: the observer saw no data.
     """
+    if plan.spec.bits == WIDE_BITS:
+        # Those of the first of two codes. The second pays for the range: nothing needs to be clipped.
+        plan = ActivationPlan(TensorSpec(8), "minmax")
     spec = plan.spec
     lo, hi = choose_range(
         observer.statistics(), plan.act_range, bits=spec.bits, per_timestep=per_timestep, symmetric=spec.symmetric

@@ -174,7 +174,9 @@ class TestTheFolder:
         inputs = {"input": torch.randn(1, 64, 5, 5)}
         sizes = {}
         for width in (8, bits):
-            prepared = prepare_qdiff(wide, QDiffConfig(weight_bits=width, weight_range="max"), inputs)
+            prepared = prepare_qdiff(
+                wide, QDiffConfig(weight_bits=width, weight_range="max", edge_weight_bits=2, sample_act_bits=8), inputs
+            )
             calibrate(prepared, [inputs], progress=False)
             sizes[width] = artifact_bytes(save_qdiff(convert_qdiff(prepared, "reference"), tmp_path / str(width)))
         assert sizes[bits] / sizes[8] == pytest.approx(bits / 8, abs=0.06)

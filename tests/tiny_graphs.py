@@ -12,6 +12,11 @@ from qdiff_fx import PreparedUNet, QDiffConfig, prepare_qdiff
 from qdiff_fx.convert import convert
 
 
+def alike(config: dict[str, Any]) -> dict[str, Any]:
+    """The configuration under which the layers at the edges of the network are treated like the others."""
+    return {"edge_weight_bits": 2, "sample_act_bits": config.get("act_bits", 8)} | config
+
+
 class Plain(nn.Module):
     """One layer between nothing: `layer(x)`."""
 
@@ -48,9 +53,12 @@ class Shortcut(nn.Module):
 
 
 def prepared(net: nn.Module, *inputs: torch.Tensor, calibrated: bool = True, **config: Any) -> PreparedUNet:
-    """`net` prepared with its forward arguments named x and t, and calibrated on `inputs`."""
+    """`net` prepared with its forward arguments named x and t, and calibrated on `inputs`.
+
+    Its few layers are treated alike unless `config` says otherwise, although most are at the edges of the network.
+    """
     names = ("x", "t")
-    network = prepare_qdiff(net.eval(), QDiffConfig(**config), dict(zip(names, inputs, strict=False)))
+    network = prepare_qdiff(net.eval(), QDiffConfig(**alike(config)), dict(zip(names, inputs, strict=False)))
     if calibrated:
         with torch.no_grad():
             network(*inputs)

@@ -10,11 +10,11 @@ import torch
 import typer
 
 from qdiff_fx.api import load_qdiff
-from qdiff_fx.calibration import CalibrationData, calibrate
+from qdiff_fx.calibration import CalibrationData
 from qdiff_fx.cli.drawing import Run, accuracy, draw_in_turn
 from qdiff_fx.cli.options import BackendName, Json, Seed, Steps
 from qdiff_fx.cli.output import Output
-from qdiff_fx.cli.quantize import check_target, convert, prepare
+from qdiff_fx.cli.quantize import check_target, convert, observe, prepare
 from qdiff_fx.config import QDiffConfig
 from qdiff_fx.evaluation import eps_sqnr
 from qdiff_fx.networks import PreparedUNet, QuantizedUNet
@@ -95,10 +95,11 @@ def _quantize_all(source: Source, folders: dict[str, Path], draw: Draw, out: Pat
 
 
 def _quantize(source: Source, bits: int, data: CalibrationData, folder: Path, output: Output) -> PreparedUNet:
-    config = QDiffConfig(weight_bits=bits, num_train_timesteps=source.num_train_timesteps)
+    config = QDiffConfig(
+        weight_bits=bits, weight_rounding="second_order", num_train_timesteps=source.num_train_timesteps
+    )
     prepared = prepare(source, config, output)
-    output.note("calibrating")
-    calibrate(prepared, data, progress=output.interactive)
+    observe(prepared, data, output)
     convert(prepared, source, folder, output)
     return prepared
 

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from qdiff_fx.api import convert_qdiff, prepare_qdiff, save_qdiff
-from qdiff_fx.calibration import calibrate
+from qdiff_fx.calibration import CalibrationData, calibrate
 from qdiff_fx.cli.options import BatchSize, Json, Prompts, Seed, SourceName, Steps, read_prompts
 from qdiff_fx.cli.output import Output
 from qdiff_fx.cli.rules import parse_rule
@@ -18,6 +18,7 @@ from qdiff_fx.networks import PreparedUNet, QuantizedUNet
 from qdiff_fx.reconstruction import Reconstruction, ReconstructionConfig, reconstruct
 from qdiff_fx.report.comparison import megabytes
 from qdiff_fx.report.layers import float_layers_table, layers_json
+from qdiff_fx.rounding import round_weights
 from qdiff_fx.serialization import MANIFEST, artifact_bytes
 from qdiff_fx.sources import Draw, Source, resolve
 
@@ -36,6 +37,9 @@ def quantize(
     act_range: Annotated[
         str, typer.Option("--act-range", help="minmax, moving_average, percentile or mse.")
     ] = DEFAULTS.act_range,
+    rounding: Annotated[
+        str, typer.Option("--rounding", help="Of weights: nearest, or second_order (takes a few minutes).")
+    ] = "second_order",
     per_timestep: Annotated[
         bool,
         typer.Option(
@@ -72,6 +76,7 @@ def quantize(
         "act_bits": act_bits,
         "softmax_bits": softmax_bits,
         "split": split,
+        "weight_rounding": rounding,
         "act_range": act_range,
         "act_granularity": "timestep" if per_timestep else "tensor",
         "rules": tuple(parse_rule(text) for text in rule or ()),
@@ -88,8 +93,7 @@ def quantize(
     data = origin.calibration_data(
         Draw(samples, steps, seed), every=every, batch_size=batch_size, resume_dir=calibration
     )
-    output.note("calibrating")
-    calibrate(prepared, data, progress=output.interactive)
+    observe(prepared, data, output)
     reconstruction = None
     if schedule is not None:
         output.note("reconstructing")
@@ -130,6 +134,16 @@ def prepare(origin: Source, config: QDiffConfig, output: Output) -> PreparedUNet
     """Capture the source's network and put observers in."""
     output.note("capturing the network")
     return prepare_qdiff(origin.unet, config, origin.example_inputs())
+
+
+def observe(prepared: PreparedUNet, data: CalibrationData, output: Output) -> None:
+    """Show the recorded inputs to the network, and round its weights by them where it is configured so."""
+    output.note("calibrating")
+    calibrate(prepared, data, progress=output.interactive)
+    if prepared.qconfig.weight_rounding == "second_order":
+        output.note("rounding the weights")
+        for path, reason in round_weights(prepared, data, progress=output.interactive).refused.items():
+            output.note(f"{path} is rounded to nearest: {reason}")
 
 
 def convert(prepared: PreparedUNet, origin: Source, out: Path, output: Output) -> QuantizedUNet:

@@ -11,7 +11,8 @@ from qdiff_fx.config import ActRange, LayerSettings, QDiffConfig
 from qdiff_fx.errors import ConfigError
 from qdiff_fx.graph import is_op
 from qdiff_fx.passes.base import Change, Pass, PassReport, Refusal
-from qdiff_fx.qparams import LayerInfo, LayerKind, TensorSpec
+from qdiff_fx.passes.edges import makes_prediction, reads_sample
+from qdiff_fx.qparams import WIDE_BITS, LayerInfo, LayerKind, TensorSpec
 
 aten = torch.ops.aten
 
@@ -88,10 +89,12 @@ class Annotate(Pass):
                 )
 
     def _plan(self, node: fx.Node) -> LayerPlan:
-        settings = self.config.settings_for(node.meta.get("path", ""))
+        path = node.meta.get("path", "")
         if is_op(node, ATTENTION_OP):
-            return _plan_attention(node, settings, self.config.quantize_attention)
-        return _plan_weight_layer(node, settings)
+            return _plan_attention(node, self.config.settings_for(path), self.config.quantize_attention)
+        first = reads_sample(node)
+        edge = first or makes_prediction(node)
+        return _plan_weight_layer(node, self.config.settings_for(path, at_edge=edge, reads_sample=first))
 
 
 def _plan_weight_layer(node: fx.Node, settings: LayerSettings) -> LayerPlan:
@@ -134,6 +137,8 @@ def _attention_refusal(node: fx.Node, settings: LayerSettings, enabled: bool) ->
         return "quantize_attention is off"
     if not settings.quantize:
         return "a rule of the configuration keeps it in float"
+    if settings.act_bits == WIDE_BITS:
+        return f"attention has no {WIDE_BITS}-bit activations"
     if len(node.args) > 5 and node.args[5]:
         return "causal attention is not supported"
     if node.kwargs.get("is_causal") or node.kwargs.get("enable_gqa"):

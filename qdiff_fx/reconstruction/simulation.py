@@ -8,7 +8,7 @@ from typing import cast
 from torch import fx, nn
 
 from qdiff_fx.config import QDiffConfig
-from qdiff_fx.decisions import activation_decision, layer_decision, weight_axis
+from qdiff_fx.decisions import activation_decision, is_wide, layer_decision, weight_axis
 from qdiff_fx.graph import clean, copy_graph, get_attr_tensor
 from qdiff_fx.passes.annotate import LayerPlan
 from qdiff_fx.reconstruction.adaround import AdaRound
@@ -45,7 +45,8 @@ def simulate(prepared: fx.GraphModule, config: QDiffConfig) -> Simulation:
         if plan is not None and plan.info.quantized and plan.info.kind != "attention":
             _replace_weight(simulation, node, plan, config)
     for node in [n for n in gm.graph.nodes if n.op == "call_module" and n.name not in simulation.activations]:
-        if "activation_plan" in node.meta:
+        # What 16 bits leave over is nothing beside the error of 8.
+        if "activation_plan" in node.meta and not is_wide(node):
             _replace_observer(simulation, prepared, node, config)
         elif isinstance(node.args, tuple) and node.args:  # watches a layer's output
             node.replace_all_uses_with(cast(fx.Node, node.args[0]))

@@ -14,6 +14,7 @@ import torch
 import torch.nn.functional as F
 from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
+from tiny_graphs import alike
 from torch import fx, nn
 
 from qdiff_fx.backends import LoweringOptions, get_backend
@@ -57,7 +58,7 @@ def seed() -> None:
 def quantized_graph(net: nn.Module, *inputs: torch.Tensor, **config) -> fx.GraphModule:
     """The q/dq graph of ``net``, calibrated on ``inputs``; dimension 0 of each input is the batch."""
     defaults = {"weight_bits": SAFE_BITS, "split": "off", "weight_range": "max", "act_range": "minmax"}
-    chosen = QDiffConfig(**defaults | config)
+    chosen = QDiffConfig(**alike(defaults | config))
     gm = _export(net, *inputs)
     run_passes(gm, [Canonicalise(), SplitShortcut(chosen.split), Annotate(chosen), InsertObservers(chosen)])
     with torch.no_grad():

@@ -3,6 +3,7 @@
 import pytest
 import torch
 import torch.nn.functional as F
+from tiny_graphs import alike
 from torch import nn
 
 from qdiff_fx.config import QDiffConfig, Rule
@@ -16,7 +17,7 @@ from qdiff_fx.qparams import TensorSpec
 
 def annotate(gm, **config):
     """The plans by path, and the report; a second run must plan the same."""
-    passes = [Canonicalise(), SplitShortcut(), Annotate(QDiffConfig(**config))]
+    passes = [Canonicalise(), SplitShortcut(), Annotate(QDiffConfig(**alike(config)))]
     report = run_passes(gm, passes)[-1]
     found = plans(gm)
     assert run_passes(gm, passes[-1:])[-1] == report

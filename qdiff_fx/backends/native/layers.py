@@ -70,6 +70,8 @@ def lower_layers(gm: fx.GraphModule, *, release: bool = False) -> None:
         release: free the codes of a weight once they are packed, unless somebody else reads them.
     """
     readers = Counter(str(n.target) for n in gm.graph.nodes if n.op == "get_attr")
+    # Both layers of a 16-bit input read the same codes through one node.
+    layers_of = Counter(str(_codes_node(n).target) for n in quantized_layers(gm) if weight_of(n) is not None)
     for quantize in [n for n in gm.graph.nodes if is_op(n, qd.quantize_per_tensor.default)]:
         _lower_quantize(quantize)
     for layer in quantized_layers(gm):
@@ -80,7 +82,7 @@ def lower_layers(gm: fx.GraphModule, *, release: bool = False) -> None:
             integer = lower(gm, layer)
         integer.meta.update(layer.meta)
         codes = _codes_node(layer)
-        if release and readers[str(codes.target)] == 1:
+        if release and readers[str(codes.target)] == layers_of[str(codes.target)] == 1:
             get_attr_tensor(gm, codes).untyped_storage().resize_(0)
         layer.replace_all_uses_with(integer)
         gm.graph.erase_node(layer)

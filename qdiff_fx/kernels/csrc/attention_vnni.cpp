@@ -1,28 +1,27 @@
 // int8 attention for AVX-512 VNNI. Compiled with -mavx512f/bw/vl/dq/vnni; includes no torch header.
 //
 // For a block of query rows the whole row of int32 scores is kept in L2, so the softmax uses the true row
-// maximum and the probability codes equal the reference's. Both products are the same register tile:
+// maximum. Both products are the same register tile:
 // 6 rows of unsigned bytes (broadcast four at a time) times up to 4 vectors of signed bytes.
 
 #include "attention.h"
 
 #if defined(__AVX512VNNI__)
 
-#include <immintrin.h>
-
 #include <algorithm>
 #include <cmath>
 #include <cstring>
 #include <limits>
 
+#include "avx512.h"
+#include "probabilities_avx512.h"
+
 // Tiles live apart from the code around them, so all 32 registers are theirs.
-#define QDIFF_INLINE inline __attribute__((always_inline))
 #define QDIFF_NOINLINE __attribute__((noinline))
 
 namespace qdiff {
 namespace {
 
-constexpr int64_t kLanes = 16;  // int32 lanes of a vector
 constexpr int64_t kVectorBytes = 64;
 constexpr int64_t kTileRows = 6;  // 6 x 4 accumulators + 4 operands + 1 broadcast fit in 32 registers
 constexpr int64_t kTileVectors = 4;
@@ -39,8 +38,7 @@ constexpr int64_t kMaxKeyLen = 65536;
 // a real one does not overflow.
 constexpr int32_t kNoKey = -(1 << 30);
 
-constexpr int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
-constexpr int64_t round_up(int64_t a, int64_t b) { return ceil_div(a, b) * b; }
+inline int64_t round_up(int64_t a, int64_t b) { return ceil_div(a, b) * b; }
 
 // Sizes of the packed operands of one (batch, head) and of one thread's scratch.
 //   keys    [key_len/64][head_dim/4][<=4 vectors][16 keys][4]    s8
@@ -53,7 +51,8 @@ struct Layout {
 
   explicit Layout(const Attention& p) {
     key_vectors = ceil_div(p.key_len, kLanes);
-    score_stride = (key_vectors + 1) * kLanes;  // rows a power of two apart would share cache sets
+    // Read in whole stretches; rows a power of two apart would share cache sets.
+    score_stride = round_up(p.key_len, kStretch) + kLanes;
     depth_quads = ceil_div(p.head_dim, 4);
     value_vectors = ceil_div(p.head_dim, kLanes);
     value_quads = ceil_div(p.key_len, 4);
@@ -101,12 +100,6 @@ struct Scratch {
 
 inline __mmask16 lanes_below(int64_t count) {
   return count >= kLanes ? __mmask16(0xffff) : __mmask16((1u << count) - 1);
-}
-
-inline __m512i broadcast_quad(const uint8_t* bytes) {
-  int32_t quad;
-  std::memcpy(&quad, bytes, sizeof(quad));
-  return _mm512_set1_epi32(quad);
 }
 
 // ---------------------------------------------------------------------------------------------- packing
@@ -184,16 +177,6 @@ void pack(const Attention& p, uint8_t* packed, int64_t begin, int64_t end) {
 }
 
 // --------------------------------------------------------------------------------------- register tiles
-
-// acc += four-byte dot products of unsigned and signed bytes. As an intrinsic GCC 12 gives each result a new
-// register and copies it back, spilling the tile: 40 % slower. The tied operand of the asm prevents that.
-QDIFF_INLINE void dot_accumulate(__m512i& acc, __m512i u8, __m512i s8) {
-#if defined(__GNUC__) && !defined(__clang__)
-  asm("vpdpbusd %2, %1, %0" : "+v"(acc) : "v"(u8), "v"(s8));
-#else
-  acc = _mm512_dpbusd_epi32(acc, u8, s8);
-#endif
-}
 
 template <int N>
 using Tile = __m512i[kTileRows][N];
@@ -321,82 +304,34 @@ float mask_row(int32_t* scores, const float* mask, int64_t key_len, float scale)
   return _mm512_reduce_max_ps(largest);
 }
 
-// 2^x for x <= 8, relative error 2e-7: 2^floor(x) times a minimax polynomial of the fraction.
-inline __m512 exp2_ps(__m512 x) {
-  const __m512 f = _mm512_reduce_ps(x, _MM_FROUND_TO_NEG_INF | _MM_FROUND_NO_EXC);
-  __m512 y = _mm512_set1_ps(1.87757669e-3f);
-  y = _mm512_fmadd_ps(y, f, _mm512_set1_ps(8.98934063e-3f));
-  y = _mm512_fmadd_ps(y, f, _mm512_set1_ps(5.58263175e-2f));
-  y = _mm512_fmadd_ps(y, f, _mm512_set1_ps(2.40153611e-1f));
-  y = _mm512_fmadd_ps(y, f, _mm512_set1_ps(6.93153083e-1f));
-  y = _mm512_fmadd_ps(y, f, _mm512_set1_ps(9.99999940e-1f));
-  return _mm512_scalef_ps(y, x);
-}
-
-// How one row's scores become probability codes: code = round(2^((score - peak) * scale + log2(levels))).
+// Both ways from scores to probability codes; the one with floats is for scores that a mask was added to.
 struct Softmax {
-  __m512i peak;  // int32, or float bits for masked rows
-  __m512 scale;
-  __m512 offset;
+  FixedSoftmax fixed;
+  FloatSoftmax masked;
 
-  template <bool kFloat>
-  __m512i codes(const int32_t* scores) const {
-    const __m512i raw = _mm512_loadu_si512(scores);
-    const __m512 below_peak = kFloat ? _mm512_sub_ps(_mm512_castsi512_ps(raw), _mm512_castsi512_ps(peak))
-                                     : _mm512_cvtepi32_ps(_mm512_sub_epi32(raw, peak));
-    return _mm512_cvtps_epi32(exp2_ps(_mm512_fmadd_ps(below_peak, scale, offset)));
-  }
+  explicit Softmax(const Attention& p) : fixed(double(p.score_scale) * kLog2E, p.levels), masked(p.levels) {}
 };
 
-// 64 probability codes as bytes, in order.
-template <bool kFloat>
-inline __m512i code_bytes(const Softmax& softmax, const int32_t* scores) {
-  const __m512i low = _mm512_packs_epi32(softmax.codes<kFloat>(scores), softmax.codes<kFloat>(scores + 16));
-  const __m512i high =
-      _mm512_packs_epi32(softmax.codes<kFloat>(scores + 32), softmax.codes<kFloat>(scores + 48));
-  const __m512i in_order = _mm512_setr_epi32(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15);
-  return _mm512_permutexvar_epi32(in_order, _mm512_packus_epi16(low, high));
-}
-
-// Codes of `keys` keys of one row; what pads the last group of four becomes 0. Adds to the row's sum.
-template <bool kFloat>
-void probability_row(const Softmax& softmax, const int32_t* scores, int64_t keys, uint8_t* probs,
-                     int32_t* row_sum) {
-  const __m512i ones = _mm512_set1_epi8(1);
-  __m512i sum = _mm512_loadu_si512(row_sum);
-  int64_t j = 0;
-  for (; j + kKeyBlock <= keys; j += kKeyBlock) {
-    const __m512i bytes = code_bytes<kFloat>(softmax, scores + j);
-    _mm512_storeu_si512(probs + j, bytes);
-    sum = _mm512_dpbusd_epi32(sum, bytes, ones);
-  }
-  for (; j < keys; j += kLanes) {
-    const __m512i codes = _mm512_maskz_mov_epi32(lanes_below(keys - j), softmax.codes<kFloat>(scores + j));
-    _mm_storeu_si128(reinterpret_cast<__m128i*>(probs + j), _mm512_cvtusepi32_epi8(codes));
-    sum = _mm512_add_epi32(sum, codes);
-  }
-  _mm512_storeu_si512(row_sum, sum);
-}
-
 // Probability codes of one chunk of keys for every row of the block.
-void compute_probabilities(const Attention& p, const Layout& l, int64_t rows, int64_t first, int64_t keys,
+void compute_probabilities(const Attention& p, Softmax& softmax, const Layout& l, int64_t rows, int64_t first, int64_t keys,
                            Scratch& s) {
-  const float log2e = 1.44269504f;
-  Softmax softmax;
-  softmax.offset = _mm512_set1_ps(std::log2(static_cast<float>(p.levels)));
-  softmax.scale = _mm512_set1_ps(p.mask ? log2e : p.score_scale * log2e);
   for (int64_t r = 0; r < rows; ++r) {
     const int32_t* scores = s.scores + r * l.score_stride + first;
     uint8_t* probs = s.probs + r * kProbStride;
-    softmax.peak = _mm512_set1_epi32(s.row_max[r * kLanes]);
-    const bool all_masked = p.mask && std::isinf(_mm512_cvtss_f32(_mm512_castsi512_ps(softmax.peak)));
-    if (all_masked) {
-      std::memset(probs, 0, round_up(keys, 4));
-    } else if (p.mask) {
-      probability_row<true>(softmax, scores, keys, probs, s.row_sum + r * kLanes);
-    } else {
-      probability_row<false>(softmax, scores, keys, probs, s.row_sum + r * kLanes);
+    int32_t* row_sum = s.row_sum + r * kLanes;
+    if (!p.mask) {
+      softmax.fixed.set_peak(s.row_max[r * kLanes]);
+      probability_row(softmax.fixed, scores, keys, probs, row_sum);
+      continue;
     }
+    float peak;
+    std::memcpy(&peak, &s.row_max[r * kLanes], sizeof(peak));
+    if (std::isinf(peak)) {  // every key is hidden
+      std::memset(probs, 0, round_up(keys, 4));
+      continue;
+    }
+    softmax.masked.set_peak(peak);
+    probability_row(softmax.masked, scores, keys, probs, row_sum);
   }
 }
 
@@ -418,42 +353,14 @@ void accumulate_values(const Layout& l, const uint8_t* head, int64_t tiles, int6
   }
 }
 
-inline __m256i to_bfloat16(__m512 x) {
-  const __m512i bits = _mm512_castps_si512(x);
-  const __m512i odd = _mm512_and_si512(_mm512_srli_epi32(bits, 16), _mm512_set1_epi32(1));
-  const __m512i half = _mm512_add_epi32(odd, _mm512_set1_epi32(0x7fff));
-  return _mm512_cvtepi32_epi16(_mm512_srli_epi32(_mm512_add_epi32(bits, half), 16));
-}
-
-inline __m128i to_codes(const Quantizer& q, __m512 x) {
-  // The bounds are whole numbers, so it does not matter that they come before the rounding.
-  const __m512 low = _mm512_set1_ps(static_cast<float>(q.low - q.zero_point));
-  const __m512 high = _mm512_set1_ps(static_cast<float>(q.high - q.zero_point));
-  const __m512 steps = _mm512_mul_ps(x, _mm512_set1_ps(1.0f / q.scale));
-  const __m512i code = _mm512_cvtps_epi32(_mm512_min_ps(_mm512_max_ps(steps, low), high));
-  return _mm512_cvtepi32_epi8(_mm512_add_epi32(code, _mm512_set1_epi32(q.zero_point)));
-}
-
-inline void store_vector(const Attention& p, int64_t at, __mmask16 dims, __m512 x) {
-  switch (p.out_type) {
-    case Type::f32: return _mm512_mask_storeu_ps(static_cast<float*>(p.out) + at, dims, x);
-    case Type::f16:
-      return _mm256_mask_storeu_epi16(static_cast<uint16_t*>(p.out) + at, dims,
-                                      _mm512_cvtps_ph(x, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC));
-    case Type::bf16:
-      return _mm256_mask_storeu_epi16(static_cast<uint16_t*>(p.out) + at, dims, to_bfloat16(x));
-    default: return _mm_mask_storeu_epi8(static_cast<uint8_t*>(p.out) + at, dims, to_codes(p.quantizer, x));
-  }
-}
-
 void store_row(const Attention& p, const Layout& l, const int32_t* acc, int32_t sum, int64_t out_index) {
-  const __m512 factor = _mm512_set1_ps(sum == 0 ? 0.0f : p.v_scale / static_cast<float>(sum));
-  for (int64_t n = 0; n < l.value_vectors; ++n) {
-    const __mmask16 dims = lanes_below(p.head_dim - n * kLanes);
-    const __m512 x = _mm512_mul_ps(_mm512_cvtepi32_ps(_mm512_loadu_si512(acc + n * kLanes)), factor);
-    const int64_t at = out_index + n * kLanes;
-    store_vector(p, at, dims, x);
-  }
+  const float factor = sum == 0 ? 0.0f : p.v_scale / static_cast<float>(sum);
+  with_output(p.out, p.out_type, p.quantizer, [&](const auto& out) {
+    for (int64_t d = 0; d < p.head_dim; d += kLanes) {
+      const Floats x = __builtin_convertvector(load_raw<Ints>(acc + d), Floats) * factor;
+      out.write(out_index + d, x, std::min(kLanes, p.head_dim - d));
+    }
+  });
 }
 
 // Leaves each row's maximum in the first lane of row_max (as float bits when there is a mask).
@@ -470,8 +377,8 @@ void finish_scores(const Attention& p, const Layout& l, int64_t rows, const floa
   }
 }
 
-void attend_block(const Attention& p, const Layout& l, const uint8_t* head, int64_t b, int64_t h, int64_t row,
-                  Scratch& s) {
+void attend_block(const Attention& p, const Layout& l, Softmax& softmax, const uint8_t* head, int64_t b, int64_t h,
+                  int64_t row, Scratch& s) {
   const int64_t rows = std::min(l.rows, p.query_len - row);
   const int64_t tiles = ceil_div(rows, kTileRows);
   load_queries(p, l, p.q + b * p.q_stride[0] + h * p.q_stride[1] + row * p.q_stride[2], rows, s.queries);
@@ -483,7 +390,7 @@ void attend_block(const Attention& p, const Layout& l, const uint8_t* head, int6
   std::memset(s.acc, 0, l.rows * l.value_vectors * kVectorBytes);
   for (int64_t first = 0; first < p.key_len; first += kChunk) {
     const int64_t keys = std::min(kChunk, p.key_len - first);
-    compute_probabilities(p, l, rows, first, keys, s);
+    compute_probabilities(p, softmax, l, rows, first, keys, s);
     accumulate_values(l, head, tiles, first, keys, s);
   }
   const int64_t out = b * p.out_stride[0] + h * p.out_stride[1] + row * p.out_stride[2];
@@ -496,10 +403,11 @@ void attend_block(const Attention& p, const Layout& l, const uint8_t* head, int6
 void attend(const Attention& p, const uint8_t* packed, uint8_t* scratch, int64_t begin, int64_t end) {
   const Layout l(p);
   Scratch s(scratch, l);
+  Softmax softmax(p);
   std::memset(s.probs, 0, l.rows * kProbStride);  // padded rows are multiplied too: keep them defined
   for (int64_t task = begin; task < end; ++task) {
     const int64_t head = task / l.row_blocks, row = task % l.row_blocks * l.rows;
-    attend_block(p, l, packed + head * l.head_bytes, head / p.heads, head % p.heads, row, s);
+    attend_block(p, l, softmax, packed + head * l.head_bytes, head / p.heads, head % p.heads, row, s);
   }
 }
 

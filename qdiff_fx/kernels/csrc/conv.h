@@ -4,7 +4,7 @@
 #include <algorithm>
 #include <cstdlib>
 
-#include "vec.h"
+#include "activations.h"
 
 #ifndef QDIFF_CODE_OFFSET
 #define QDIFF_CODE_OFFSET 0
@@ -44,9 +44,38 @@ bool pixels_first(const Conv& p) {
 
 int64_t conv_tasks(const Conv& p) { return row_chunks(p) * (pixels_first(p) ? 1 : blocks_of(p)); }
 
+// Whether `count` output pixels side by side read source pixels that are as far apart as the stride says, by every column of
+// the kernel: no padding and no repetition in between. From one place to the next a map moves on by one at most, so its
+// ends tell.
+QDIFF_INLINE bool reads_evenly(const Conv& p, const ConvSource& s, int64_t x, int64_t count) {
+  const int64_t steps = (count - 1) * p.stride_w;
+  for (int64_t j = 0; j < p.kernel_w; ++j) {
+    const int64_t* col = s.col_map + x * p.stride_w + j * p.dilation_w;
+    if (col[0] < 0 || col[steps] - col[0] != steps) return false;
+  }
+  return true;
+}
+
+// Where each tap of `count` pixels side by side reads, when they do so evenly.
+QDIFF_INLINE void find_even_rows(const Conv& p, const ConvSource& s, const uint8_t* image, int64_t y, int64_t x, Rows* tap) {
+  const int64_t step = p.stride_w * s.stride_w;
+  for (int64_t i = 0; i < p.kernel_h; ++i) {
+    const int64_t row = s.row_map[y * p.stride_h + i * p.dilation_h];
+    for (int64_t j = 0; j < p.kernel_w; ++j, ++tap) {
+      const int64_t col = s.col_map[x * p.stride_w + j * p.dilation_w];
+      const uint8_t* from = row < 0 ? s.outside : image + row * s.stride_h + col * s.stride_w;
+      const int64_t apart = row < 0 ? 0 : step;
+      for (int64_t r = 0; r < kTileRows; ++r) (*tap)[r] = from + r * apart;
+    }
+  }
+}
+
 // Where each tap of each of the `count` output pixels from `first` reads.
 QDIFF_INLINE void find_rows(const Conv& p, const ConvSource& s, int64_t first, int64_t count, Rows* rows) {
   int64_t x = first % p.out_w, y = first / p.out_w % p.out_h, n = first / (p.out_w * p.out_h);
+  if (x + count <= p.out_w && reads_evenly(p, s, x, count)) {
+    return find_even_rows(p, s, s.codes + n * s.stride_n, y, x, rows);
+  }
   for (int64_t r = 0; r < count; ++r) {
     const uint8_t* image = s.codes + n * s.stride_n;
     Rows* tap = rows;
@@ -175,36 +204,40 @@ QDIFF_INLINE void add_to(float* sum, bool first_source, const Tile& t, const Con
   }
 }
 
-// The last source is still in `acc`, sources before it in `sum`.
+// The last source is still in `acc`, sources before it in `sum`. `v`: the first of `count` channels of the block.
+template <Activation A, typename Element, typename Count>
+QDIFF_INLINE void finish_stretch(const Conv& p, const ConvSource& last, bool more, const Tile& t, const Place& at,
+                                 const float* const* shift, int64_t v, Count count, const Output<Element>& out) {
+  const Input residual{p.residual, p.residual_type};
+  const int64_t out_stride = p.out_stride, residual_stride = p.residual_stride, c = at.channel + v;
+  const bool shifted = p.shift, added = p.residual;
+  const Floats scale = load(last.weight_scale + c) * last.scale;
+  const Floats bias = p.bias ? load_some(p.bias + c, count) : Floats{};
+  Floats gate_bias{};
+  if constexpr (A == Activation::geglu) gate_bias = p.bias ? load_some(p.bias + p.out_channels + c, count) : Floats{};
+  for (int64_t r = 0; r < at.rows; ++r) {
+    const int64_t index = r * kBlockChannels + v, pixel = at.first + r;
+    Floats x = multiply_add(__builtin_convertvector(load_raw<Ints>(t.acc + index), Floats), scale, bias);
+    if (more) x += load(t.sum + index);
+    if (shifted) x += load_some(shift[r] + c, count);
+    if (added) x += residual.read(pixel * residual_stride + c, count);
+    if constexpr (A == Activation::geglu) {
+      const Group<1> gate = gelu(Group<1>{{load(t.gate + index) + gate_bias}});
+      x = x * gate.at[0];
+    } else {
+      x = activate<A>(Group<1>{{x}}).at[0];
+    }
+    out.write(pixel * out_stride + c, x, count);
+  }
+}
+
 template <Activation A, typename Element>
 void finish(const Conv& p, const ConvSource& last, bool more, const Tile& t, const Place& at, const Output<Element>& out) {
-  const Reader residual{p.residual, p.residual_type};
-  const int64_t out_stride = p.out_stride, residual_stride = p.residual_stride;
   const float* shift[kTileRows] = {};
   if (p.shift) {
     for (int64_t r = 0; r < at.rows; ++r) shift[r] = p.shift + (at.first + r) / (p.out_h * p.out_w) * p.shift_stride;
   }
-  const bool shifted = p.shift, added = p.residual;
-  for (int64_t v = 0; v < at.channels; v += kLanes) {
-    const int64_t count = std::min(kLanes, at.channels - v), c = at.channel + v;
-    const Floats scale = load(last.weight_scale + c) * last.scale;
-    const Floats bias = p.bias ? load_some(p.bias + c, count) : Floats{};
-    Floats gate_bias{};
-    if constexpr (A == Activation::geglu) gate_bias = p.bias ? load_some(p.bias + p.out_channels + c, count) : Floats{};
-    for (int64_t r = 0; r < at.rows; ++r) {
-      const int64_t index = r * kBlockChannels + v, pixel = at.first + r;
-      Floats x = multiply_add(__builtin_convertvector(load_raw<Ints>(t.acc + index), Floats), scale, bias);
-      if (more) x += load(t.sum + index);
-      if (shifted) x += load_some(shift[r] + c, count);
-      if (added) x += residual.read(pixel * residual_stride + c, count);
-      if constexpr (A == Activation::geglu) {
-        x *= gelu(load(t.gate + index) + gate_bias);
-      } else {
-        x = activate<A>(x);
-      }
-      out.write(pixel * out_stride + c, x, count);
-    }
-  }
+  each_stretch(at.channels, [&](int64_t v, auto count) { finish_stretch<A>(p, last, more, t, at, shift, v, count, out); });
 }
 
 template <Activation A>

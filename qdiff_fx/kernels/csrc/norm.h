@@ -5,7 +5,7 @@
 #include <cmath>
 #include <cstdlib>
 
-#include "vec.h"
+#include "activations.h"
 
 namespace qdiff {
 namespace {
@@ -27,36 +27,46 @@ QDIFF_INLINE void each_vector(const Norm& p, const Range& range, const Visit& vi
   for (int64_t part = 0; part < p.part_count; before += p.part_channels[part++]) {
     const int64_t from = std::max<int64_t>(0, range.begin - before);
     const int64_t to = std::min(p.part_channels[part], range.end - before);
-    for (int64_t c = from; c < to; c += kLanes) visit(part, c, before + c - range.begin, std::min(kLanes, to - c));
+    if (from >= to) continue;
+    each_stretch(to - from, [&](int64_t c, auto count) { visit(part, from + c, before + from + c - range.begin, count); });
   }
 }
 
+// Of the first `count` pixels from `first`: their sum and that of their squares.
+template <typename Source, typename Count>
+QDIFF_INLINE void sum_pixels(const Source& in, int64_t at, int64_t stride, int64_t pixels, Count lanes, Floats& all,
+                             Floats& all_squares) {
+  Floats sum[4] = {}, squares[4] = {};
+  int64_t i = 0;
+  for (; i + 4 <= pixels; i += 4) {
+    for (int64_t j = 0; j < 4; ++j) {
+      const Floats x = in.read(at + (i + j) * stride, lanes);
+      sum[j] += x;
+      squares[j] = multiply_add(x, x, squares[j]);
+    }
+  }
+  for (; i < pixels; ++i) {
+    const Floats x = in.read(at + i * stride, lanes);
+    sum[0] += x;
+    squares[0] = multiply_add(x, x, squares[0]);
+  }
+  all = (sum[0] + sum[1]) + (sum[2] + sum[3]);
+  all_squares = (squares[0] + squares[1]) + (squares[2] + squares[3]);
+}
+
 // sums: [2][channels] of the values and of their squares, over all pixels.
+template <typename Source>
 void norm_sums(const Norm& p, const Range& range, double* sums) {
   std::fill(sums, sums + 2 * range.channels(), 0.0);
   for (int64_t chunk = 0; chunk < p.pixels; chunk += kChunkPixels) {
     const int64_t first = range.image * p.pixels + chunk, count = std::min(kChunkPixels, p.pixels - chunk);
-    each_vector(p, range, [&](int64_t part, int64_t c, int64_t channel, int64_t lanes) {
-      const Reader reader{p.parts[part], p.type};
-      Floats sum[4] = {}, squares[4] = {};
-      int64_t i = 0;
-      for (; i + 4 <= count; i += 4) {
-        for (int64_t j = 0; j < 4; ++j) {
-          const Floats x = reader.read((first + i + j) * p.part_stride[part] + c, lanes);
-          sum[j] += x;
-          squares[j] = multiply_add(x, x, squares[j]);
-        }
-      }
-      for (; i < count; ++i) {
-        const Floats x = reader.read((first + i) * p.part_stride[part] + c, lanes);
-        sum[0] += x;
-        squares[0] = multiply_add(x, x, squares[0]);
-      }
-      const Floats all = (sum[0] + sum[1]) + (sum[2] + sum[3]);
-      const Floats all_squares = (squares[0] + squares[1]) + (squares[2] + squares[3]);
+    each_vector(p, range, [&](int64_t part, int64_t c, int64_t channel, auto lanes) {
+      const Source in{p.parts[part], p.type};
+      Floats all, squares;
+      sum_pixels(in, first * p.part_stride[part] + c, p.part_stride[part], count, lanes, all, squares);
       for (int64_t lane = 0; lane < lanes; ++lane) {
         sums[channel + lane] += all[lane];
-        sums[range.channels() + channel + lane] += all_squares[lane];
+        sums[range.channels() + channel + lane] += squares[lane];
       }
     });
   }
@@ -79,17 +89,21 @@ void norm_factors(const Norm& p, const Range& range, const double* sums, float* 
   }
 }
 
-template <Activation A, typename Element>
+template <Activation A, typename Source, typename Element>
 void norm_apply(const Norm& p, const Range& range, const float* factors, const Output<Element>& out) {
   for (int64_t chunk = 0; chunk < p.pixels; chunk += kChunkPixels) {
     const int64_t first = range.image * p.pixels + chunk, last = first + std::min(kChunkPixels, p.pixels - chunk);
-    each_vector(p, range, [&](int64_t part, int64_t c, int64_t channel, int64_t lanes) {
-      const Reader reader{p.parts[part], p.type};
+    each_vector(p, range, [&](int64_t part, int64_t c, int64_t channel, auto lanes) {
+      const Source in{p.parts[part], p.type};
       const Floats a = load_some(factors + channel, lanes), b = load_some(factors + range.channels() + channel, lanes);
-      for (int64_t i = first; i < last; ++i) {
-        const Floats x = reader.read(i * p.part_stride[part] + c, lanes);
-        out.write(i * p.out_stride + range.begin + channel, activate<A>(multiply_add(x, a, b)), lanes);
+      const int64_t stride = p.part_stride[part], to = range.begin + channel;
+      const auto value = [&](int64_t pixel) { return multiply_add(in.read(pixel * stride + c, lanes), a, b); };
+      int64_t i = first;
+      for (; i + kGroup <= last; i += kGroup) {
+        const Group<kGroup> y = activate<A>(each<kGroup>([&](int j) { return value(i + j); }));
+        for (int j = 0; j < kGroup; ++j) out.write((i + j) * p.out_stride + to, y.at[j], lanes);
       }
+      for (; i < last; ++i) out.write(i * p.out_stride + to, activate<A>(Group<1>{{value(i)}}).at[0], lanes);
     });
   }
 }
@@ -105,6 +119,16 @@ int64_t norm_splits(const Norm& p, int64_t threads) {
   return splits;
 }
 
+template <typename Source>
+void norm_range(const Norm& p, const Range& range, double* sums, float* factors) {
+  norm_sums<Source>(p, range, sums);
+  norm_factors(p, range, sums, factors);
+  with_output(p.out, p.out_type, p.quantizer, [&](const auto& out) {
+    p.activation == Activation::silu ? norm_apply<Activation::silu, Source>(p, range, factors, out)
+                                     : norm_apply<Activation::none, Source>(p, range, factors, out);
+  });
+}
+
 // A task is one run of groups of one image, taken one at a time; between the passes its values stay in cache where they
 // can.
 void group_norm(const Norm& p, int64_t splits, Tasks& tasks) {
@@ -115,12 +139,7 @@ void group_norm(const Norm& p, int64_t splits, Tasks& tasks) {
   float* factors = reinterpret_cast<float*>(sums + 2 * channels);
   do {
     const Range range{task / splits, task % splits * channels, (task % splits + 1) * channels};
-    norm_sums(p, range, sums);
-    norm_factors(p, range, sums, factors);
-    with_output(p.out, p.out_type, p.quantizer, [&](const auto& out) {
-      p.activation == Activation::silu ? norm_apply<Activation::silu>(p, range, factors, out)
-                                       : norm_apply<Activation::none>(p, range, factors, out);
-    });
+    p.type == Type::f16 ? norm_range<HalfInput>(p, range, sums, factors) : norm_range<Input>(p, range, sums, factors);
   } while (tasks.take(task, end));
   std::free(sums);
 }
@@ -142,35 +161,48 @@ QDIFF_INLINE Floats squared(const Floats& x, int64_t count) {
   return select(lane, x * x, Floats{});
 }
 
-// A row's channels stay in L1 between the passes.
-template <typename Element>
-void layer_norm_rows(const Norm& p, int64_t begin, int64_t end, const Output<Element>& out) {
-  const Reader reader{p.parts[0], p.type};
-  for (int64_t row = begin; row < end; ++row) {
-    const int64_t at = row * p.part_stride[0];
-    Floats sum{};
-    for (int64_t c = 0; c < p.channels; c += kLanes) sum += reader.read(at + c, p.channels - c);
-    const float mean = total(sum) / float(p.channels);
-    Floats squares{};
-    for (int64_t c = 0; c < p.channels; c += kLanes) {
-      squares += squared(reader.read(at + c, p.channels - c) - mean, p.channels - c);
-    }
-    const float inverse = float(1.0 / std::sqrt(double(total(squares)) / double(p.channels) + p.epsilon));
-    for (int64_t c = 0; c < p.channels; c += kLanes) {
-      const int64_t count = std::min(kLanes, p.channels - c);
-      Floats y = (reader.read(at + c, count) - mean) * inverse;
-      if (p.weight) y *= load_some(p.weight + c, count);
-      if (p.bias) y += load_some(p.bias + c, count);
-      out.write(row * p.out_stride + c, y, count);
-    }
+constexpr int kRowsAtOnce = 4;
+
+// Rows stay in L1 between the passes. R of them at once: each sum is a chain of additions that wait for one another.
+template <int R, typename Source, typename Element>
+void layer_norm_rows(const Norm& p, int64_t row, const Source& in, const Output<Element>& out) {
+  const auto read = [&](int r, int64_t c, auto count) { return in.read((row + r) * p.part_stride[0] + c, count); };
+  Floats sum[R] = {}, squares[R] = {};
+  float mean[R], inverse[R];
+  each_stretch(p.channels, [&](int64_t c, auto count) {
+    for (int r = 0; r < R; ++r) sum[r] += read(r, c, count);
+  });
+  for (int r = 0; r < R; ++r) mean[r] = total(sum[r]) / float(p.channels);
+  each_stretch(p.channels, [&](int64_t c, auto count) {
+    for (int r = 0; r < R; ++r) squares[r] += squared(read(r, c, count) - mean[r], count);
+  });
+  for (int r = 0; r < R; ++r) {
+    inverse[r] = float(1.0 / std::sqrt(double(total(squares[r])) / double(p.channels) + p.epsilon));
   }
+  each_stretch(p.channels, [&](int64_t c, auto count) {
+    const Floats weight = p.weight ? load_some(p.weight + c, count) : splat(1.0f);
+    const Floats bias = p.bias ? load_some(p.bias + c, count) : Floats{};
+    for (int r = 0; r < R; ++r) {
+      const Floats y = (read(r, c, count) - mean[r]) * inverse[r] * weight + bias;
+      out.write((row + r) * p.out_stride + c, y, count);
+    }
+  });
+}
+
+template <typename Source>
+void layer_norm(const Norm& p, Tasks& tasks) {
+  int64_t begin, end;
+  const Source in{p.parts[0], p.type};
+  with_output(p.out, p.out_type, p.quantizer, [&](const auto& out) {
+    while (tasks.take(begin, end)) {
+      for (; begin + kRowsAtOnce <= end; begin += kRowsAtOnce) layer_norm_rows<kRowsAtOnce>(p, begin, in, out);
+      for (; begin < end; ++begin) layer_norm_rows<1>(p, begin, in, out);
+    }
+  });
 }
 
 void layer_norm(const Norm& p, Tasks& tasks) {
-  int64_t begin, end;
-  with_output(p.out, p.out_type, p.quantizer, [&](const auto& out) {
-    while (tasks.take(begin, end)) layer_norm_rows(p, begin, end, out);
-  });
+  p.type == Type::f16 ? layer_norm<HalfInput>(p, tasks) : layer_norm<Input>(p, tasks);
 }
 
 }  // namespace

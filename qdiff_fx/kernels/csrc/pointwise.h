@@ -3,44 +3,55 @@
 
 #include <algorithm>
 
-#include "vec.h"
+#include "activations.h"
 
 namespace qdiff {
 namespace {
 
-template <typename Value>
-QDIFF_INLINE void each_row(const Pointwise& p, int64_t begin, int64_t end, const Value& value) {
-  with_output(p.out, p.out_type, p.quantizer, [&](const auto& out) {
-    for (int64_t row = begin; row < end; ++row) {
-      for (int64_t c = 0; c < p.channels; c += kLanes) {
-        const int64_t count = std::min(kLanes, p.channels - c);
-        out.write(row * p.out_stride + c, value(row * p.in_stride + c, count), count);
-      }
-    }
-  });
+// What N stretches of a row, from `c` on, become.
+template <Activation A, int N, typename Count>
+QDIFF_INLINE Group<N> pointwise_values(const Pointwise& p, const Input& in, int64_t at, Count count) {
+  const Group<N> x = each<N>([&](int i) { return in.read(at + i * kLanes, count); });
+  if constexpr (A != Activation::geglu) {
+    return activate<A>(x);
+  } else {
+    return x * gelu(each<N>([&](int i) { return in.read(at + p.channels + i * kLanes, count); }));
+  }
 }
 
-void pointwise_rows(const Pointwise& p, int64_t begin, int64_t end) {
-  const Reader reader{p.in, p.type};
-  switch (p.activation) {
-    case Activation::silu:
-      return each_row(p, begin, end, [&](int64_t at, int64_t count) { return silu(reader.read(at, count)); });
-    case Activation::gelu:
-      return each_row(p, begin, end, [&](int64_t at, int64_t count) { return gelu(reader.read(at, count)); });
-    case Activation::gelu_tanh:
-      return each_row(p, begin, end, [&](int64_t at, int64_t count) { return gelu_tanh(reader.read(at, count)); });
-    case Activation::geglu:
-      return each_row(p, begin, end, [&](int64_t at, int64_t count) {
-        return reader.read(at, count) * gelu(reader.read(at + p.channels, count));
-      });
-    default:
-      return each_row(p, begin, end, [&](int64_t at, int64_t count) { return reader.read(at, count); });
+template <Activation A, typename Element>
+void pointwise_rows(const Pointwise& p, int64_t begin, int64_t end, const Output<Element>& out) {
+  const Input in{p.in, p.type};
+  constexpr int64_t kTogether = kGroup * kLanes;
+  for (int64_t row = begin; row < end; ++row) {
+    const int64_t from = row * p.in_stride, to = row * p.out_stride;
+    int64_t c = 0;
+    for (; c + kTogether <= p.channels; c += kTogether) {
+      const Group<kGroup> y = pointwise_values<A, kGroup>(p, in, from + c, all_lanes());
+      for (int i = 0; i < kGroup; ++i) out.write(to + c + i * kLanes, y.at[i], all_lanes());
+    }
+    each_stretch(p.channels - c, [&](int64_t rest, auto count) {
+      out.write(to + c + rest, pointwise_values<A, 1>(p, in, from + c + rest, count).at[0], count);
+    });
   }
+}
+
+template <Activation A>
+void pointwise_rows(const Pointwise& p, int64_t begin, int64_t end) {
+  with_output(p.out, p.out_type, p.quantizer, [&](const auto& out) { pointwise_rows<A>(p, begin, end, out); });
 }
 
 void pointwise(const Pointwise& p, Tasks& tasks) {
   int64_t begin, end;
-  while (tasks.take(begin, end)) pointwise_rows(p, begin, end);
+  while (tasks.take(begin, end)) {
+    switch (p.activation) {
+      case Activation::silu: pointwise_rows<Activation::silu>(p, begin, end); break;
+      case Activation::gelu: pointwise_rows<Activation::gelu>(p, begin, end); break;
+      case Activation::gelu_tanh: pointwise_rows<Activation::gelu_tanh>(p, begin, end); break;
+      case Activation::geglu: pointwise_rows<Activation::geglu>(p, begin, end); break;
+      default: pointwise_rows<Activation::none>(p, begin, end);
+    }
+  }
 }
 
 }  // namespace

@@ -21,7 +21,6 @@ typedef float Floats __attribute__((vector_size(64)));
 typedef int32_t Ints __attribute__((vector_size(64)));
 typedef uint32_t Words __attribute__((vector_size(64)));
 typedef uint16_t Halves __attribute__((vector_size(32)));
-typedef int16_t SignedHalves __attribute__((vector_size(32)));
 typedef uint8_t Bytes __attribute__((vector_size(16)));
 
 // 16-bit floats as they lie in memory.
@@ -134,6 +133,24 @@ QDIFF_INLINE void store(Brain* to, const Floats& x) {
   store_raw(to, __builtin_convertvector(Words((Ints(rounded) & ~nan) | (0x7fc0 & nan)), Halves));
 }
 
+// All lanes, known when compiling where a vector is one register; elsewhere the code would only become twice as long.
+#if defined(__AVX512F__)
+struct AllLanes {
+  constexpr operator int64_t() const { return kLanes; }
+};
+QDIFF_INLINE AllLanes all_lanes() { return {}; }
+#else
+QDIFF_INLINE int64_t all_lanes() { return kLanes; }
+#endif
+
+// Calls with each stretch of up to 16 of `channels` channels: (first of them, how many).
+template <typename Visit>
+QDIFF_INLINE void each_stretch(int64_t channels, const Visit& visit) {
+  int64_t c = 0;
+  for (; c + kLanes <= channels; c += kLanes) visit(c, all_lanes());
+  if (c < channels) visit(c, channels - c);
+}
+
 // The first `count` lanes; the others are zero. `Element` is float, Half or Brain.
 template <typename Element>
 QDIFF_INLINE Floats load_some(const Element* from, int64_t count) {
@@ -149,54 +166,6 @@ QDIFF_INLINE void store_some(Element* to, const Floats& x, int64_t count) {
   alignas(64) Element buffer[kLanes];
   store(buffer, x);
   std::memcpy(to, buffer, count * sizeof(Element));
-}
-
-// --------------------------------------------------------------------------------------------- functions
-
-// 2^x to 1e-7; between 2^-126 and 2^126, which it does not leave.
-QDIFF_INLINE Floats exponential2(Floats x) {
-  x = at_most(at_least(x, -126.0f), 126.0f);
-  const Floats n = round_even(x), f = x - n;
-  // Minimax for |f| <= 0.5 (Cephes, exp2f).
-  Floats p = splat(1.535336188319500e-4f);
-  p = multiply_add(p, f, splat(1.339887440266574e-3f));
-  p = multiply_add(p, f, splat(9.618437357674640e-3f));
-  p = multiply_add(p, f, splat(5.550332471162809e-2f));
-  p = multiply_add(p, f, splat(2.402264791363012e-1f));
-  p = multiply_add(p, f, splat(6.931472028550421e-1f));
-  p = multiply_add(p, f, splat(1.0f));
-  return Floats(Ints(p) + (nearest(n) << 23));
-}
-
-constexpr float kLog2E = 1.44269504f;
-
-QDIFF_INLINE Floats silu(const Floats& x) { return x * reciprocal(1.0f + exponential2(x * -kLog2E)); }
-
-// Abramowitz and Stegun 7.1.26, |error| <= 1.5e-7.
-QDIFF_INLINE Floats error_function(const Floats& x) {
-  const Floats magnitude = Floats(Ints(x) & 0x7fffffff);
-  const Floats t = reciprocal(multiply_add(splat(0.3275911f), at_most(magnitude, 1e18f), splat(1.0f)));
-  Floats p = multiply_add(t, splat(1.061405429f), splat(-1.453152027f));
-  p = multiply_add(p, t, splat(1.421413741f));
-  p = multiply_add(p, t, splat(-0.284496736f));
-  p = multiply_add(p, t, splat(0.254829592f));
-  const Floats y = 1.0f - p * t * exponential2(-kLog2E * magnitude * magnitude);
-  return Floats(Ints(y) | (Ints(x) & int32_t(0x80000000)));
-}
-
-QDIFF_INLINE Floats gelu(const Floats& x) { return 0.5f * x * (1.0f + error_function(x * 0.70710678f)); }
-
-QDIFF_INLINE Floats gelu_tanh(const Floats& x) {
-  // 0.5 (1 + tanh u) = 1 / (1 + exp(-2 u))
-  return x * reciprocal(1.0f + exponential2(-2.30220819f * (x + 0.044715f * x * x * x)));
-}
-
-template <Activation A>
-QDIFF_INLINE Floats activate(const Floats& x) {
-  if constexpr (A == Activation::silu) return silu(x);
-  if constexpr (A == Activation::gelu) return gelu(x);
-  if constexpr (A == Activation::gelu_tanh) return gelu_tanh(x);
-  return x;
 }
 
 QDIFF_INLINE void store_codes(void* to, const Bytes& codes, int64_t count) {
@@ -218,7 +187,8 @@ struct Output {
         high(float(q.high - q.zero_point)),
         inverse_scale(1.0f / q.scale) {}
 
-  QDIFF_INLINE void write(int64_t index, const Floats& x, int64_t count) const {
+  template <typename Count>
+  QDIFF_INLINE void write(int64_t index, const Floats& x, Count count) const {
     if constexpr (std::is_same_v<Element, uint8_t>) {
       // The bounds are whole numbers, so it does not matter that they come before the rounding; NaN becomes the lowest.
       const Floats steps = at_most(at_least(x * inverse_scale, low), high);
@@ -240,11 +210,13 @@ QDIFF_INLINE void with_output(void* to, Type type, const Quantizer& quantizer, c
   }
 }
 
-struct Reader {
+// Reads vectors in whichever form they have in memory.
+struct Input {
   const void* in;
   Type type;
 
-  QDIFF_INLINE Floats read(int64_t index, int64_t count) const {
+  template <typename Count>
+  QDIFF_INLINE Floats read(int64_t index, Count count) const {
     switch (type) {
       case Type::f32: return load_some(static_cast<const float*>(in) + index, count);
       case Type::f16: return load_some(static_cast<const Half*>(in) + index, count);
@@ -252,6 +224,20 @@ struct Reader {
     }
   }
 };
+
+// An input of the form that numbers have between kernels; where that pays it does not ask for the form.
+#if defined(__AVX512F__)
+struct HalfInput {
+  const Half* in;
+
+  HalfInput(const void* from, Type) : in(static_cast<const Half*>(from)) {}
+
+  template <typename Count>
+  QDIFF_INLINE Floats read(int64_t index, Count count) const { return load_some(in + index, count); }
+};
+#else
+using HalfInput = Input;
+#endif
 
 }  // namespace
 }  // namespace qdiff

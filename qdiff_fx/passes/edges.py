@@ -1,0 +1,43 @@
+"""Which layers are at the edges of the network: what they read is the sample, or what they make the prediction."""
+
+from __future__ import annotations
+
+import torch
+from torch import fx
+
+from qdiff_fx.graph import is_op
+from qdiff_fx.passes.channel_flow import PADS
+from qdiff_fx.passes.noops import ALIASES, CASTS, COPIES, RESHAPES
+
+aten = torch.ops.aten
+
+SCALINGS = frozenset(
+    {
+        *(aten.mul.Tensor, aten.mul.Scalar, aten.div.Tensor, aten.div.Scalar, aten.neg.default),
+        *(aten.add.Tensor, aten.add.Scalar, aten.sub.Tensor, aten.sub.Scalar),
+    }
+)
+MOVES = frozenset({*ALIASES, *COPIES, *CASTS, *RESHAPES, *PADS, aten.permute.default, aten.transpose.int})
+
+
+def reads_sample(layer: fx.Node) -> bool:
+    """Whether a layer's input is the image being denoised, moved, cast or scaled at most."""
+    current = layer.args[0]
+    while is_op(current, *MOVES, *SCALINGS):
+        tensors = [node for node in current.all_input_nodes if isinstance(node.meta.get("val"), torch.Tensor)]  # type: ignore[union-attr]
+        if len(tensors) != 1:
+            return False
+        current = tensors[0]
+    return isinstance(current, fx.Node) and current.op == "placeholder" and bool(current.meta.get("sample"))
+
+
+def makes_prediction(layer: fx.Node) -> bool:
+    """Whether a layer's result is what the network returns, moved, cast, scaled or added to at most."""
+    readers = list(layer.users)
+    while readers:
+        reader = readers.pop()
+        if reader.op == "output":
+            return True
+        if is_op(reader, *MOVES, *SCALINGS):
+            readers += reader.users
+    return False
