@@ -5,6 +5,7 @@ from qdiff_fx.calibration import CalibrationData, calibrate, collect_calibration
 from qdiff_fx.config import QDiffConfig, Rule
 from qdiff_fx.errors import QDiffError
 from qdiff_fx.networks import PreparedUNet, QuantizedUNet
+from qdiff_fx.tuning import Tuned, tune
 
 __version__ = "0.1.0"
 
@@ -15,10 +16,12 @@ __all__ = [
     "QDiffError",
     "QuantizedUNet",
     "Rule",
+    "Tuned",
     "calibrate",
     "collect_calibration_data",
     "convert_qdiff",
     "load_qdiff",
     "prepare_qdiff",
     "save_qdiff",
+    "tune",
 ]

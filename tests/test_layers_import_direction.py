@@ -31,6 +31,7 @@ LAYERS = (
     "graph_json",
     "serialization",
     "networks",
+    "tuning",
     "evaluation",
     "report",
     "bundled",

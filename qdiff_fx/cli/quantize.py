@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+from click.core import ParameterSource
 
 from qdiff_fx.api import convert_qdiff, prepare_qdiff, save_qdiff
 from qdiff_fx.calibration import calibrate
-from qdiff_fx.cli.options import BatchSize, Json, Prompts, Seed, SourceName, Steps, read_prompts
+from qdiff_fx.cli.config_file import read_config
+from qdiff_fx.cli.options import BatchSize, ConfigFile, Json, Prompts, Seed, SourceName, Steps, read_prompts
 from qdiff_fx.cli.output import Output
 from qdiff_fx.cli.rules import parse_rule
 from qdiff_fx.config import QDiffConfig
@@ -24,6 +27,7 @@ DEFAULTS = QDiffConfig()
 
 
 def quantize(
+    context: typer.Context,
     source: SourceName,
     out: Annotated[Path, typer.Option("--out", metavar="DIR", help="The folder to write.")],
     weight_bits: Annotated[int, typer.Option("--weight-bits", help="2 to 8.")] = DEFAULTS.weight_bits,
@@ -45,6 +49,7 @@ def quantize(
         list[str] | None,
         typer.Option("--rule", metavar="PATTERN=WHAT", help="An exception, e.g. 'conv_in=float' or '*.to_q=w8a8'."),
     ] = None,
+    config_file: ConfigFile = None,
     steps: Steps = 25,
     samples: Annotated[int, typer.Option("--samples", min=1, help="Trajectories to calibrate on.")] = 8,
     every: Annotated[int, typer.Option("--every", min=1, help="Calibrate on every n-th step.")] = 1,
@@ -58,22 +63,22 @@ def quantize(
 ) -> None:
     """Quantize a network and save it as one self-contained folder."""
     output = Output(json)
-    config: dict[str, Any] = {
+    given = {
         "weight_bits": weight_bits,
         "act_bits": act_bits,
         "softmax_bits": softmax_bits,
         "split": split,
         "act_range": act_range,
-        "act_granularity": "timestep" if per_timestep else "tensor",
-        "rules": tuple(parse_rule(text) for text in rule or ()),
+        "per_timestep": per_timestep,
+        "rule": rule,
     }
     # What can be wrong with the command line is found before the hours of work, not after.
-    QDiffConfig(**config)
+    config = _configuration(context, config_file, given)
     check_target(out)
     output.note(f"loading {source}")
     origin = resolve(source, read_prompts(prompts))
     origin.progress = output.interactive
-    prepared = prepare(origin, QDiffConfig(**config, num_train_timesteps=origin.num_train_timesteps), output)
+    prepared = prepare(origin, replace(config, num_train_timesteps=origin.num_train_timesteps), output)
     output.note(f"sampling {samples} trajectories of {steps} steps")
     data = origin.calibration_data(
         Draw(samples, steps, seed), every=every, batch_size=batch_size, resume_dir=calibration
@@ -84,6 +89,17 @@ def quantize(
     output.show(float_layers_table(quantized.explain().rows, "quantized"))
     output.show(f"wrote {out}: {megabytes(artifact_bytes(out))}")
     output.figures(_figures(quantized, out))
+
+
+def _configuration(context: typer.Context, file: Path | None, given: dict[str, Any]) -> QDiffConfig:
+    """That of the file, changed by the options that were given; without a file, that of the options."""
+    config = read_config(file) if file else DEFAULTS
+    names = [name for name in given if context.get_parameter_source(name) is ParameterSource.COMMANDLINE]
+    changes = {name: given[name] for name in names if name not in ("per_timestep", "rule")}
+    if "per_timestep" in names:
+        changes["act_granularity"] = "timestep" if given["per_timestep"] else "tensor"
+    rules = tuple(parse_rule(text) for text in given["rule"] or ())
+    return replace(config, **changes, rules=(*config.rules, *rules))
 
 
 def check_target(out: Path) -> None:
