@@ -99,7 +99,8 @@ class TestTune:
             succeed("quantize", CUSTOM, *options, *QUICK, "--out", tmp_path / "net", "--json", "-").stdout
         )
         assert saved["bytes"] <= 190_000 + 4 * 32 * 3 * 9  # one layer was taken out
-        rows = {row["path"]: row for row in saved["layers"]["rows"]}
+        shown = json.loads(succeed("inspect", tmp_path / "net", *REFERENCE, "--json", "-").stdout)
+        rows = {row["path"]: row for row in shown["layers"]["rows"]}
         assert (rows["first"]["weight_bits"], rows["last"]["weight_bits"]) == (0, bits["last"])
         assert rows["last"]["act_bits"] == 7
 
@@ -111,13 +112,13 @@ class TestTune:
             (("--target-size", "1MB", "--bits", "four"), "'four' is no list of bits"),
         ):
             result = run("tune", CUSTOM, "--out", tmp_path / "c.json", *options)
-            assert result.exit_code == 1
+            assert result.exit_code != 0
             assert message in result.stderr
         broken = tmp_path / "broken.json"
         for text, message in (("[1]", "not an object"), ("{", "not JSON"), ('{"bits": 3}', "unknown fields")):
             broken.write_text(text)
             result = run("quantize", CUSTOM, "--config", broken, "--out", tmp_path / "net")
-            assert result.exit_code == 1
+            assert result.exit_code != 0
             assert message in result.stderr
         assert "no such file" in run("quantize", CUSTOM, "--config", tmp_path / "no", "--out", tmp_path / "n").stderr
 

@@ -53,7 +53,7 @@ def allocate_measured(
             bound = (met + missed) / 2
     if best is None:
         raise ConfigError(
-            f"{budget.seconds * 1e3:.2f} ms cannot be reached: the fastest that was tried takes {shortest * 1e3:.2f} ms",
+            f"{budget.seconds * 1e3:.2f} ms cannot be reached: the fastest tried takes {shortest * 1e3:.2f} ms",
             where="target latency",
             fix="Raise the target, or lower the batch size",
         )

@@ -139,7 +139,7 @@ def probe_batches(
     prepared: PreparedUNet, batches: Iterable[Mapping[str, Any]], steps: int, images: int
 ) -> list[tuple[float, list[Tensor]]]:
     """Timestep and flat inputs of `images` samples at each of `steps` recorded timesteps, spread evenly."""
-    data = batches if isinstance(batches, CalibrationData) else CalibrationData(batches)
+    data = batches if isinstance(batches, CalibrationData) else CalibrationData(list(batches))
     probes: dict[float, list[Tensor]] = {}
     for batch in data.select("uniform", steps).batches(images):
         name = timestep_argument(batch)
