@@ -14,14 +14,17 @@ QUANTILES = (0.01, 0.25, 0.5, 0.75, 0.99)
 
 
 def over_timesteps(study: Study) -> Result:
-    """The layer whose input range changes most over the timesteps: its quantiles in each timestep bin (figure 5)."""
-    inputs = input_statistics(study, split="shortcut")
+    """The layer whose input range changes most over the timesteps: its quantiles in each timestep bin (figure 5).
+
+    Of those that see the image: the time embedding's own layers move by design.
+    """
+    inputs = input_statistics(study, split="shortcut", images_only=True)
     moves = {name: _movement(stats) for name, stats in inputs.items()}
     name = max(moves, key=moves.__getitem__)
     stats = inputs[name]
     bins = [int(each) for each in torch.nonzero(stats.seen).flatten()]
     width = study.source.num_train_timesteps / len(stats.seen)
-    table = {at: [quantile(distribution_at(stats, at), q) for q in QUANTILES] for at in bins}
+    table = {at: [_quantile(stats, at, q) for q in QUANTILES] for at in bins}
     rows = [
         {
             "layer": name,
@@ -69,11 +72,26 @@ def layer_ranges(study: Study) -> Result:
     return Result("Input range of every layer (figure 6)", rows, draw)
 
 
-def input_statistics(study: Study, split: str) -> dict[str, Statistics]:
-    """What the observers of layer inputs saw: name of the layer's input → statistics, in execution order."""
-    prepared = study.calibrated(split=split)
-    observers = [m for m in prepared.modules() if isinstance(m, TimestepObserver) and m.name.endswith(" input")]
-    return {observer.name: observer.statistics() for observer in observers}
+def input_statistics(study: Study, split: str, *, images_only: bool = False) -> dict[str, Statistics]:
+    """What the observers of layer inputs saw: name of the layer's input → statistics, in execution order.
+
+    Args:
+        images_only: leave out what has no spatial dimensions.
+    """
+    gm = study.calibrated(split=split).graph_module
+    found = {}
+    for node in gm.graph.nodes:
+        if node.op == "call_module" and (node.meta["val"].dim() >= 3 or not images_only):
+            observer = gm.get_submodule(str(node.target))
+            if isinstance(observer, TimestepObserver) and observer.name.endswith(" input"):
+                found[observer.name] = observer.statistics()
+    return found
+
+
+def _quantile(stats: Statistics, at: int, probability: float) -> float:
+    """Histogram bins are coarser than the range is exact."""
+    value = quantile(distribution_at(stats, at), probability)
+    return min(max(value, float(stats.min_val[at])), float(stats.max_val[at]))
 
 
 def _movement(stats: Statistics) -> float:

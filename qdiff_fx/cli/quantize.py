@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from click.core import ParameterSource
 
 from qdiff_fx.api import convert_qdiff, prepare_qdiff, save_qdiff
 from qdiff_fx.calibration import calibrate
@@ -94,12 +93,18 @@ def quantize(
 def _configuration(context: typer.Context, file: Path | None, given: dict[str, Any]) -> QDiffConfig:
     """That of the file, changed by the options that were given; without a file, that of the options."""
     config = read_config(file) if file else DEFAULTS
-    names = [name for name in given if context.get_parameter_source(name) is ParameterSource.COMMANDLINE]
+    names = [name for name in given if _was_given(context, name)]
     changes = {name: given[name] for name in names if name not in ("per_timestep", "rule")}
     if "per_timestep" in names:
         changes["act_granularity"] = "timestep" if given["per_timestep"] else "tensor"
     rules = tuple(parse_rule(text) for text in given["rule"] or ())
     return replace(config, **changes, rules=(*config.rules, *rules))
+
+
+def _was_given(context: typer.Context, option: str) -> bool:
+    source = context.get_parameter_source(option)
+    # By name: typer may bring a click of its own.
+    return source is not None and source.name == "COMMANDLINE"
 
 
 def check_target(out: Path) -> None:
