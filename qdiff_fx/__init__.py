@@ -7,6 +7,7 @@ from qdiff_fx.errors import QDiffError
 from qdiff_fx.networks import PreparedUNet, QuantizedUNet
 from qdiff_fx.reconstruction import Reconstruction, ReconstructionConfig, reconstruct
 from qdiff_fx.rounding import round_weights
+from qdiff_fx.tuning import Tuned, tune
 
 __version__ = "0.1.0"
 
@@ -19,6 +20,7 @@ __all__ = [
     "Rule",
     "Reconstruction",
     "ReconstructionConfig",
+    "Tuned",
     "calibrate",
     "collect_calibration_data",
     "convert_qdiff",
@@ -27,4 +29,5 @@ __all__ = [
     "reconstruct",
     "round_weights",
     "save_qdiff",
+    "tune",
 ]

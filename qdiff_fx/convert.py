@@ -20,6 +20,9 @@ from qdiff_fx.qparams import LayerInfo, QParams, TensorSpec
 
 aten, qd = torch.ops.aten, torch.ops.quantized_decomposed
 
+# Behind the path of a layer that reads the second code of a 16-bit input.
+REST = "[rest]"
+
 
 @dataclass
 class QuantizedActivation:
@@ -106,7 +109,7 @@ def _add_layer_of_rest(gm: fx.GraphModule, node: fx.Node, rest: QuantizedActivat
     args = (rest.values, node.args[1], None, *node.args[3:])
     fine = insert_call(gm.graph, total, node.target, args, node.kwargs, like=node)  # type: ignore[arg-type]
     info: LayerInfo = node.meta["layer"]
-    fine.meta["layer"] = replace(info, path=f"{info.path}[rest]", output=_range_over_rest(gm, node, rest))
+    fine.meta["layer"] = replace(info, path=info.path + REST, output=_range_over_rest(gm, node, rest))
     total.args = (node, fine)
 
 

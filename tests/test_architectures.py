@@ -132,7 +132,8 @@ def check_agreement(name: str, found: tuple[float, float, float]) -> None:
 
 
 SHALLOW = ("handwritten_sum", "handwritten_attention")
-SHALLOW_AGREEMENT_DB = 60.0  # measured 73.6 and above 120
+# Measured 58.3 with an attention, whose kernel rounds probabilities in 16-bit fixed point, and above 120 without.
+SHALLOW_AGREEMENT_DB = 55.0
 TENSOR = QDiffConfig(act_granularity="tensor")
 
 

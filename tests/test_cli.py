@@ -98,6 +98,46 @@ class TestQuantize:
         assert hashes[0] == hashes[1]
 
 
+class TestTune:
+    @pytest.fixture(scope="class")
+    def tuned(self, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Any]]:
+        file = tmp_path_factory.mktemp("tune") / "config.json"
+        options = ("--target-size", "190kB", "--bits", "2,4,8", "--probe-steps", "2", *QUICK, "--json", "-")
+        return file, json.loads(succeed("tune", CUSTOM, "--out", file, *options).stdout)
+
+    def test_its_configuration_gives_a_network_of_that_size(self, tuned: tuple[Path, Any], tmp_path: Path) -> None:
+        file, figures = tuned
+        bits = {row["path"]: row["weight_bits"] for row in figures["layers"]}
+        assert len(set(bits.values())) > 1
+        options = ("--config", file, "--act-bits", "7", "--rule", "first=float")
+        saved = json.loads(
+            succeed("quantize", CUSTOM, *options, *QUICK, "--out", tmp_path / "net", "--json", "-").stdout
+        )
+        assert saved["bytes"] <= 190_000 + 4 * 32 * 3 * 9  # one layer was taken out
+        shown = json.loads(succeed("inspect", tmp_path / "net", *REFERENCE, "--json", "-").stdout)
+        rows = {row["path"]: row for row in shown["layers"]["rows"]}
+        assert (rows["first"]["weight_bits"], rows["last"]["weight_bits"]) == (0, bits["last"])
+        assert rows["last"]["act_bits"] == 7
+
+    def test_amounts_and_files_that_make_no_sense(self, tmp_path: Path) -> None:
+        for options, message in (
+            (("--target-size", "30"), "'30' is not an amount"),
+            (("--target-latency", "3MB"), "'3MB' is not an amount"),
+            ((), "nothing to aim at"),
+            (("--target-size", "1MB", "--bits", "four"), "'four' is no list of bits"),
+        ):
+            result = run("tune", CUSTOM, "--out", tmp_path / "c.json", *options)
+            assert result.exit_code != 0
+            assert message in result.stderr
+        broken = tmp_path / "broken.json"
+        for text, message in (("[1]", "not an object"), ("{", "not JSON"), ('{"bits": 3}', "unknown fields")):
+            broken.write_text(text)
+            result = run("quantize", CUSTOM, "--config", broken, "--out", tmp_path / "net")
+            assert result.exit_code != 0
+            assert message in result.stderr
+        assert "no such file" in run("quantize", CUSTOM, "--config", tmp_path / "no", "--out", tmp_path / "n").stderr
+
+
 class TestSavedNetwork:
     def test_inspect(self, folder: Path) -> None:
         figures = json.loads(succeed("inspect", folder, *REFERENCE, "--json", "-").stdout)

@@ -32,6 +32,7 @@ LAYERS = (
     "networks",
     "rounding",
     "reconstruction",
+    "tuning",
     "evaluation",
     "report",
     "bundled",

@@ -13,6 +13,7 @@ from qdiff_fx.cli.evaluate import evaluate
 from qdiff_fx.cli.inspect import inspect
 from qdiff_fx.cli.quantize import quantize
 from qdiff_fx.cli.sample import sample
+from qdiff_fx.cli.tune import tune_command
 
 app = typer.Typer(
     name="qdiff",
@@ -33,6 +34,7 @@ def options(
 
 app.command()(demo)
 app.command()(quantize)
+app.command("tune")(tune_command)
 app.command()(inspect)
 app.command("eval")(evaluate)
 app.command()(bench)

@@ -23,6 +23,10 @@ Prompts = Annotated[
     Path | None,
     typer.Option("--prompts", help="Text file with one prompt per line, for pipelines that take prompts.", exists=True),
 ]
+ConfigFile = Annotated[
+    Path | None,
+    typer.Option("--config", metavar="FILE", help="Start from this configuration, e.g. one that `qdiff tune` wrote."),
+]
 Steps = Annotated[int, typer.Option("--steps", min=1, help="Denoising steps.")]
 Seed = Annotated[int, typer.Option("--seed", help="Seed of the starting noise.")]
 BatchSize = Annotated[int, typer.Option("--batch-size", min=1, help="Images per call of the network.")]

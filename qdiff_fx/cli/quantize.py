@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -9,7 +10,8 @@ import typer
 
 from qdiff_fx.api import convert_qdiff, prepare_qdiff, save_qdiff
 from qdiff_fx.calibration import CalibrationData, calibrate
-from qdiff_fx.cli.options import BatchSize, Json, Prompts, Seed, SourceName, Steps, read_prompts
+from qdiff_fx.cli.config_file import read_config
+from qdiff_fx.cli.options import BatchSize, ConfigFile, Json, Prompts, Seed, SourceName, Steps, read_prompts
 from qdiff_fx.cli.output import Output
 from qdiff_fx.cli.rules import parse_rule
 from qdiff_fx.config import QDiffConfig
@@ -22,10 +24,12 @@ from qdiff_fx.rounding import round_weights
 from qdiff_fx.serialization import MANIFEST, artifact_bytes
 from qdiff_fx.sources import Draw, Source, resolve
 
-DEFAULTS = QDiffConfig()
+# Second-order rounding needs the data, which a configuration alone does not have: here it is at hand.
+DEFAULTS = QDiffConfig(weight_rounding="second_order")
 
 
 def quantize(
+    context: typer.Context,
     source: SourceName,
     out: Annotated[Path, typer.Option("--out", metavar="DIR", help="The folder to write.")],
     weight_bits: Annotated[int, typer.Option("--weight-bits", help="2 to 8.")] = DEFAULTS.weight_bits,
@@ -37,9 +41,9 @@ def quantize(
     act_range: Annotated[
         str, typer.Option("--act-range", help="minmax, moving_average, percentile or mse.")
     ] = DEFAULTS.act_range,
-    rounding: Annotated[
+    weight_rounding: Annotated[
         str, typer.Option("--rounding", help="Of weights: nearest, or second_order (takes a few minutes).")
-    ] = "second_order",
+    ] = DEFAULTS.weight_rounding,
     per_timestep: Annotated[
         bool,
         typer.Option(
@@ -50,6 +54,7 @@ def quantize(
         list[str] | None,
         typer.Option("--rule", metavar="PATTERN=WHAT", help="An exception, e.g. 'conv_in=float' or '*.to_q=w8a8'."),
     ] = None,
+    config_file: ConfigFile = None,
     steps: Steps = 25,
     samples: Annotated[int, typer.Option("--samples", min=1, help="Trajectories to calibrate on.")] = 8,
     every: Annotated[int, typer.Option("--every", min=1, help="Calibrate on every n-th step.")] = 1,
@@ -71,24 +76,24 @@ def quantize(
 ) -> None:
     """Quantize a network and save it as one self-contained folder."""
     output = Output(json)
-    config: dict[str, Any] = {
+    given = {
         "weight_bits": weight_bits,
         "act_bits": act_bits,
         "softmax_bits": softmax_bits,
         "split": split,
-        "weight_rounding": rounding,
+        "weight_rounding": weight_rounding,
         "act_range": act_range,
-        "act_granularity": "timestep" if per_timestep else "tensor",
-        "rules": tuple(parse_rule(text) for text in rule or ()),
+        "per_timestep": per_timestep,
+        "rule": rule,
     }
     # What can be wrong with the command line is found before the hours of work, not after.
-    QDiffConfig(**config)
+    config = _configuration(context, config_file, given)
     schedule = _schedule(reconstruct_as, resume)
     check_target(out)
     output.note(f"loading {source}")
     origin = resolve(source, read_prompts(prompts))
     origin.progress = output.interactive
-    prepared = prepare(origin, QDiffConfig(**config, num_train_timesteps=origin.num_train_timesteps), output)
+    prepared = prepare(origin, replace(config, num_train_timesteps=origin.num_train_timesteps), output)
     output.note(f"sampling {samples} trajectories of {steps} steps")
     data = origin.calibration_data(
         Draw(samples, steps, seed), every=every, batch_size=batch_size, resume_dir=calibration
@@ -122,6 +127,23 @@ def reconstruction_line(result: Reconstruction) -> str:
     units, kept = len(result.units), len(result.fallbacks)
     line = f"reconstructed {units - kept} of {units} blocks on {result.samples} samples"
     return "\n".join([line, *(f"{unit.path}: {unit.fell_back}; it keeps what it had" for unit in result.fallbacks)])
+
+
+def _configuration(context: typer.Context, file: Path | None, given: dict[str, Any]) -> QDiffConfig:
+    """That of the file, changed by the options that were given; without a file, that of the options."""
+    config = read_config(file) if file else DEFAULTS
+    names = [name for name in given if _was_given(context, name)]
+    changes = {name: given[name] for name in names if name not in ("per_timestep", "rule")}
+    if "per_timestep" in names:
+        changes["act_granularity"] = "timestep" if given["per_timestep"] else "tensor"
+    rules = tuple(parse_rule(text) for text in given["rule"] or ())
+    return replace(config, **changes, rules=(*config.rules, *rules))
+
+
+def _was_given(context: typer.Context, option: str) -> bool:
+    source = context.get_parameter_source(option)
+    # By name: typer may bring a click of its own.
+    return source is not None and source.name == "COMMANDLINE"
 
 
 def check_target(out: Path) -> None:

@@ -1,0 +1,159 @@
+"""``qdiff tune SOURCE --target-size 30MB --out FILE``: bits for each layer, saved as a configuration."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import replace
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.table import Table
+
+from qdiff_fx.calibration import calibrate
+from qdiff_fx.cli.amounts import parse_bytes, parse_seconds
+from qdiff_fx.cli.config_file import read_config, write_config
+from qdiff_fx.cli.options import (
+    BackendName,
+    BatchSize,
+    ConfigFile,
+    Json,
+    Prompts,
+    Seed,
+    SourceName,
+    Steps,
+    read_prompts,
+)
+from qdiff_fx.cli.output import Output
+from qdiff_fx.cli.quantize import DEFAULTS, prepare
+from qdiff_fx.errors import ConfigError
+from qdiff_fx.report.comparison import megabytes
+from qdiff_fx.sources import Draw, resolve
+from qdiff_fx.tuning import DEFAULT_BITS, FLOAT, Budget, Tuned, tune
+
+MOST_NOISE = 10
+
+
+def tune_command(
+    source: SourceName,
+    out: Annotated[Path, typer.Option("--out", metavar="FILE", help="The configuration to write, JSON.")],
+    target_size: Annotated[str | None, typer.Option("--target-size", help="Of the saved folder, e.g. 30MB.")] = None,
+    target_latency: Annotated[
+        str | None, typer.Option("--target-latency", help="Of one step on this machine, e.g. 60ms.")
+    ] = None,
+    bits: Annotated[str, typer.Option("--bits", help="Weight bits to choose from.")] = ",".join(map(str, DEFAULT_BITS)),
+    allow_float: Annotated[
+        bool | None,
+        typer.Option("--allow-float/--no-float", help="Whether layers may stay in float [default: with a latency]."),
+    ] = None,
+    config: ConfigFile = None,
+    backend: BackendName = "native",
+    steps: Steps = 25,
+    samples: Annotated[int, typer.Option("--samples", min=1, help="Trajectories to calibrate on.")] = 8,
+    batch_size: BatchSize = 8,
+    seed: Seed = 0,
+    probe_steps: Annotated[int, typer.Option("--probe-steps", min=1, help="Timesteps that are probed.")] = 5,
+    probe_images: Annotated[int, typer.Option("--probe-images", min=1, help="Images at each of them.")] = 1,
+    latency_batch: Annotated[int, typer.Option("--latency-batch", min=1, help="Images of the timed step.")] = 1,
+    sensitivity: Annotated[
+        Path | None, typer.Option("--sensitivity", metavar="FILE", help="Keep the measurement here, and resume.")
+    ] = None,
+    prompts: Prompts = None,
+    calibration: Annotated[
+        Path | None, typer.Option("--calibration", metavar="DIR", help="Keep the calibration data here, and resume.")
+    ] = None,
+    json: Json = None,
+) -> None:
+    """Measure how sensitive each layer is, and give each its bits under a target of size or latency."""
+    output = Output(json)
+    budget = Budget(
+        None if target_size is None else parse_bytes(target_size, "--target-size"),
+        None if target_latency is None else parse_seconds(target_latency, "--target-latency"),
+    )
+    chosen_bits = _parse_bits(bits)
+    base = read_config(config) if config else DEFAULTS
+    output.note(f"loading {source}")
+    origin = resolve(source, read_prompts(prompts))
+    origin.progress = output.interactive
+    base = replace(base, num_train_timesteps=origin.num_train_timesteps)
+    prepared = prepare(origin, base, output)
+    output.note(f"sampling {samples} trajectories of {steps} steps")
+    data = origin.calibration_data(Draw(samples, steps, seed), every=1, batch_size=batch_size, resume_dir=calibration)
+    output.note("calibrating")
+    calibrate(prepared, data, progress=output.interactive)
+    output.note("measuring how sensitive each layer is")
+    tuned = tune(
+        prepared,
+        data,
+        target_size=budget.bytes,
+        target_latency=budget.seconds,
+        bits=chosen_bits,
+        allow_float=allow_float,
+        probe_steps=probe_steps,
+        probe_images=probe_images,
+        backend=backend,
+        latency_inputs=origin.example_inputs(latency_batch) if budget.seconds else None,
+        sensitivity=sensitivity,
+        source=origin.identifier,
+        progress=output.interactive,
+    )
+    write_config(tuned.config, out)
+    output.show(_bits_table(tuned))
+    output.show(_noise_table(tuned))
+    output.show(f"wrote {out}: at most {megabytes(tuned.bytes)}, about {tuned.sqnr_db:.1f} dB predicted{_time(tuned)}")
+    output.figures(_figures(tuned, out))
+
+
+def _parse_bits(text: str) -> tuple[int, ...]:
+    try:
+        return tuple(int(each) for each in text.split(","))
+    except ValueError as error:
+        raise ConfigError(f"{text!r} is no list of bits", where="--bits", fix="Write 4,8") from error
+
+
+def _time(tuned: Tuned) -> str:
+    return "" if tuned.seconds is None else f", {tuned.seconds * 1e3:.1f} ms a step measured"
+
+
+def _bits_table(tuned: Tuned) -> Table:
+    table = Table(title="what was chosen")
+    for column in ("weight bits", "layers", "size"):
+        table.add_column(column, justify="right")
+    for choice, count in sorted(Counter(tuned.choices.values()).items()):
+        size = sum(tuned.menu[path][each].bytes for path, each in tuned.choices.items() if each == choice)
+        table.add_row(_name(choice), str(count), megabytes(size))
+    return table
+
+
+def _noise_table(tuned: Tuned) -> Table:
+    """The layers that leave most noise, averaged over the probed timesteps relative to all noise there."""
+    table = Table(title="the layers that add most of the noise left")
+    for column in ("layer", "weight bits", "share of the noise"):
+        table.add_column(column, justify="left" if column == "layer" else "right")
+    for path, share in sorted(tuned.noise_shares().items(), key=lambda item: -item[1])[:MOST_NOISE]:
+        table.add_row(path, _name(tuned.choices[path]), f"{share:.1%}")
+    return table
+
+
+def _name(choice: int) -> str:
+    return "float" if choice == FLOAT else str(choice)
+
+
+def _figures(tuned: Tuned, out: Path) -> dict[str, Any]:
+    return {
+        "config": str(out),
+        "bytes": tuned.bytes,
+        "sqnr_db": tuned.sqnr_db,
+        "seconds": tuned.seconds,
+        "layers": [
+            {
+                "path": path,
+                "weight_bits": choice,
+                "noise_share": tuned.noise_shares()[path],
+                "bytes": tuned.menu[path][choice].bytes,
+                "noise": {str(each): list(option.noise) for each, option in tuned.menu[path].items()},
+                "seconds": {str(each): option.seconds for each, option in tuned.menu[path].items()},
+            }
+            for path, choice in tuned.choices.items()
+        ],
+    }

@@ -1,0 +1,8 @@
+"""Mixed precision: how sensitive each layer is, and which bits it gets under a budget of size or of latency."""
+
+from qdiff_fx.tuning.allocate import Budget
+from qdiff_fx.tuning.run import Tuned, tune
+from qdiff_fx.tuning.sensitivity import Sensitivity
+from qdiff_fx.tuning.units import DEFAULT_BITS, FLOAT
+
+__all__ = ["DEFAULT_BITS", "FLOAT", "Budget", "Sensitivity", "Tuned", "tune"]

@@ -1,0 +1,110 @@
+"""What each choice costs in time on this machine: every layer lowered and timed by itself, then the whole network."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from statistics import median
+
+import torch
+from torch import Tensor, fx, nn
+from tqdm import tqdm
+
+from qdiff_fx.backends import LoweringOptions, get_backend
+from qdiff_fx.backends.base import weight_of
+from qdiff_fx.graph import ancestors
+from qdiff_fx.tuning.excerpt import Excerpt, excerpt
+from qdiff_fx.tuning.twins import Run, Twins
+from qdiff_fx.tuning.units import FLOAT, Unit
+
+UNPACKED_BITS = 8
+PACKED_BITS = 4
+"""Kernels unpack up to 4 bits on the fly and hold more as bytes: two times to measure, not one per width."""
+WARMUP, ROUNDS = 2, 9
+WHOLE_ROUNDS = 15
+
+
+def stored_as(choice: int) -> int:
+    """Which of the measured times is that of a choice."""
+    return FLOAT if choice == FLOAT else PACKED_BITS if choice <= PACKED_BITS else UNPACKED_BITS
+
+
+def measure_layers(
+    twins: Twins, units: list[Unit], tensors: list[Tensor], backend: str, progress: bool
+) -> dict[str, dict[int, float]]:
+    """path → `FLOAT`, `PACKED_BITS`, `UNPACKED_BITS` → seconds of the unit's layers by themselves.
+
+    The three take turns.
+
+    Layers that depend on the timestep or on the conditioning alone are remembered by the backend, and count nothing.
+    """
+    run = twins.on(tensors)
+    times = {}
+    for unit in tqdm(units, desc="timing", unit="layer", disable=not progress):
+        total = dict.fromkeys((FLOAT, PACKED_BITS, UNPACKED_BITS), 0.0)
+        for name in unit.layers:
+            if not _depends_on_sample(twins.layers[name][0]):
+                continue
+            for choice, seconds in _layer_seconds(twins, name, run, backend).items():
+                total[choice] += seconds
+        times[unit.path] = total
+    return times
+
+
+@torch.no_grad()
+def step_seconds(step: Callable[..., object], tensors: list[Tensor], rounds: int = WHOLE_ROUNDS) -> float:
+    """Median time of a call."""
+    return take_turns({0: step}, {0: tensors}, rounds)[0]
+
+
+@torch.no_grad()
+def take_turns(
+    calls: dict[int, Callable[..., object]], inputs: dict[int, list[Tensor]], rounds: int = ROUNDS
+) -> dict[int, float]:
+    """Median seconds of each call; in every round each is made once, so that all meet the same machine."""
+    seconds: dict[int, list[float]] = {key: [] for key in calls}
+    for number in range(WARMUP + rounds):
+        for key, call in calls.items():
+            start = time.perf_counter()
+            call(*inputs[key])
+            if number >= WARMUP:
+                seconds[key].append(time.perf_counter() - start)
+    return {key: median(times) for key, times in seconds.items()}
+
+
+def _layer_seconds(twins: Twins, name: str, run: Run, backend: str) -> dict[int, float]:
+    """One layer: in float, and quantized from float inputs, so that the quantizer it needs is counted too."""
+    node, layer = twins.layers[name]
+    known = {each.name for each in twins.float_graph.graph.nodes if each.op != "get_attr"}
+    excerpts = {FLOAT: excerpt(twins.float_graph, node, lambda each: each.op != "get_attr")}
+    for bits in (PACKED_BITS, UNPACKED_BITS):
+        excerpts[bits] = _at_bits(excerpt(twins.qdq, layer, lambda each: each.name in known), bits)
+    values = {each.name: value for each, value in run.values.items()}
+    modules: dict[int, Callable[..., object]] = {key: _lowered(each, backend) for key, each in excerpts.items()}
+    inputs = {key: [values[each] for each in piece.inputs] for key, piece in excerpts.items()}
+    return take_turns(modules, inputs)  # type: ignore[arg-type]
+
+
+def _lowered(piece: Excerpt, backend: str) -> nn.Module:
+    return get_backend(backend).lower(piece.module, LoweringOptions(reuse=False)).module
+
+
+def _at_bits(piece: Excerpt, bits: int) -> Excerpt:
+    """The layer with codes of other bits; which codes they are makes no difference to time."""
+    for layer in [n for n in piece.module.graph.nodes if "layer" in n.meta]:
+        weight = weight_of(layer)
+        if weight is None:
+            continue
+        layer.meta["layer"] = replace(layer.meta["layer"], weight_bits=bits)
+        codes: fx.Node = weight.args[0]  # type: ignore[assignment]
+        owner, _, leaf = str(codes.target).rpartition(".")
+        holder = piece.module.get_submodule(owner)
+        limit = 1 << (bits - 1)
+        setattr(holder, leaf, getattr(holder, leaf).clamp(-limit, limit - 1))
+    return piece
+
+
+def _depends_on_sample(node: fx.Node) -> bool:
+    inputs = [each for each in ancestors(node) if each.op == "placeholder"]
+    return any(each.meta.get("sample") for each in inputs) or not any(each.meta.get("timestep") for each in inputs)

@@ -1,0 +1,134 @@
+"""How much noise each layer adds to the prediction when it alone is quantized.
+
+The noise powers of single layers add up to that of the whole network, as far as their errors are uncorrelated. That is
+what the allocation builds on.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, fx
+from tqdm import tqdm
+
+from qdiff_fx.config import QDiffConfig
+from qdiff_fx.errors import ConfigError
+from qdiff_fx.tuning.twins import Twins
+from qdiff_fx.tuning.units import FLOAT, Unit
+
+SAVE_EVERY = 10.0  # seconds
+
+
+@dataclass
+class Sensitivity:
+    """Relative noise power ``Σ (ε̂ − ε)² / Σ ε²`` of the prediction with one unit quantized and the rest in float.
+
+    Attributes:
+        key: what it was measured on: the configuration, the units, their choices.
+        timesteps: of the batches it is measured on.
+        noise: for each of them, path → choice → noise; the last one may be unfinished.
+    """
+
+    key: dict[str, Any]
+    timesteps: list[float]
+    noise: list[dict[str, dict[int, float]]] = field(default_factory=list)
+
+    def of(self, path: str, choice: int) -> tuple[float, ...]:
+        """A unit's noise at a choice on each batch."""
+        return tuple(batch[path][choice] for batch in self.noise)
+
+    def save(self, file: Path) -> None:
+        """Write it as JSON; a reader sees the old file or the new one."""
+        file.parent.mkdir(parents=True, exist_ok=True)
+        partial = file.with_name(f".{file.name}.{os.getpid()}")
+        partial.write_text(json.dumps(asdict(self)))
+        partial.replace(file)
+
+    @staticmethod
+    def load(file: Path, key: dict[str, Any], timesteps: list[float]) -> Sensitivity:
+        """What was saved there, or an empty one where nothing was.
+
+        Raises:
+            ConfigError: the file is damaged, or was measured under another key or at other timesteps.
+        """
+        if not file.exists():
+            return Sensitivity(key, timesteps)
+        try:
+            data = json.loads(file.read_text())
+            noise = [
+                {p: {int(c): float(v) for c, v in row.items()} for p, row in each.items()} for each in data["noise"]
+            ]
+            found = Sensitivity(data["key"], list(data["timesteps"]), noise)
+        except (ValueError, LookupError, TypeError, AttributeError) as error:
+            raise ConfigError(
+                f"it is no sensitivity file ({error})", where=str(file), fix="Remove it to measure again"
+            ) from error
+        if (found.key, found.timesteps) != (json.loads(json.dumps(key)), timesteps):
+            raise ConfigError(
+                "it was measured on another network, configuration, choice of bits or timesteps",
+                where=str(file),
+                fix="Name another file, or remove it to measure again",
+            )
+        return found
+
+
+def measure(
+    prepared: fx.GraphModule,
+    config: QDiffConfig,
+    units: list[Unit],
+    bits: tuple[int, ...],
+    batches: list[tuple[float, list[Tensor]]],
+    *,
+    file: Path | None = None,
+    progress: bool = False,
+) -> Sensitivity:
+    """The noise of every unit at every choice, batch by batch.
+
+    Args:
+        prepared: an observed, calibrated graph.
+        batches: timestep and flat inputs of each; a batch holds one timestep only.
+        file: keep what is measured here every few seconds, and go on from there.
+    """
+    timesteps = [timestep for timestep, _ in batches]
+    key = {"config": config.to_json(), "units": [[u.path, *u.counts] for u in units], "bits": list(bits)}
+    found = Sensitivity.load(file, key, timesteps) if file else Sensitivity(key, timesteps)
+    found.noise += [{} for _ in batches[len(found.noise) :]]
+    left = len(units) * len(batches) - sum(map(len, found.noise))
+    if not left:
+        return found
+    twins, saved = Twins(prepared, config), time.monotonic()
+    with tqdm(total=left, desc="sensitivity", unit="layer", disable=not progress) as bar:
+        for (_, tensors), noise in zip(batches, found.noise, strict=True):
+            todo = [unit for unit in units if unit.path not in noise]
+            for path, values in _noise_of_batch(twins, todo, bits, tensors):
+                noise[path] = values
+                bar.update()
+                if file and time.monotonic() - saved > SAVE_EVERY:
+                    found.save(file)
+                    saved = time.monotonic()
+    if file:
+        found.save(file)
+    return found
+
+
+@torch.no_grad()
+def _noise_of_batch(
+    twins: Twins, units: list[Unit], bits: tuple[int, ...], tensors: list[Tensor]
+) -> Iterator[tuple[str, dict[int, float]]]:
+    if not units:
+        return
+    run = twins.on(tensors)
+    signal = float(run.prediction.double().square().sum())
+    for unit in units:
+        noise = {FLOAT: 0.0}
+        for choice in unit.choices(bits, allow_float=False):
+            error = run.with_quantized(unit, choice).double() - run.prediction.double()
+            noise[choice] = float(error.square().sum()) / signal
+        yield unit.path, noise

@@ -1,0 +1,178 @@
+"""Sensitivity, size and the whole of `tune` on a network small enough to check by hand."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import torch
+from tiny_graphs import Shortcut, prepared
+
+from qdiff_fx import calibrate, convert_qdiff, prepare_qdiff, save_qdiff, tune
+from qdiff_fx.errors import CalibrationError, ConfigError
+from qdiff_fx.numerics import sqnr_db
+from qdiff_fx.serialization import artifact_bytes
+from qdiff_fx.tuning.run import probe_batches
+from qdiff_fx.tuning.size import fixed_bytes
+from qdiff_fx.tuning.twins import Twins
+from qdiff_fx.tuning.units import convert_as, units_of, with_choices
+
+STEPS = (900, 480, 20)
+BITS = (2, 4, 8)
+
+
+def batch(timestep: int) -> dict[str, torch.Tensor]:
+    x = torch.randn(4, 3, 8, 8, generator=torch.Generator().manual_seed(timestep))
+    return {"x": x, "t": torch.full((4,), float(timestep))}
+
+
+BATCHES = [batch(timestep) for timestep in STEPS]
+
+
+@pytest.fixture(scope="module")
+def unet():
+    torch.manual_seed(0)
+    return Shortcut().eval()
+
+
+@pytest.fixture(scope="module")
+def network(unet):
+    found = prepared(unet, *BATCHES[0].values(), calibrated=False, timestep_bins=10)
+    calibrate(found, BATCHES, progress=False)
+    return found
+
+
+@pytest.fixture(scope="module")
+def tuned(network, tmp_path_factory):
+    budget = fixed_bytes(network, units_of(network.graph_module)) + 2000
+    file = tmp_path_factory.mktemp("tune") / "sensitivity.json"
+    return tune(network, BATCHES, target_size=budget, bits=BITS, probe_steps=3, sensitivity=file, progress=False), file
+
+
+def test_the_parts_of_a_split_layer_are_one_unit(network):
+    units = {unit.path: unit for unit in units_of(network.graph_module)}
+    assert len(units["shortcut"].layers) == 2
+    assert units["shortcut"].counts == (16 * 16, 16 * 16)
+    assert units[""].counts == ()  # attention
+    assert units["shortcut"].bytes_at(2) == 2 * 16 * 16 // 4
+
+
+@pytest.mark.parametrize("path", ["conv_in", "shortcut", "to_k", ""])
+@pytest.mark.parametrize("bits", [2, 8])
+def test_a_swapped_layer_is_what_it_is_in_a_network_quantized_there_alone(unet, network, path, bits):
+    """The noise measured equals that of a network whose other layers stay in float."""
+    units = units_of(network.graph_module)
+    unit = next(each for each in units if each.path == path)
+    choices = {each.path: (bits if each.counts else 8) if each is unit else 0 for each in units}
+    graph = convert_as(network.graph_module, with_choices(network.qconfig, units, choices))
+    tensors = list(BATCHES[1].values())
+    run = Twins(network.graph_module, network.qconfig).on(tensors)
+    with torch.no_grad():
+        torch.testing.assert_close(run.prediction, unet(*tensors))
+        torch.testing.assert_close(run.with_quantized(unit, bits), graph(*tensors)[0])
+
+
+def test_converting_again_equals_preparing_again(unet, network, tuned):
+    config = tuned[0].config
+    fresh = prepare_qdiff(unet, config, BATCHES[0])
+    calibrate(fresh, BATCHES, progress=False)
+    again = convert_as(network.graph_module, config)
+    tensors = list(BATCHES[0].values())
+    with torch.no_grad():
+        torch.testing.assert_close(again(*tensors)[0], convert_qdiff(fresh, "reference")(*tensors), rtol=0, atol=0)
+
+
+def test_the_saved_folder_is_as_small_as_promised(unet, tuned, tmp_path):
+    fresh = prepare_qdiff(unet, tuned[0].config, BATCHES[0])
+    calibrate(fresh, BATCHES, progress=False)
+    save_qdiff(convert_qdiff(fresh, "reference"), tmp_path / "net")
+    actual = artifact_bytes(tmp_path / "net")
+    assert actual <= tuned[0].bytes
+    assert tuned[0].bytes - actual < 200 * len(tuned[0].choices)
+    assert len(set(tuned[0].choices.values())) > 1, "all layers got the same bits: the budget chose nothing"
+
+
+def test_better_than_random_choices_of_the_same_size(network, tuned):
+    """Measured on the networks themselves, not by the model of the noise."""
+    found, units = tuned[0], units_of(network.graph_module)
+    budget = sum(found.menu[path][choice].bytes for path, choice in found.choices.items())
+    generator = torch.Generator().manual_seed(7)
+    others = []
+    while len(others) < 6:
+        drawn = {u.path: BITS[int(torch.randint(3, (), generator=generator))] if u.counts else 8 for u in units}
+        if 0.8 * budget <= sum(u.bytes_at(drawn[u.path]) for u in units) <= budget:
+            others.append(mean_sqnr(network, units, drawn))
+    assert mean_sqnr(network, units, found.choices) > max(others)
+
+
+def mean_sqnr(network, units, choices) -> float:
+    graph = convert_as(network.graph_module, with_choices(network.qconfig, units, choices))
+    twins = Twins(network.graph_module, network.qconfig)
+    ratios = []
+    for timestep in STEPS:
+        tensors = list(batch(timestep).values())
+        with torch.no_grad():
+            ratios.append(sqnr_db(twins.float_graph(*tensors)[0], graph(*tensors)[0]))
+    return sum(ratios) / len(ratios)
+
+
+def test_a_kept_measurement_is_used_again_and_reproduces(network, tuned, monkeypatch):
+    found, file = tuned
+    monkeypatch.setattr("qdiff_fx.tuning.sensitivity.Twins", None)  # nothing may be measured
+    again = tune(network, BATCHES, target_size=found.bytes, bits=BITS, probe_steps=3, sensitivity=file, progress=False)
+    assert again.config == found.config
+
+
+def test_an_interrupted_measurement_goes_on(network, tuned, tmp_path):
+    found, file = tuned
+    data = json.loads(file.read_text())
+    data["noise"] = [data["noise"][0], dict(list(data["noise"][1].items())[:2])]
+    part = tmp_path / "part.json"
+    part.write_text(json.dumps(data))
+    tune(network, BATCHES, target_size=found.bytes, bits=BITS, probe_steps=3, sensitivity=part, progress=False)
+    assert json.loads(part.read_text()) == json.loads(file.read_text())
+
+
+def test_a_measurement_of_something_else_is_refused(network, tuned, tmp_path):
+    found, file = tuned
+    with pytest.raises(ConfigError, match="another network, configuration, choice of bits or"):
+        tune(network, BATCHES, target_size=10**6, bits=(4, 8), sensitivity=file, probe_steps=3, progress=False)
+    broken = tmp_path / "broken.json"
+    broken.write_text("{}")
+    with pytest.raises(ConfigError, match="no sensitivity file"):
+        tune(network, BATCHES, target_size=found.bytes, sensitivity=broken, probe_steps=3, progress=False)
+    with pytest.raises(ConfigError, match="timesteps"):
+        tune(network, BATCHES[:1], target_size=found.bytes, bits=BITS, sensitivity=file, probe_steps=1, progress=False)
+
+
+def test_what_cannot_be_done_is_said_before_measuring(network, monkeypatch):
+    monkeypatch.setattr("qdiff_fx.tuning.run.measure", None)
+    with pytest.raises(ConfigError, match="the smallest is"):
+        tune(network, BATCHES, target_size=1000, probe_steps=3, progress=False)
+    with pytest.raises(ConfigError, match=r"\[9\] bits are not supported"):
+        tune(network, BATCHES, target_size=10**6, bits=(4, 9), progress=False)
+    with pytest.raises(ConfigError, match="nothing to aim at"):
+        tune(network, BATCHES, progress=False)
+
+
+def test_probes_are_spread_over_the_trajectory_and_never_mix_timesteps(network):
+    assert [timestep for timestep, _ in probe_batches(network, BATCHES, 2, 1)] == [900.0, 20.0]
+    assert all(len(tensors[0]) == 2 for _, tensors in probe_batches(network, BATCHES, 3, 2))
+    mixed = [{"x": BATCHES[0]["x"], "t": torch.tensor([900.0, 20.0, 20.0, 20.0])}]
+    with pytest.raises(CalibrationError, match="mixes timesteps"):
+        probe_batches(network, mixed, 1, 4)
+
+
+def test_a_generous_latency_leaves_everything_in_float(network, tuned):
+    found = tune(
+        network,
+        BATCHES,
+        target_latency=60.0,
+        bits=BITS,
+        probe_steps=3,
+        backend="reference",
+        sensitivity=tuned[1],
+        progress=False,
+    )
+    assert set(found.choices.values()) == {0}
+    assert found.seconds < 60
