@@ -30,8 +30,18 @@ LADDER = (
     Rung("+ split shortcuts", {"split": "shortcut"}),
     Rung("+ ranges of least error (L2.4)", {"weight_range": "mse", "act_range": "mse"}),
     Rung("+ a table of scales over the timesteps", {"act_granularity": "timestep"}),
+    Rung("+ the sample in two codes", {"sample_act_bits": 16}),
+    Rung("+ 8-bit weights in the first and last layer", {"edge_weight_bits": 8}),
+    Rung("+ second-order rounding", {"weight_rounding": "second_order"}),
 )
-NAIVE = {"split": "off", "weight_range": "max", "act_range": "minmax", "act_granularity": "tensor"}
+NAIVE = {
+    "split": "off",
+    "weight_range": "max",
+    "act_range": "minmax",
+    "act_granularity": "tensor",
+    "sample_act_bits": 8,
+    "edge_weight_bits": 2,  # no more than the others have
+}
 
 
 def ablation(study: Study) -> Result:

@@ -10,7 +10,15 @@ from typing import Any
 
 import torch
 
-from qdiff_fx import PreparedUNet, QDiffConfig, QuantizedUNet, calibrate, convert_qdiff, prepare_qdiff
+from qdiff_fx import (
+    PreparedUNet,
+    QDiffConfig,
+    QuantizedUNet,
+    calibrate,
+    convert_qdiff,
+    prepare_qdiff,
+    round_weights,
+)
 from qdiff_fx.calibration import CalibrationData
 from qdiff_fx.evaluation import Trajectory, eps_sqnr, psnr_db
 from qdiff_fx.sources import Draw, Source, resolve
@@ -59,6 +67,8 @@ class Study:
         settings = QDiffConfig(num_train_timesteps=self.source.num_train_timesteps, **config)
         prepared = prepare_qdiff(self.source.unet, settings, next(iter(self.data.batches(2))))
         calibrate(prepared, data, progress=False)
+        if settings.weight_rounding == "second_order":
+            round_weights(prepared, data, progress=False)
         return prepared
 
     def quantized(self, selection: Selection = None, **config: Any) -> QuantizedUNet:
