@@ -14,6 +14,7 @@ from benchmarks.paper.bimodal import bimodal
 from benchmarks.paper.result import Result
 from benchmarks.paper.study import Study
 from qdiff_fx import QDiffConfig
+from qdiff_fx.cli.quantize import DEFAULTS
 
 CUSTOM = Path(__file__).parents[2] / "examples" / "custom_unet.py"
 
@@ -24,12 +25,12 @@ def study() -> Study:
 
 
 def test_the_ladder_ends_at_the_defaults():
-    """So the last rung is what a user gets, and each rung is a configuration."""
+    """So the last rung is what a user of the command line gets, and each rung is a configuration."""
     config = dict(NAIVE)
     for rung in LADDER:
         config |= rung.changes
         QDiffConfig(**config)
-    assert QDiffConfig(**config) == QDiffConfig()
+    assert QDiffConfig(**config) == DEFAULTS
     assert LADDER[-1].where is None
 
 
