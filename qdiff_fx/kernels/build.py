@@ -21,10 +21,11 @@ from filelock import FileLock
 from torch.utils.cpp_extension import include_paths, library_paths
 
 from qdiff_fx.errors import KernelError
+from qdiff_fx.kernels.isa import Isa, choose_isa
 
 _log = logging.getLogger(__name__)
 _FOLDER = Path(__file__).parent / "csrc"
-_SWITCH = "QDIFF_KERNELS"  # "0" or "reference": plain torch only; one of ISAS: that one
+_SWITCH = "QDIFF_KERNELS"  # "0" or "reference": plain torch only; an instruction set: that one
 _FLAGS = "QDIFF_KERNELS_FLAGS"  # more of the compiler's options, for building and for linking
 _CACHE = "QDIFF_KERNELS_CACHE"  # folder of the built libraries
 _COMPILERS = ("g++", "clang++", "c++")
@@ -32,28 +33,7 @@ _COMPILE_FLAGS = ("-std=c++20", "-O3", "-fPIC", "-fopenmp", "-ffp-contract=off",
 _COMPILE_SECONDS = 600
 
 
-@dataclass(frozen=True)
-class Variant:
-    """Kernel sources for one instruction set."""
-
-    sources: tuple[str, ...]
-    machine: str
-    flags: tuple[str, ...]
-
-
-# A new instruction set adds its sources here and its function to the candidates in dispatch.cpp.
-_VARIANTS = (
-    Variant(
-        ("attention_vnni.cpp", "avx512_vnni.cpp"),
-        "x86_64",
-        ("-mavx512f", "-mavx512bw", "-mavx512vl", "-mavx512dq", "-mavx512vnni", "-mfma"),
-    ),
-    Variant(("avx2.cpp",), "x86_64", ("-mavx2", "-mfma", "-mf16c")),
-)
-_PORTABLE_SOURCES = ("dispatch.cpp", "pack.cpp", "portable.cpp")
-_PORTABLE_FLAGS = {"aarch64": ("-march=armv8.2-a+dotprod",), "arm64": ()}
-_TORCH_SOURCES = ("attention.cpp", "ops.cpp", "pool.cpp")
-ISAS = ("avx512_vnni", "avx2", "portable")
+_SOURCES = ("attention.cpp", "ops.cpp", "pool.cpp", "pack.cpp")  # of every instruction set
 
 
 @dataclass(frozen=True)
@@ -86,25 +66,20 @@ def _load_once() -> Status:
     if choice in ("0", "reference"):
         return Status(False, f"{_SWITCH}={choice} asks for the plain-torch reference", disabled=True)
     try:
-        library = _built_library()
-        kernel = torch.ops.qdiff_native.kernel_name()
+        library = _built_library(choose_isa("" if choice == "1" else choice))
     except KernelError as error:
         return Status(False, str(error))
-    if not kernel:
-        return Status(
-            False, f"there are no {choice or 'compiled'} kernels for this CPU, only some of {', '.join(ISAS)}"
-        )
-    return Status(True, kernel=kernel, library=library)
+    return Status(True, kernel=torch.ops.qdiff_native.kernel_name(), library=library)
 
 
-def _built_library() -> Path:
+def _built_library(isa: Isa) -> Path:
     """Path of the loaded library; rebuilt when the cached file is damaged or does not load."""
     compiler = _find_compiler()
-    path = _cache_folder() / f"qdiff_kernels-{_key(compiler)}.so"
+    path = _cache_folder() / f"qdiff_kernels-{isa.name}-{_key(compiler, isa)}.so"
     for last_try in (False, True):
         with FileLock(f"{path}.lock"):
             if not _is_intact(path):
-                _build(compiler, path)
+                _build(compiler, isa, path)
         try:
             torch.ops.load_library(str(path))
             return path
@@ -136,13 +111,13 @@ def _cache_folder() -> Path:
     return folder
 
 
-def _key(compiler: str) -> str:
+def _key(compiler: str, isa: Isa) -> str:
     """Digest of everything the binary depends on."""
     digest = hashlib.sha256()
     for path in sorted((*_FOLDER.glob("*.h"), *_FOLDER.glob("*.cpp"))):
         digest.update(path.name.encode() + path.read_bytes())
     version = _run([compiler, "--version"]).splitlines()[:1]
-    parts = (torch.__version__, platform.machine(), version, _COMPILE_FLAGS, _VARIANTS, _PORTABLE_FLAGS, _more_flags())
+    parts = (torch.__version__, platform.machine(), version, _COMPILE_FLAGS, isa, _more_flags())
     digest.update(repr(parts).encode())
     return digest.hexdigest()[:16]
 
@@ -163,12 +138,12 @@ def _digest_file(library: Path) -> Path:
     return library.with_suffix(".sha256")
 
 
-def _build(compiler: str, library: Path) -> None:
-    _log.info("building the integer kernels into %s", library)
+def _build(compiler: str, isa: Isa, library: Path) -> None:
+    _log.info("building the integer kernels for %s into %s", isa.name, library)
     with tempfile.TemporaryDirectory(dir=library.parent, prefix="build-") as name:
         folder = Path(name)
         with ThreadPoolExecutor(os.cpu_count()) as pool:
-            objects = list(pool.map(lambda each: _compile(compiler, each[0], each[1], folder), _sources()))
+            objects = list(pool.map(lambda each: _compile(compiler, each[0], each[1], folder), _sources(isa)))
         made = folder / library.name
         search = [f"-L{path}" for path in library_paths()]
         # No -fopenmp here: torch's own OpenMP runtime, already loaded, is the only one wanted.
@@ -181,16 +156,13 @@ def _build(compiler: str, library: Path) -> None:
         os.replace(made, library)
 
 
-def _sources() -> Iterator[tuple[str, list[str]]]:
+def _sources(isa: Isa) -> Iterator[tuple[str, list[str]]]:
+    """What is compiled, with the flags of each: what takes longest first, so that no core waits for it at the end."""
+    for source in isa.sources:
+        yield source, list(isa.machine_flags)
     abi = f"-D_GLIBCXX_USE_CXX11_ABI={int(torch.compiled_with_cxx11_abi())}"
-    for source in _TORCH_SOURCES:
+    for source in _SOURCES:
         yield source, [abi, *(f"-isystem{path}" for path in include_paths())]
-    for source in _PORTABLE_SOURCES:
-        yield source, list(_PORTABLE_FLAGS.get(platform.machine(), ()))
-    for variant in _VARIANTS:
-        # Off its machine a variant compiles to a function that returns nothing.
-        for source in variant.sources:
-            yield source, list(variant.flags) if variant.machine == platform.machine() else []
 
 
 def _compile(compiler: str, source: str, flags: list[str], folder: Path) -> Path:

@@ -91,9 +91,11 @@ def test_cache_that_cannot_be_made_is_named(tmp_path: Path) -> None:
 
 @needs_kernels
 def test_other_processors_run_portable_kernels(tmp_path: Path) -> None:
-    """Elsewhere no source is compiled for an instruction set, and what remains is still right."""
+    """A processor that torch tells nothing of gets plain C++, without flags."""
     code = """
-build.platform.machine = lambda: "riscv64"
+import platform
+torch.cpu.get_capabilities = dict
+platform.machine = lambda: "riscv64"
 attend()
 assert status().kernel == "portable", status()
 """
@@ -104,9 +106,20 @@ def test_an_unknown_choice_is_named(tmp_path: Path) -> None:
     code = """
 warnings.simplefilter("ignore")
 attend()
-assert "no avx1024 kernels" in status().reason and "portable" in status().reason, status()
+assert "avx1024: there are no such kernels" in status().reason and "portable" in status().reason, status()
 """
     run(code, QDIFF_KERNELS="avx1024")
+
+
+def test_an_instruction_set_this_processor_lacks_is_named_and_not_compiled(tmp_path: Path) -> None:
+    code = """
+warnings.simplefilter("ignore")
+torch.cpu.get_capabilities = dict
+attend()
+assert "avx512_vnni: this processor does not have it" in status().reason, status()
+"""
+    run(code, QDIFF_KERNELS="avx512_vnni", QDIFF_KERNELS_CACHE=str(tmp_path))
+    assert not list(tmp_path.iterdir())
 
 
 @needs_kernels
@@ -120,7 +133,7 @@ def test_damaged_library_is_built_again(damage: str, tmp_path: Path) -> None:
         cached.with_suffix(".sha256").write_text(good.with_suffix(".sha256").read_text())
     code = f"""
 good, builds = Path({str(good)!r}), []
-def copy_good(compiler, library):
+def copy_good(compiler, isa, library):
     builds.append(library)
     library.write_bytes(good.read_bytes())
     library.with_suffix(".sha256").write_text(good.with_suffix(".sha256").read_text())
@@ -138,7 +151,7 @@ def test_library_that_does_not_load_is_built_again(tmp_path: Path) -> None:
     code = f"""
 import hashlib
 good, builds = Path({str(good)!r}), []
-def first_garbage_then_good(compiler, library):
+def first_garbage_then_good(compiler, isa, library):
     content = good.read_bytes() if builds else b"not a library"
     builds.append(library)
     library.write_bytes(content)

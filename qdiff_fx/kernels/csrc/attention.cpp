@@ -26,15 +26,7 @@ using qdiff::checked_quantizer;
 using qdiff::type_of;
 using OptionalTensor = std::optional<Tensor>;
 
-const qdiff::Kernel* best_kernel() {
-  const qdiff::Kernels* kernels = qdiff::best_kernels();
-  return kernels ? kernels->attention : nullptr;
-}
-
-std::string kernel_name() {
-  const qdiff::Kernel* kernel = best_kernel();
-  return kernel ? kernel->name : "";
-}
+const qdiff::Kernel& kernel() { return *qdiff::kKernels.attention; }
 
 void check_codes(const Tensor& q, const Tensor& k, const Tensor& v) {
   TORCH_CHECK(q.scalar_type() == at::kByte && k.scalar_type() == at::kChar && v.scalar_type() == at::kChar,
@@ -115,27 +107,27 @@ void copy_strides(int64_t (&to)[3], const Tensor& x) {
   for (int64_t dim = 0; dim < 3; ++dim) to[dim] = x.stride(dim);
 }
 
-void execute(const qdiff::Kernel& kernel, const qdiff::Attention& problem) {
-  const qdiff::Plan plan = kernel.plan(problem);
+void execute(const qdiff::Attention& problem) {
+  const qdiff::Plan plan = kernel().plan(problem);
   const auto bytes = at::TensorOptions().dtype(at::kByte);
   const Tensor packed = at::empty({static_cast<int64_t>(plan.packed_bytes)}, bytes);
   const int64_t scratch_bytes = static_cast<int64_t>(plan.scratch_bytes);
   uint8_t* packed_data = packed.data_ptr<uint8_t>();
   constexpr int64_t kPackGrain = 16;
   at::parallel_for(0, plan.pack_tasks, kPackGrain,
-                   [&](int64_t begin, int64_t end) { kernel.pack(problem, packed_data, begin, end); });
+                   [&](int64_t begin, int64_t end) { kernel().pack(problem, packed_data, begin, end); });
   // A thread is worth waking for about a hundred microseconds of work.
   constexpr int64_t kMacsPerThread = 8'000'000;
   const int64_t grain = std::max<int64_t>(1, kMacsPerThread / std::max<int64_t>(1, plan.attend_macs));
   at::parallel_for(0, plan.attend_tasks, grain, [&](int64_t begin, int64_t end) {
     const Tensor scratch = at::empty({scratch_bytes}, bytes);
-    kernel.attend(problem, packed_data, scratch.data_ptr<uint8_t>(), begin, end);
+    kernel().attend(problem, packed_data, scratch.data_ptr<uint8_t>(), begin, end);
   });
 }
 
-bool takes(const qdiff::Kernel* kernel, const Tensor& q, const Tensor& k, int64_t prob_bits) {
-  return kernel && q.size(-1) <= kernel->max_head_dim && k.size(-2) <= kernel->max_key_len &&
-         (int64_t{1} << prob_bits) - 1 <= kernel->max_levels;
+bool takes(const Tensor& q, const Tensor& k, int64_t prob_bits) {
+  return q.size(-1) <= kernel().max_head_dim && k.size(-2) <= kernel().max_key_len &&
+         (int64_t{1} << prob_bits) - 1 <= kernel().max_levels;
 }
 
 using Signature = Tensor(const Tensor&, const Tensor&, const Tensor&, const OptionalTensor&, const Tensor&,
@@ -193,7 +185,7 @@ void check_numbers(const Numbers& numbers) {
               "int_attention: q_zero_point must be 0..255, not ", numbers.q_zero_point);
 }
 
-Tensor attend(const qdiff::Kernel& kernel, const Tensor& q, const Tensor& k, const Tensor& v, const OptionalTensor& mask,
+Tensor attend(const Tensor& q, const Tensor& k, const Tensor& v, const OptionalTensor& mask,
               const Numbers& numbers, at::ScalarType out_dtype, const qdiff::Quantizer& quantizer) {
   const Tensor queries = with_unit_stride(as_heads(q));
   const Tensor keys = with_unit_stride(as_heads(k));
@@ -210,7 +202,7 @@ Tensor attend(const qdiff::Kernel& kernel, const Tensor& q, const Tensor& k, con
   problem.levels = static_cast<int32_t>((int64_t{1} << numbers.prob_bits) - 1);
 
   if (out.numel() > 0 && problem.key_len == 0) out.fill_(quantizer.zero_point);
-  if (out.numel() > 0 && problem.key_len > 0) execute(kernel, problem);
+  if (out.numel() > 0 && problem.key_len > 0) execute(problem);
   return out.to(out_dtype);
 }
 
@@ -220,15 +212,14 @@ Tensor int_attention(const Tensor& q, const Tensor& k, const Tensor& v, const Op
                      at::ScalarType out_dtype) {
   check_codes(q, k, v);
   check_options(softmax_scale, prob_bits, out_dtype);
-  const qdiff::Kernel* kernel = best_kernel();
-  if (!takes(kernel, q, k, prob_bits)) {
+  if (!takes(q, k, prob_bits)) {
     return reference().call(q, k, v, mask, q_scale, q_zero_point, k_scale, v_scale, softmax_scale, prob_bits,
                             out_dtype);
   }
   const Numbers numbers{q_scale.item<double>(), q_zero_point.item<int64_t>(), k_scale.item<double>(),
                         v_scale.item<double>(), softmax_scale, prob_bits};
   check_numbers(numbers);
-  return attend(*kernel, q, k, v, mask, numbers, out_dtype, {});
+  return attend(q, k, v, mask, numbers, out_dtype, {});
 }
 
 // The same with numbers where the other takes tensors of one element.
@@ -241,8 +232,7 @@ Tensor int_attention_numbers(const Tensor& q, const Tensor& k, const Tensor& v, 
   check_options(softmax_scale, prob_bits, codes ? at::kFloat : out_dtype);
   const auto quantizer =
       checked_quantizer(out_scale, out_zero_point, out_low, out_high, out_dtype, "int_attention");
-  const qdiff::Kernel* kernel = best_kernel();
-  if (!takes(kernel, q, k, prob_bits)) {
+  if (!takes(q, k, prob_bits)) {
     const auto tensor = [](double x) { return at::full({}, x, at::TensorOptions().dtype(at::kFloat)); };
     const Tensor out = reference().call(q, k, v, mask, tensor(q_scale), tensor(double(q_zero_point)).to(at::kLong),
                                         tensor(k_scale), tensor(v_scale), softmax_scale, prob_bits,
@@ -251,12 +241,14 @@ Tensor int_attention_numbers(const Tensor& q, const Tensor& k, const Tensor& v, 
   }
   const Numbers numbers{q_scale, q_zero_point, k_scale, v_scale, softmax_scale, prob_bits};
   check_numbers(numbers);
-  return attend(*kernel, q, k, v, mask, numbers, out_dtype, quantizer);
+  return attend(q, k, v, mask, numbers, out_dtype, quantizer);
 }
 
 }  // namespace
 
-TORCH_LIBRARY_FRAGMENT(qdiff_native, library) { library.def("kernel_name() -> str", kernel_name); }
+TORCH_LIBRARY_FRAGMENT(qdiff_native, library) {
+  library.def("kernel_name() -> str", [] { return std::string(qdiff::kKernels.name); });
+}
 
 TORCH_LIBRARY_IMPL(qdiff, CPU, library) {
   library.impl("int_attention_vnni", int_attention);

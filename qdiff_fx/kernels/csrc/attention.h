@@ -54,7 +54,6 @@ struct Kernel {
   void (*attend)(const Attention&, const uint8_t* packed, uint8_t* scratch, int64_t begin, int64_t end);
 };
 
-// Each returns nullptr when this CPU (or this compiler target) lacks the instructions.
-const Kernel* vnni_kernel();
+extern const Kernel kVnniAttention;
 
 }  // namespace qdiff

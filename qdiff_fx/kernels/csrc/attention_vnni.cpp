@@ -6,8 +6,6 @@
 
 #include "attention.h"
 
-#if defined(__AVX512VNNI__)
-
 #include <algorithm>
 #include <cmath>
 #include <cstring>
@@ -425,20 +423,6 @@ Plan plan(const Attention& p) {
 
 }  // namespace
 
-const Kernel* vnni_kernel() {
-  static const Kernel kernel{"avx512_vnni", kMaxHeadDim, kMaxKeyLen, 255, plan, pack, attend};
-  const bool supported = __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
-                         __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq") &&
-                         __builtin_cpu_supports("avx512vnni") && __builtin_cpu_supports("fma");
-  return supported ? &kernel : nullptr;
-}
+const Kernel kVnniAttention = {"avx512_vnni", kMaxHeadDim, kMaxKeyLen, 255, plan, pack, attend};
 
 }  // namespace qdiff
-
-#else
-
-namespace qdiff {
-const Kernel* vnni_kernel() { return nullptr; }
-}  // namespace qdiff
-
-#endif

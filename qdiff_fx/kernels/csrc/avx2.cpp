@@ -3,8 +3,6 @@
 
 #include "kernels.h"
 
-#if defined(__AVX2__) && defined(__F16C__) && !defined(__AVX512F__)
-
 #include <immintrin.h>
 
 #include "conv.h"
@@ -71,23 +69,10 @@ void dot_tile(const Rows* rows, int64_t taps, int64_t quads, const int8_t* weigh
 }
 
 const Kernel kAttention = {"avx2", 512, kMostKeys, 255, tile_plan, tile_pack, tile_attend};
-const Kernels kKernels = {"avx2",  kCodeOffset, conv_tasks, conv,       norm_splits,
-                          group_norm, layer_norm,  pointwise,  &kAttention};
 
 }  // namespace
 
-const Kernels* avx2_kernels() {
-  const bool supported =
-      __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c");
-  return supported ? &kKernels : nullptr;
-}
+const Kernels kKernels = {"avx2",     kCodeOffset, conv_tasks, conv,       norm_splits,
+                          group_norm, layer_norm,  pointwise,  &kAttention};
 
 }  // namespace qdiff
-
-#else
-
-namespace qdiff {
-const Kernels* avx2_kernels() { return nullptr; }
-}  // namespace qdiff
-
-#endif

@@ -2,8 +2,6 @@
 
 #include "kernels.h"
 
-#if defined(__AVX512VNNI__)
-
 #include "avx512.h"
 #include "conv.h"
 #include "norm.h"
@@ -69,26 +67,9 @@ void dot_tile(const Rows* rows, int64_t taps, int64_t quads, const int8_t* weigh
   }
 }
 
-bool cpu_has_it() {
-  return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
-         __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq") &&
-         __builtin_cpu_supports("avx512vnni");
-}
-
 }  // namespace
 
-const Kernels* avx512_vnni_kernels() {
-  static const Kernels kernels = {"avx512_vnni", kCodeOffset, conv_tasks, conv,         norm_splits,
-                                  group_norm,    layer_norm,  pointwise,  vnni_kernel()};
-  return cpu_has_it() ? &kernels : nullptr;
-}
+const Kernels kKernels = {"avx512_vnni", kCodeOffset, conv_tasks, conv,           norm_splits,
+                          group_norm,    layer_norm,  pointwise,  &kVnniAttention};
 
 }  // namespace qdiff
-
-#else
-
-namespace qdiff {
-const Kernels* avx512_vnni_kernels() { return nullptr; }
-}  // namespace qdiff
-
-#endif

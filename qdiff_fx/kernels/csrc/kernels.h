@@ -145,12 +145,7 @@ inline int64_t packed_channels(int64_t out_channels) { return ceil_div(out_chann
 void pack_weight(const int8_t* codes, int64_t out_channels, int64_t in_channels, int64_t taps, const int64_t* strides,
                  bool nibbles, int8_t* packed, int32_t* sums, int64_t begin_block, int64_t end_block);
 
-// Each returns nullptr when this CPU (or this compiler target) lacks the instructions.
-const Kernels* avx512_vnni_kernels();
-const Kernels* avx2_kernels();
-const Kernels* portable_kernels();
-
-// The fastest of them, or the one that the environment variable QDIFF_KERNELS names; nullptr when there is none.
-const Kernels* best_kernels();
+// Those of the instruction set this library is built for; one source of each set defines them.
+extern const Kernels kKernels;
 
 }  // namespace qdiff

@@ -25,14 +25,9 @@ using at::TensorList;
 using qdiff::ceil_div;
 using qdiff::checked_quantizer;
 using qdiff::is_codes;
+using qdiff::kKernels;
 using qdiff::type_of;
 using OptionalTensor = std::optional<Tensor>;
-
-const qdiff::Kernels& kernels() {
-  const qdiff::Kernels* best = qdiff::best_kernels();
-  TORCH_CHECK(best, "qdiff: no compiled kernel runs on this CPU");
-  return *best;
-}
 
 // ------------------------------------------------------------------------------------------------- checks
 
@@ -219,7 +214,7 @@ qdiff::ConvSource source_of(const Tensor& codes, double scale, int64_t zero_poin
   memory.start = at::empty({channels}, weight_sum.options());
   const int32_t* sums = weight_sum.const_data_ptr<int32_t>();
   int32_t* start = memory.start.data_ptr<int32_t>();
-  for (int64_t c = 0; c < channels; ++c) start[c] = (kernels().code_offset - int32_t(zero_point)) * sums[c];
+  for (int64_t c = 0; c < channels; ++c) start[c] = (kKernels.code_offset - int32_t(zero_point)) * sums[c];
   memory.rows = index_map(codes.size(2), codes.size(2) * w.enlarge[0], w.pad[0], w.reach(out[2], 0));
   memory.cols = index_map(codes.size(3), codes.size(3) * w.enlarge[1], w.pad[2], w.reach(out[3], 1));
   qdiff::ConvSource s{};
@@ -292,11 +287,11 @@ Tensor int_conv(TensorList codes, at::ArrayRef<double> scales, IntArrayRef zero_
   p.out = out.data_ptr(), p.out_type = type_of(out_dtype), p.out_stride = out_channels;
   p.activation = activation_of(activation);
   p.quantizer = checked_quantizer(out_scale, out_zero_point, out_low, out_high, out_dtype, "int_conv");
-  const int64_t tasks = kernels().conv_tasks(p);
+  const int64_t tasks = kKernels.conv_tasks(p);
   int64_t quads = 0;
   for (const auto& source : sources) quads += source.quads;
   const int64_t dots = out.numel() * p.kernel_h * p.kernel_w * quads;  // of four products each, some 64 a nanosecond
-  parallel(tasks, dots / 64, false, [&](qdiff::Tasks& each) { kernels().conv(p, each); });
+  parallel(tasks, dots / 64, false, [&](qdiff::Tasks& each) { kKernels.conv(p, each); });
   return out;
 }
 
@@ -385,9 +380,9 @@ Tensor group_norm(TensorList parts, int64_t groups, const OptionalTensor& weight
   Tensor out = channels_last(sizes, sizes[1], out_dtype);
   p.out = out.data_ptr();
   if (out.numel() == 0) return out;
-  const int64_t splits = kernels().norm_splits(p, at::get_num_threads());
+  const int64_t splits = kKernels.norm_splits(p, at::get_num_threads());
   parallel(p.batch * splits, out.numel() / 4, true,
-           [&](qdiff::Tasks& each) { kernels().group_norm(p, splits, each); });
+           [&](qdiff::Tasks& each) { kKernels.group_norm(p, splits, each); });
   return out;
 }
 
@@ -402,7 +397,7 @@ Tensor layer_norm(const Tensor& x, const OptionalTensor& weight, const OptionalT
   qdiff::Norm p = norm_of(rows, weight, bias, rows.size(1), epsilon, 0, out_dtype, q, op);
   p.parts[0] = rows.const_data_ptr(), p.part_channels[0] = p.channels, p.part_stride[0] = rows.stride(0), p.part_count = 1;
   p.out = out.data_ptr();
-  parallel(rows.size(0), out.numel() / 4, false, [&](qdiff::Tasks& each) { kernels().layer_norm(p, each); });
+  parallel(rows.size(0), out.numel() / 4, false, [&](qdiff::Tasks& each) { kKernels.layer_norm(p, each); });
   return out;
 }
 
@@ -413,13 +408,13 @@ Tensor act_quantize_dense(const Tensor& x, qdiff::Pointwise p, at::ScalarType ou
   constexpr int64_t kRow = 1024;
   p.in = dense.const_data_ptr(), p.out = out.data_ptr();
   p.channels = p.in_stride = p.out_stride = kRow, p.rows = x.numel() / kRow;
-  parallel(p.rows, p.rows * kRow / 4, false, [&](qdiff::Tasks& each) { kernels().pointwise(p, each); });
+  parallel(p.rows, p.rows * kRow / 4, false, [&](qdiff::Tasks& each) { kKernels.pointwise(p, each); });
   if (x.numel() % kRow) {
     p.in = static_cast<const char*>(p.in) + p.rows * kRow * x.element_size();
     p.out = static_cast<char*>(p.out) + p.rows * kRow * out.element_size();
     p.channels = x.numel() % kRow;
     p.rows = 1;
-    parallel(1, 1, false, [&](qdiff::Tasks& each) { kernels().pointwise(p, each); });
+    parallel(1, 1, false, [&](qdiff::Tasks& each) { kKernels.pointwise(p, each); });
   }
   return out;
 }
@@ -440,7 +435,7 @@ Tensor act_quantize(const Tensor& x, int64_t activation, at::ScalarType out_dtyp
   if (out.numel() == 0) return out;
   p.rows = rows.size(0), p.channels = sizes.back(), p.in_stride = rows.stride(0), p.out_stride = p.channels;
   p.in = rows.const_data_ptr(), p.out = out.data_ptr();
-  parallel(p.rows, out.numel() / 4, false, [&](qdiff::Tasks& each) { kernels().pointwise(p, each); });
+  parallel(p.rows, out.numel() / 4, false, [&](qdiff::Tasks& each) { kKernels.pointwise(p, each); });
   return out;
 }
 

@@ -85,11 +85,10 @@ void dot_tile(const Rows* rows, int64_t taps, int64_t quads, const int8_t* weigh
 }
 
 const Kernel kAttention = {"portable", 512, kMostKeys, 255, tile_plan, tile_pack, tile_attend};
-const Kernels kKernels = {"portable",  kCodeOffset, conv_tasks, conv,       norm_splits,
-                          group_norm, layer_norm,  pointwise,  &kAttention};
 
 }  // namespace
 
-const Kernels* portable_kernels() { return &kKernels; }
+const Kernels kKernels = {"portable", kCodeOffset, conv_tasks, conv,       norm_splits,
+                          group_norm, layer_norm,  pointwise,  &kAttention};
 
 }  // namespace qdiff

@@ -1,0 +1,63 @@
+"""The instruction sets there are kernels for, and which of them this processor runs."""
+
+from __future__ import annotations
+
+import functools
+import platform
+from dataclasses import dataclass
+
+import torch
+
+from qdiff_fx.errors import KernelError
+
+
+@dataclass(frozen=True)
+class Isa:
+    """One instruction set.
+
+    Attributes:
+        name: as ``QDIFF_KERNELS`` takes it.
+        sources: of its kernels; one of them defines ``kKernels``.
+        needs: what the processor must have, as `torch.cpu.get_capabilities` names it.
+        flags: of the compiler, for each machine that needs some.
+    """
+
+    name: str
+    sources: tuple[str, ...]
+    needs: tuple[str, ...] = ()
+    flags: tuple[tuple[str, tuple[str, ...]], ...] = ()
+
+    @property
+    def machine_flags(self) -> tuple[str, ...]:
+        """The compiler's flags for this machine."""
+        return dict(self.flags).get(platform.machine(), ())
+
+
+# Fastest first. A new instruction set adds a line here and its source.
+ISAS = (
+    Isa(
+        "avx512_vnni",
+        ("attention_vnni.cpp", "avx512_vnni.cpp"),
+        ("avx512_f", "avx512_bw", "avx512_vl", "avx512_dq", "avx512_vnni", "fma3"),
+        (("x86_64", ("-mavx512f", "-mavx512bw", "-mavx512vl", "-mavx512dq", "-mavx512vnni", "-mfma")),),
+    ),
+    Isa("avx2", ("avx2.cpp",), ("avx2", "fma3", "f16c"), (("x86_64", ("-mavx2", "-mfma", "-mf16c")),)),
+    Isa("portable", ("portable.cpp",), flags=(("aarch64", ("-march=armv8.2-a+dotprod",)),)),
+)
+
+
+@functools.cache
+def supported_isas() -> tuple[str, ...]:
+    """Names of those this processor runs, fastest first."""
+    capabilities = torch.cpu.get_capabilities()
+    return tuple(isa.name for isa in ISAS if all(capabilities.get(each, False) for each in isa.needs))
+
+
+def choose_isa(name: str = "") -> Isa:
+    """The instruction set of that name, or the fastest; raises KernelError where this processor lacks it."""
+    chosen = name or supported_isas()[0]
+    if chosen not in supported_isas():
+        known = {isa.name for isa in ISAS}
+        cause = "this processor does not have it" if chosen in known else "there are no such kernels"
+        raise KernelError(cause, where=chosen, fix=f"Choose one of {', '.join(supported_isas())}")
+    return next(isa for isa in ISAS if isa.name == chosen)
