@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
-from scipy.optimize import Bounds, LinearConstraint, milp
+import scipy  # its parts are imported where they are first used
 
 from qdiff_fx.errors import ConfigError
 
@@ -107,21 +108,22 @@ class _Program:
         one_each = np.zeros((len(paths), len(self.variables)))
         for column, (path, _) in enumerate(self.variables):
             one_each[paths.index(path), column] = 1
-        self.constraints = [LinearConstraint(one_each, 1, 1)]
+        at_most = partial(scipy.optimize.LinearConstraint, lb=-np.inf)
+        self.constraints = [scipy.optimize.LinearConstraint(one_each, 1, 1)]
         if budget.bytes is not None:
             sizes = np.array([option.bytes for option in options]) / budget.bytes
-            self.constraints.append(LinearConstraint(sizes[None], -np.inf, 1 - bytes_besides / budget.bytes))
+            self.constraints.append(at_most(sizes[None], ub=1 - bytes_besides / budget.bytes))
         if budget.seconds is not None:
             times = np.array([option.seconds for option in options]) / budget.seconds
-            self.constraints.append(LinearConstraint(times[None], -np.inf, 1 - seconds_besides / budget.seconds))
+            self.constraints.append(at_most(times[None], ub=1 - seconds_besides / budget.seconds))
 
     def solve(self, weights: np.ndarray) -> dict[str, int]:
         """The choices of least ``Σ weights · noise``."""
         costs = self.noise @ weights
-        result = milp(
+        result = scipy.optimize.milp(
             costs / max(costs.max(), np.finfo(float).tiny),
             integrality=np.ones(len(costs)),
-            bounds=Bounds(0, 1),
+            bounds=scipy.optimize.Bounds(0, 1),
             constraints=self.constraints,
             options={"mip_rel_gap": GAP, "time_limit": TIME_LIMIT},
         )
