@@ -17,6 +17,7 @@ LAYERS = (
     "config",
     "packing",
     "graph",
+    "excerpt",
     "signature",
     "capture",
     "kernels",

@@ -6,13 +6,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor, fx
+from torch import Tensor
 
+from qdiff_fx.excerpt import Excerpt, excerpt
 from qdiff_fx.reconstruction.adaround import AdaRound
 from qdiff_fx.reconstruction.cache import ActivationCache
 from qdiff_fx.reconstruction.quantizers import ActivationQuantizer, LayerBias
 from qdiff_fx.reconstruction.simulation import Simulation
-from qdiff_fx.reconstruction.subgraph import extract
 from qdiff_fx.reconstruction.units import Unit
 
 FLOAT, QUANTIZED = "float", "quantized"
@@ -23,15 +23,13 @@ class Stage:
     """One unit ready to be reconstructed.
 
     Attributes:
-        module: the unit's graph; called with its inputs in order, returns its output.
-        inputs: names of the nodes they come from.
-        finished: those of them that no later unit reads.
+        part: the unit's graph.
+        finished: those of its inputs that no later unit reads.
         activations: quantizers whose step sizes this unit decides: no earlier unit reads them.
     """
 
     unit: Unit
-    module: fx.GraphModule
-    inputs: tuple[str, ...]
+    part: Excerpt
     finished: tuple[str, ...]
     roundings: dict[str, AdaRound]
     biases: dict[str, LayerBias]
@@ -55,7 +53,9 @@ class Stage:
 
     def run(self, cache: ActivationCache, rows: slice | Tensor, source: str = QUANTIZED) -> Tensor:
         """The unit's output on some samples, from the float or the quantized prefix."""
-        return self.module(*(_image_layout(_read(cache, name, rows, source)) for name in self.inputs))
+        inputs = (_image_layout(_read(cache, name, rows, source)) for name in self.part.inputs)
+        output: Tensor = self.part.module(*inputs)[0]
+        return output
 
     def error(self, cache: ActivationCache, rows: Tensor) -> Tensor:
         """What the unit's output differs by from the float network's."""
@@ -71,20 +71,21 @@ class Stage:
 
 def build_stages(simulation: Simulation, units: tuple[Unit, ...]) -> list[Stage]:
     """A stage for each unit, in order."""
+    gm = simulation.graph_module
+    nodes = {node.name: node for node in gm.graph.nodes}
     outputs = {unit.output for unit in units}
-    parts = [extract(simulation.graph_module, unit.output, outputs) for unit in units]
-    last_use = {name: index for index, (_, names) in enumerate(parts) for name in names}
+    parts = [excerpt(gm, nodes[unit.output], lambda node: node.name in outputs) for unit in units]
+    last_use = {name: index for index, part in enumerate(parts) for name in part.inputs}
     decided: set[str] = set()
     stages = []
-    for index, (unit, (module, names)) in enumerate(zip(units, parts, strict=True)):
-        called = {node.name for node in module.graph.nodes if node.op == "call_module"} - decided
+    for index, (unit, part) in enumerate(zip(units, parts, strict=True)):
+        called = {node.name for node in part.module.graph.nodes if node.op == "call_module"} - decided
         decided |= called
         stages.append(
             Stage(
                 unit,
-                module,
-                names,
-                tuple(name for name in names if name in outputs and last_use[name] == index),
+                part,
+                tuple(name for name in part.inputs if name in outputs and last_use[name] == index),
                 {name: simulation.weights[name].rounding for name in unit.layers if name in simulation.weights},
                 {name: simulation.biases[name] for name in unit.layers if name in simulation.biases},
                 {name: each for name, each in simulation.activations.items() if name in called},

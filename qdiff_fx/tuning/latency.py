@@ -13,8 +13,8 @@ from tqdm import tqdm
 
 from qdiff_fx.backends import LoweringOptions, get_backend
 from qdiff_fx.backends.base import weight_of
-from qdiff_fx.graph import ancestors
-from qdiff_fx.tuning.excerpt import Excerpt, excerpt
+from qdiff_fx.excerpt import Excerpt, excerpt
+from qdiff_fx.passes.sample_flow import depends_on_sample
 from qdiff_fx.tuning.twins import Run, Twins
 from qdiff_fx.tuning.units import FLOAT, Unit
 
@@ -44,7 +44,7 @@ def measure_layers(
     for unit in tqdm(units, desc="timing", unit="layer", disable=not progress):
         total = dict.fromkeys((FLOAT, PACKED_BITS, UNPACKED_BITS), 0.0)
         for name in unit.layers:
-            if not _depends_on_sample(twins.layers[name][0]):
+            if not depends_on_sample(twins.float_graph, twins.layers[name][0]):
                 continue
             for choice, seconds in _layer_seconds(twins, name, run, backend).items():
                 total[choice] += seconds
@@ -103,8 +103,3 @@ def _at_bits(piece: Excerpt, bits: int) -> Excerpt:
         limit = 1 << (bits - 1)
         setattr(holder, leaf, getattr(holder, leaf).clamp(-limit, limit - 1))
     return piece
-
-
-def _depends_on_sample(node: fx.Node) -> bool:
-    inputs = [each for each in ancestors(node) if each.op == "placeholder"]
-    return any(each.meta.get("sample") for each in inputs) or not any(each.meta.get("timestep") for each in inputs)

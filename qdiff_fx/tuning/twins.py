@@ -12,10 +12,11 @@ from torch import Tensor, fx
 from qdiff_fx.backends.base import quantized_layers, weight_of
 from qdiff_fx.config import QDiffConfig
 from qdiff_fx.convert import REST
+from qdiff_fx.excerpt import Excerpt, excerpt
 from qdiff_fx.graph import get_attr_tensor
 from qdiff_fx.numerics import fake_quantize, weight_range, weight_scales
 from qdiff_fx.qparams import LayerInfo
-from qdiff_fx.tuning.excerpt import Excerpt, all_values, excerpt, without_observers
+from qdiff_fx.tuning.float_graph import all_values, without_observers
 from qdiff_fx.tuning.units import Unit, convert_as, planned_layers
 
 

@@ -6,7 +6,7 @@ from residual_net import make_prepared
 from zoo import ARCHITECTURES, prepared
 
 from qdiff_fx import QDiffConfig
-from qdiff_fx.reconstruction.subgraph import extract
+from qdiff_fx.excerpt import Excerpt, excerpt
 from qdiff_fx.reconstruction.units import find_units, is_quantized
 
 
@@ -42,11 +42,17 @@ def test_a_unit_reads_only_earlier_units_and_inputs(name):
     assert units
     earlier = {node.name for node in gm.graph.nodes if node.op == "placeholder"}
     for unit in units:
-        module, names = extract(gm, unit.output, {each.output for each in units})
-        assert set(names) <= earlier, unit.path
-        inside = {node.name for node in module.graph.nodes}
+        part = part_of(gm, unit.output, units)
+        assert set(part.inputs) <= earlier, unit.path
+        inside = {node.name for node in part.module.graph.nodes}
         assert set(unit.layers) <= inside
         earlier.add(unit.output)
+
+
+def part_of(gm, output, units) -> Excerpt:
+    outputs = {each.output for each in units}
+    node = next(each for each in gm.graph.nodes if each.name == output)
+    return excerpt(gm, node, lambda each: each.name in outputs)
 
 
 def test_units_compute_what_the_network_does():
@@ -56,8 +62,8 @@ def test_units_compute_what_the_network_does():
     units = find_units(gm)
     with torch.no_grad():
         for unit in units:
-            module, names = extract(gm, unit.output, {each.output for each in units})
-            values[unit.output] = module(*(values[name] for name in names))
+            part = part_of(gm, unit.output, units)
+            (values[unit.output],) = part.module(*(values[name] for name in part.inputs))
         torch.testing.assert_close(values[units[-1].output], network(x, t))
 
 

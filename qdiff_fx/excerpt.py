@@ -5,10 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
-import torch
 from torch import fx
-
-from qdiff_fx.graph import copy_graph
 
 INPUT_META = ("val", "path", "timestep", "sample")
 
@@ -51,22 +48,3 @@ def excerpt(gm: fx.GraphModule, node: fx.Node, is_given: Callable[[fx.Node], boo
             copies[each] = graph.node_copy(each, copies.__getitem__)
     graph.output((copies[node],))
     return Excerpt(fx.GraphModule(gm, graph), tuple(each.name for each in inputs))
-
-
-def without_observers(prepared: fx.GraphModule) -> fx.GraphModule:
-    """The float network as a graph, its nodes named as in the prepared graph."""
-    gm = copy_graph(prepared)
-    for node in [n for n in gm.graph.nodes if n.op == "call_module"]:
-        node.replace_all_uses_with(node.args[0])
-        gm.graph.erase_node(node)
-    gm.graph.lint()
-    gm.recompile()
-    return gm
-
-
-@torch.no_grad()
-def all_values(gm: fx.GraphModule, tensors: list[torch.Tensor]) -> dict[fx.Node, object]:
-    """The value of every node on these inputs."""
-    interpreter = fx.Interpreter(gm, garbage_collect_values=False)
-    interpreter.run(*tensors)
-    return interpreter.env
