@@ -4,13 +4,22 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Iterable
+import tempfile
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
 from benchmarks.contender import Batch, Contender
 from benchmarks.networks import Network
 
 CALIBRATION_BATCHES = 2
+
+
+@contextmanager
+def artifact_cache(chosen: Path | None) -> Iterator[Path]:
+    """The folder that was chosen for artifacts, or one that ends with the block."""
+    with nullcontext(chosen) if chosen is not None else tempfile.TemporaryDirectory(prefix="qdiff-bench-") as folder:
+        yield Path(folder)
 
 
 def artifact_folder(cache: Path, network: Network, contender: Contender) -> Path | None:

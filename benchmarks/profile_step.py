@@ -10,11 +10,9 @@ the rate of a copy too large for the caches (measured here too).
 from __future__ import annotations
 
 import statistics
-import tempfile
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Annotated, Any
@@ -23,7 +21,7 @@ import torch
 import typer
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from benchmarks.artifacts import artifact_folder, ensure_artifact
+from benchmarks.artifacts import artifact_cache, artifact_folder, ensure_artifact
 from benchmarks.lineup import get_contender
 from benchmarks.networks import get_network
 from benchmarks.output import Column, number, print_table, write_json
@@ -172,7 +170,7 @@ def main(
     cache: Annotated[Path | None, typer.Option(help="Keep the prepared network here for later runs.")] = None,
 ) -> None:
     """Print where one step's milliseconds go, kind by kind."""
-    with _folder(cache) as folder:
+    with artifact_cache(cache) as folder:
         network, contender = get_network(model), get_contender(f"native-{variant}")
         ensure_artifact(folder, network, contender)
         artifact = artifact_folder(folder, network, contender)
@@ -189,12 +187,6 @@ def main(
     if json is not None:
         derived = ({"gops": row.gops, "share_of_bound": row.share_of_bound} for row in rows)
         write_json([asdict(row) | extra for row, extra in zip(rows, derived, strict=True)], json)
-
-
-@contextmanager
-def _folder(cache: Path | None) -> Iterator[Path]:
-    with nullcontext(cache) if cache is not None else tempfile.TemporaryDirectory() as folder:
-        yield Path(folder)
 
 
 if __name__ == "__main__":

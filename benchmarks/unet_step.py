@@ -6,7 +6,6 @@
 from __future__ import annotations
 
 import statistics
-import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
@@ -18,6 +17,7 @@ import typer
 from rich.console import Console
 from tqdm import tqdm
 
+from benchmarks.artifacts import artifact_cache
 from benchmarks.lineup import ANCHOR, BEST_OF, expand, get_contender
 from benchmarks.networks import Network, get_network
 from benchmarks.output import Column, number, print_table, write_json
@@ -203,7 +203,7 @@ def main(
     for name in expand(names):
         get_contender(name)
     rows: list[StepRow] = []
-    with _folder(cache) as folder:
+    with artifact_cache(cache) as folder:
         plan = Plan(folder, rounds, warmup, threads or torch.get_num_threads(), together or None)
         for network in networks:
             rows += measure(network, names, plan)
@@ -221,15 +221,6 @@ def _print(network: Network, rows: Sequence[StepRow]) -> None:
     spinning = [row.backend for row in mine if (row.idle_cpu_share or 0) > IDLE_CPU_LIMIT]
     if spinning:
         Console(stderr=True).print(f"[yellow]not idle while the others worked:[/yellow] {', '.join(spinning)}")
-
-
-@contextmanager
-def _folder(cache: Path | None) -> Iterator[Path]:
-    if cache is not None:
-        yield cache
-        return
-    with tempfile.TemporaryDirectory(prefix="qdiff-bench-") as folder:
-        yield Path(folder)
 
 
 if __name__ == "__main__":

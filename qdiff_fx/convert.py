@@ -20,7 +20,8 @@ from qdiff_fx.qparams import LayerInfo, QParams, TensorSpec
 
 aten, qd = torch.ops.aten, torch.ops.quantized_decomposed
 
-# Behind the path of a layer that reads the second code of a 16-bit input.
+# Of a layer that reads the second code of a 16-bit input: a key in its node's meta, and what its path ends with.
+READS_REST = "reads_rest"
 REST = "[rest]"
 
 
@@ -109,6 +110,7 @@ def _add_layer_of_rest(gm: fx.GraphModule, node: fx.Node, rest: QuantizedActivat
     args = (rest.values, node.args[1], None, *node.args[3:])
     fine = insert_call(gm.graph, total, node.target, args, node.kwargs, like=node)  # type: ignore[arg-type]
     info: LayerInfo = node.meta["layer"]
+    fine.meta[READS_REST] = True
     fine.meta["layer"] = replace(info, path=info.path + REST, output=_range_over_rest(gm, node, rest))
     total.args = (node, fine)
 

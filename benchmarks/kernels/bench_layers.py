@@ -46,9 +46,10 @@ def weights(*shape: int) -> tuple[Tensor, Tensor, Tensor]:
     return weight, torch.rand(shape[0]) * 0.01 + 0.001, torch.randn(shape[0])
 
 
-def ours(weight: Tensor, scales: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+def packed_operands(weight: Tensor, scales: Tensor) -> list[Any]:
+    """Our operators' weights, scales, sums and number of outputs, for one source."""
     packed, sums = torch.ops.qdiff.pack_weight(weight, 8)
-    return packed, torch.cat([scales, torch.zeros(sums.numel() - len(scales))]), sums
+    return [[packed], [torch.cat([scales, torch.zeros(sums.numel() - len(scales))])], [sums], len(scales)]
 
 
 def note(benchmark, operations: float) -> None:
@@ -66,21 +67,9 @@ def test_convolution(benchmark, shape, library):
     weight, scales, bias = weights(outputs, channels, kernel, kernel)
     pad, window = kernel // 2, ([stride] * 2, [kernel // 2] * 2, [1, 1])
     if library == "qdiff":
-        packed, padded, sums = ours(weight, scales)
         geometry = ([kernel] * 2, [stride] * 2, [pad] * 4, [1, 1], [1, 1])
-        args: tuple[Any, ...] = (
-            [x],
-            [SCALE],
-            [ZERO_POINT],
-            [packed],
-            [padded],
-            [sums],
-            outputs,
-            *geometry,
-            bias,
-            None,
-            None,
-        )
+        operands = packed_operands(weight, scales)
+        args: tuple[Any, ...] = ([x], [SCALE], [ZERO_POINT], *operands, *geometry, bias, None, None)
         run = lambda: torch.ops.qdiff.int_conv(*args, 0, torch.float32, 1.0, 0, 0, 0)  # noqa: E731
     else:
         packed = torch.ops.onednn.qconv_prepack(weight, scales, 1.0, 128, *window, 1, None)
@@ -100,24 +89,8 @@ def test_linear(benchmark, shape, library):
     x = codes(rows, features)
     weight, scales, bias = weights(outputs, features)
     if library == "qdiff":
-        packed, padded, sums = ours(weight, scales)
-        args: tuple[Any, ...] = (
-            x,
-            SCALE,
-            ZERO_POINT,
-            [packed],
-            [padded],
-            [sums],
-            outputs,
-            bias,
-            None,
-            0,
-            torch.float32,
-            1.0,
-            0,
-            0,
-            0,
-        )
+        operands = packed_operands(weight, scales)
+        args: tuple[Any, ...] = (x, SCALE, ZERO_POINT, *operands, bias, None, 0, torch.float32, 1.0, 0, 0, 0)
         run = lambda: torch.ops.qdiff.int_linear(*args)  # noqa: E731
     else:
         packed = torch.ops.onednn.qlinear_prepack(weight, None)

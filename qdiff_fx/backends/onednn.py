@@ -81,7 +81,7 @@ def _replace(
 
 def _lower_conv(gm: fx.GraphModule, layer: fx.Node, output_dtype: torch.dtype) -> fx.Node:
     dims = CONVS[layer.target]
-    stride, padding, dilation, groups = _conv_geometry(layer, dims)
+    stride, padding, dilation, groups = conv_geometry(layer, dims)
     codes, scales = _weight_tensors(gm, layer)
     # oneDNN packs for a zero-point that is not known yet; any value does, the real one comes with the call.
     packed = onednn.qconv_prepack(codes, scales, 1.0, 128, stride, padding, dilation, groups, None)
@@ -132,7 +132,7 @@ def _weight_tensors(gm: fx.GraphModule, layer: fx.Node) -> tuple[torch.Tensor, t
     return get_attr_tensor(gm, codes), get_attr_tensor(gm, scales)  # type: ignore[arg-type]
 
 
-def _conv_geometry(layer: fx.Node, dims: int) -> tuple[list[int], list[int], list[int], int]:
+def conv_geometry(layer: fx.Node, dims: int) -> tuple[list[int], list[int], list[int], int]:
     """Stride, padding, dilation and groups; arguments left out at the end have their defaults."""
     given: list[Any] = [*layer.args[3:]]
     stride, padding, dilation, groups = given + [[1], [0], [1], 1][len(given) :]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from statistics import fmean
 from typing import Annotated
@@ -14,8 +15,7 @@ from qdiff_fx.calibration import CalibrationData
 from qdiff_fx.cli.drawing import Run, accuracy, draw_in_turn
 from qdiff_fx.cli.options import BackendName, Json, Seed, Steps
 from qdiff_fx.cli.output import Output
-from qdiff_fx.cli.quantize import check_target, convert, observe, prepare
-from qdiff_fx.config import QDiffConfig
+from qdiff_fx.cli.quantize import DEFAULTS, check_target, convert, observe, prepare
 from qdiff_fx.evaluation import eps_sqnr
 from qdiff_fx.networks import PreparedUNet, QuantizedUNet
 from qdiff_fx.observers import Observer
@@ -95,9 +95,7 @@ def _quantize_all(source: Source, folders: dict[str, Path], draw: Draw, out: Pat
 
 
 def _quantize(source: Source, bits: int, data: CalibrationData, folder: Path, output: Output) -> PreparedUNet:
-    config = QDiffConfig(
-        weight_bits=bits, weight_rounding="second_order", num_train_timesteps=source.num_train_timesteps
-    )
+    config = replace(DEFAULTS, weight_bits=bits, num_train_timesteps=source.num_train_timesteps)
     prepared = prepare(source, config, output)
     observe(prepared, data, output)
     convert(prepared, source, folder, output)

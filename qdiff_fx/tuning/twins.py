@@ -11,7 +11,7 @@ from torch import Tensor, fx
 
 from qdiff_fx.backends.base import quantized_layers, weight_of
 from qdiff_fx.config import QDiffConfig
-from qdiff_fx.convert import REST
+from qdiff_fx.convert import READS_REST
 from qdiff_fx.excerpt import Excerpt, excerpt
 from qdiff_fx.graph import get_attr_tensor
 from qdiff_fx.numerics import fake_quantize, weight_range, weight_scales
@@ -119,20 +119,14 @@ def paired_layers(
     """Name of each quantized layer → its node in the float and in the q/dq graph."""
     names = [node.name for node in planned_layers(prepared)]
     by_name = {node.name: node for node in float_graph.graph.nodes}
-    quantized = [node for node in quantized_layers(qdq) if node.meta["layer"].quantized and not _reads_rest(node)]
+    quantized = [node for node in quantized_layers(qdq) if node.meta["layer"].quantized and READS_REST not in node.meta]
     return {name: (by_name[name], layer) for name, layer in zip(names, quantized, strict=True)}
-
-
-def _reads_rest(layer: fx.Node) -> bool:
-    """Whether it is the second of the two layers that read a 16-bit input."""
-    info: LayerInfo = layer.meta["layer"]
-    return info.path.endswith(REST)
 
 
 def _result(layer: fx.Node) -> fx.Node:
     """The layer, or the sum of both where its input has 16 bits."""
     for reader in layer.users:
-        if any(each.meta.get("layer") and _reads_rest(each) for each in reader.all_input_nodes):
+        if any(READS_REST in each.meta for each in reader.all_input_nodes):
             return reader
     return layer
 

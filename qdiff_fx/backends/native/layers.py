@@ -13,7 +13,7 @@ from torch import fx
 
 from qdiff_fx.backends.base import activation_of, quantized_layers, weight_codes, weight_of
 from qdiff_fx.backends.native.numbers import ATTENTION_NUMBERS, NO_OUTPUT_QUANTIZER
-from qdiff_fx.backends.onednn import CONVS, _conv_geometry
+from qdiff_fx.backends.onednn import CONVS, conv_geometry
 from qdiff_fx.graph import add_buffer, get_attr_tensor, is_op
 from qdiff_fx.kernels.integer import Activation
 from qdiff_fx.qparams import LayerInfo
@@ -43,7 +43,7 @@ def refusal(layer: fx.Node) -> str:
         return "its input or weight is not a dequantized tensor"
     if activation.args[5] != torch.uint8:
         return "its input is not quantized to uint8"
-    if is_conv and _conv_geometry(layer, CONVS[layer.target])[3] != 1:
+    if is_conv and conv_geometry(layer, CONVS[layer.target])[3] != 1:
         return "grouped convolutions have no integer kernel"
     return ""
 
@@ -119,10 +119,10 @@ def _lower_conv(gm: fx.GraphModule, layer: fx.Node) -> fx.Node:
     codes, scale, zero_point = _activation(layer)
     weight, weight_scale, weight_sum, channels = _weight(gm, layer)
     dims = CONVS[layer.target]
-    stride, padding, dilation, _ = _conv_geometry(layer, dims)
+    stride, padding, dilation, _ = conv_geometry(layer, dims)
     kernel = list(_codes_node(layer).meta["val"].shape[2:])
     if dims == 1:
-        codes = _with_dim(gm, codes)
+        codes = gm.graph.call_function(aten.unsqueeze.default, (codes, 2))  # an image of one line
         kernel, stride, padding, dilation = [1, *kernel], [1, *stride], [0, *padding], [1, *dilation]
     node = gm.graph.call_function(
         CONV,
@@ -139,11 +139,6 @@ def _lower_conv(gm: fx.GraphModule, layer: fx.Node) -> fx.Node:
         return node
     node.meta["path"] = layer.meta.get("path", "")
     return gm.graph.call_function(aten.squeeze.dim, (node, 2))
-
-
-def _with_dim(gm: fx.GraphModule, codes: fx.Node) -> fx.Node:
-    """(N, C, L) as an image of one line."""
-    return gm.graph.call_function(aten.unsqueeze.default, (codes, 2))
 
 
 def _activation(layer: fx.Node) -> tuple[fx.Node, Any, Any]:

@@ -16,9 +16,9 @@ import torch
 from torch import Tensor, fx, nn
 
 from qdiff_fx.backends.native.program import Program
+from qdiff_fx.backends.native.sizes import SIZE
 from qdiff_fx.graph import is_op
 
-SIZE = torch.ops.aten.sym_size.int
 SMALL = 64  # elements of a tensor that is compared as part of a key
 LIMIT_BYTES = 128 << 20
 
