@@ -14,9 +14,10 @@ GAMMA, ZETA = -0.1, 1.1
 class AdaRound(nn.Module):
     """`w = s * clamp(base + h(V), qmin, qmax)` with `h(V) = clamp(sigmoid(V) (ζ - γ) + γ, 0, 1)`, while it learns.
 
-    `base` is the code below the weight, and learning starts from the float weight, wherever it lies between the two
-    codes. Where the start is not the nearest code, it is the point nearest the weight between that code and its
-    neighbour. Before and after learning, `w = s * codes`.
+    `base` is the code below the weight. AdaRound starts learning from the float weight, wherever it lies between the two
+    codes: from nearest codes that loses nothing. Codes that make up for each other's errors are worth more than the
+    float weight's neighbourhood, so learning may start closer to them. Where such a code is not one of the weight's two
+    neighbours, the float weight counts as the other end of the interval. Before and after learning, `w = s * codes`.
 
     Args:
         weight: float weight.
@@ -38,11 +39,12 @@ class AdaRound(nn.Module):
         self.up: nn.Parameter | None = None
         self._base = torch.empty(0)
 
-    def begin(self) -> nn.Parameter:
-        """Start learning; returns V."""
+    def begin(self, head_start: float = 0.0) -> nn.Parameter:
+        """Start learning, this share of the way from the float weight to the codes; returns V."""
         steps, codes = self.weight.float() / self.scales, self.codes.to(torch.float32)
         self._base = torch.where(steps >= codes, codes, codes - 1)
-        inverse = ((steps - self._base).clamp_(0, 1) - GAMMA) / (ZETA - GAMMA)
+        soft = torch.lerp((steps - self._base).clamp_(0, 1), codes - self._base, head_start)
+        inverse = (soft - GAMMA) / (ZETA - GAMMA)
         self.up = nn.Parameter(torch.logit(inverse))
         return self.up
 

@@ -49,7 +49,7 @@ def learn_weights(stage: Stage, config: ReconstructionConfig, steps: int, loss: 
     biases = [each.decided.requires_grad_() for each in stage.biases.values()]
     optimizer = torch.optim.Adam(
         [
-            {"params": [each.begin() for each in roundings], "lr": config.weight_rate},
+            {"params": [each.begin(config.head_start) for each in roundings], "lr": config.weight_rate},
             {"params": biases, "lr": config.bias_rate},
         ],
         fused=True,
