@@ -54,6 +54,16 @@ def test_codes_given_at_the_start_are_kept_when_nothing_is_learned():
     torch.testing.assert_close(rounding(), torch.tensor([[0.4, 0.4, 1.0]]), rtol=1e-4, atol=1e-4)
 
 
+def test_a_head_start_lies_between_the_weight_and_its_code():
+    weight = torch.full((1, 3), 0.4)
+    start = DecidedLayer(torch.tensor([[1, 0, 2]], dtype=torch.int8), torch.ones(1))
+    rounding = AdaRound(weight, start, 4, 0)
+    rounding.begin(head_start=0.75)
+    torch.testing.assert_close(rounding(), torch.tensor([[0.85, 0.1, 1.75]]), rtol=1e-4, atol=1e-4)
+    rounding.finish()
+    assert rounding.codes.equal(start.codes)
+
+
 def test_it_learns_to_round_for_the_output_not_for_the_weight():
     torch.manual_seed(0)
     layer, inputs = nn.Linear(32, 8, bias=False), torch.randn(256, 4) @ torch.randn(4, 32)  # correlated inputs
