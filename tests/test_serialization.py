@@ -204,6 +204,23 @@ assert torch.equal(result, call["expected"])
         environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
         subprocess.run([sys.executable, "-c", program], cwd=tmp_path, env=environment, check=True)
 
+    def test_runs_where_kernels_cannot_be_compiled(self, tmp_path):
+        """Loading frees the weights it has packed: plain torch, which packs nothing, must have kept its own."""
+        network, inputs = zoo.quantized("ddpm_class"), zoo.captured("ddpm_class")[1]
+        save_qdiff(network, tmp_path / "saved")
+        flat = dict(zip("abc", network.flatten_inputs((), inputs), strict=True))
+        save_file(flat | {"expected": network(**inputs).sample.contiguous()}, tmp_path / "call.safetensors")
+        program = """
+from safetensors.torch import load_file
+from qdiff_fx import load_qdiff
+from qdiff_fx.numerics import sqnr_db
+net, call = load_qdiff("saved", backend="native"), load_file("call.safetensors")
+(result,) = net(call["a"], call["b"], class_labels=call["c"], return_dict=False)
+assert sqnr_db(call["expected"], result) > 40
+"""
+        environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path), "QDIFF_KERNELS": "reference"}
+        subprocess.run([sys.executable, "-c", program], cwd=tmp_path, env=environment, check=True)
+
 
 class TestDamage:
     """Any change to any file is noticed."""

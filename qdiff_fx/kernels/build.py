@@ -33,7 +33,7 @@ _COMPILE_FLAGS = ("-std=c++20", "-O3", "-fPIC", "-fopenmp", "-ffp-contract=off",
 _COMPILE_SECONDS = 600
 
 
-_SOURCES = ("attention.cpp", "ops.cpp", "pool.cpp", "pack.cpp")  # of every instruction set
+_SOURCES = ("attention.cpp", "plan.cpp", "ops.cpp", "pool.cpp", "pack.cpp")  # of every instruction set
 
 
 @dataclass(frozen=True)

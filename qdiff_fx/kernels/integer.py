@@ -39,7 +39,8 @@ def pack_weight(codes: Tensor, bits: int) -> tuple[Tensor, Tensor]:
         raise _error("pack_weight", f"weights have 2 to 8 bits, not {bits}")
     if codes.dtype != torch.int8 or not 2 <= codes.dim() <= 4 or codes.numel() == 0:
         raise _error("pack_weight", f"expected int8 codes (out, in, ...), not {codes.dtype} {tuple(codes.shape)}")
-    return codes.contiguous().flatten(), codes.flatten(1).sum(1, dtype=torch.int32)
+    # A copy: whoever packed may free the codes.
+    return codes.flatten().clone(), codes.flatten(1).sum(1, dtype=torch.int32)
 
 
 def int_conv(

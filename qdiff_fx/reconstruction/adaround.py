@@ -15,9 +15,9 @@ class AdaRound(nn.Module):
     """`w = s * clamp(base + h(V), qmin, qmax)` with `h(V) = clamp(sigmoid(V) (ζ - γ) + γ, 0, 1)`, while it learns.
 
     `base` is the code below the weight. AdaRound starts learning from the float weight, wherever it lies between its
-    two codes: from nearest codes that loses nothing. Codes that make up for each other's errors are worth more than where
-    the float weight lies, so learning may start closer to them. A weight whose code is not one of its two neighbours
-    starts from the end of that code's interval. Before and after learning, `w = s * codes`.
+    two codes: from nearest codes that loses nothing. Codes that make up for each other's errors are worth more than
+    where the float weight lies, so learning may start closer to them. A weight whose code is not one of its two
+    neighbours starts from the end of that code's interval. Before and after learning, `w = s * codes`.
 
     Args:
         weight: float weight.

@@ -1,18 +1,21 @@
-"""The lowered graph as one Python function without attribute lookups: at small batches those would be felt."""
+"""The lowered graph as one Python function, most of which is calls of plans."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import torch
 from torch import fx, nn
 
+from qdiff_fx.backends.native.plan import PlanWriter, can_plan
 from qdiff_fx.graph import get_attr_tensor
 
 
 class Program(nn.Module):
-    """Runs a graph: its constants are bound once, arguments are passed by position, values die with their last use.
+    """Runs a graph: runs of operators as plans, where there are compiled kernels, and the rest in Python.
+
+    Constants are bound once, arguments are passed by position, values die with their last use.
 
     The graph stays at hand as `graph_module`, for whoever wants to look at it.
     """
@@ -32,13 +35,47 @@ class Program(nn.Module):
 
 def compile_graph(gm: fx.GraphModule) -> Callable[..., tuple[Any, ...]]:
     """A function of the graph's inputs that returns its outputs."""
+    pieces = list(_pieces(gm.graph))
     writer = _Writer(gm)
-    for node in gm.graph.nodes:
-        writer.write(node)
+    last_use = {each: index for index, piece in enumerate(pieces) for each in _read_by(piece)}
+    for index, piece in enumerate(pieces):
+        if isinstance(piece, fx.Node):
+            writer.write(piece)
+        else:
+            writer.write_plan(piece)
+        writer.forget(each for each in _read_by(piece) if last_use[each] == index)
     source = f"def run({', '.join(writer.inputs)}):\n" + "\n".join(f"    {line}" for line in writer.lines)
     exec(compile(source, "<lowered graph>", "exec"), writer.constants)
     run: Callable[..., tuple[Any, ...]] = writer.constants["run"]
     return run
+
+
+def _pieces(graph: fx.Graph) -> Iterator[fx.Node | list[fx.Node]]:
+    """The nodes in an order they can run in: single ones, and runs of those a plan can hold, as long as can be."""
+    run: list[fx.Node] = []
+    behind: set[fx.Node] = set()  # it, and what waits for it
+    later: list[fx.Node] = []
+    for node in graph.nodes:
+        if behind.isdisjoint(node.all_input_nodes) and not (node.op == "output" or can_plan(node)):
+            yield node
+        elif can_plan(node) and set(later).isdisjoint(node.all_input_nodes):
+            run.append(node)
+            behind.add(node)
+        elif can_plan(node):
+            yield run
+            yield from later
+            run, behind, later = [node], {node}, []
+        else:
+            later.append(node)
+            behind.add(node)
+    if run:
+        yield run
+    yield from later
+
+
+def _read_by(piece: fx.Node | list[fx.Node]) -> list[fx.Node]:
+    nodes = piece if isinstance(piece, list) else [piece]
+    return list(dict.fromkeys(each for node in nodes for each in node.all_input_nodes))
 
 
 class _Writer:
@@ -49,13 +86,12 @@ class _Writer:
         self.constants: dict[str, Any] = {}
         self.names: dict[fx.Node, str] = {}
         self._known: dict[int, str] = {}
-        self._last_use = {user: node for node in gm.graph.nodes for user in node.all_input_nodes}
 
     def write(self, node: fx.Node) -> None:
         if node.op == "get_attr":
             self.names[node] = self._constant(get_attr_tensor(self.gm, node))
             return
-        name = self.names[node] = f"v{len(self.names)}"
+        name = self._name(node)
         if node.op == "placeholder":
             self.inputs.append(name)
             return
@@ -66,10 +102,26 @@ class _Writer:
         args, kwargs = _by_position(node)
         parts = [*map(self._text, args), *(f"{key}={self._text(value)}" for key, value in kwargs.items())]
         self.lines.append(f"{name} = {self._constant(target)}({', '.join(parts)})")
-        dead = [self.names[each] for each in node.all_input_nodes if self._last_use[each] is node]
-        dead = [each for each in dead if each.startswith("v")]
-        if dead:
-            self.lines.append(f"del {', '.join(dead)}")
+
+    def write_plan(self, nodes: list[fx.Node]) -> None:
+        """A call of a plan of these nodes."""
+        inside = set(nodes)
+        inputs = [each for each in _read_by(nodes) if each not in inside and each.op != "get_attr"]
+        results = [node for node in nodes if not inside.issuperset(node.users)]
+        plan = PlanWriter(self.gm, inputs, nodes, results)
+        given = ", ".join(self.names[each] for each in inputs)
+        names = "".join(f"{self._name(node)}, " for node in results)
+        self.lines.append(f"{names}= {self._constant(plan.run)}([{given}])")
+
+    def _name(self, node: fx.Node) -> str:
+        self.names[node] = f"v{len(self.names)}"
+        return self.names[node]
+
+    def forget(self, nodes: Iterable[fx.Node]) -> None:
+        """Delete these values, as far as Python holds them."""
+        names = [self.names[each] for each in nodes if each in self.names and each.op != "get_attr"]
+        if names and not self.lines[-1].startswith("return"):
+            self.lines.append(f"del {', '.join(names)}")
 
     def _text(self, value: Any) -> str:
         if isinstance(value, fx.Node):
