@@ -17,6 +17,7 @@ from qdiff_fx.config import QDiffConfig
 from qdiff_fx.convert import convert
 from qdiff_fx.errors import ConfigError
 from qdiff_fx.graph import copy_graph
+from qdiff_fx.memory import release_unused
 from qdiff_fx.networks import PreparedUNet, QuantizedUNet
 from qdiff_fx.passes.annotate import Annotate
 from qdiff_fx.passes.base import run_passes
@@ -123,12 +124,14 @@ def load_qdiff(
     """
     frees_weights = get_backend(backend).frees_weights
     artifact = load_artifact(folder, keep_packed=frees_weights)
+    release_unused()
     options = LoweringOptions(compute_dtype, output_quantizers, compile, reuse, frees_weights)
     network = QuantizedUNet(
         artifact.graph_module, artifact.signature, artifact.config, backend, options, artifact.source
     )
     if frees_weights:
         network.reload = partial(_reload, folder)
+    release_unused()
     return network
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import importlib
+import sys
 from collections import OrderedDict
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
@@ -13,7 +13,7 @@ from qdiff_fx.errors import CaptureError
 
 Structure = dict[str, Any]
 
-# The only classes a saved signature may import; every other output class comes back as an Output.
+# The only classes a saved signature may name; every other output class comes back as an Output.
 _OUTPUT_CLASSES = {
     "UNet2DOutput": "diffusers.models.unets.unet_2d",
     "UNet2DConditionOutput": "diffusers.models.unets.unet_2d_condition",
@@ -92,8 +92,9 @@ def _pack(tensors: Iterator[torch.Tensor], structure: Structure) -> Any:
 
 
 def _output_class(name: str) -> type:
-    """The diffusers class of that name when it is one we know and diffusers is there, else Output."""
-    try:
-        return getattr(importlib.import_module(_OUTPUT_CLASSES[name]), name)
-    except (KeyError, ImportError, AttributeError):
-        return Output
+    """The diffusers class of that name where somebody has imported it, else Output, which is read in the same ways.
+
+    Importing it here would cost a process that does not need it more than a second.
+    """
+    found: type = getattr(sys.modules.get(_OUTPUT_CLASSES.get(name, "")), name, Output)
+    return found

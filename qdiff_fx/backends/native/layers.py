@@ -16,6 +16,7 @@ from qdiff_fx.backends.native.numbers import ATTENTION_NUMBERS, NO_OUTPUT_QUANTI
 from qdiff_fx.backends.onednn import CONVS, conv_geometry
 from qdiff_fx.graph import add_buffer, get_attr_tensor, is_op
 from qdiff_fx.kernels.integer import Activation
+from qdiff_fx.memory import trim
 from qdiff_fx.qparams import LayerInfo
 
 aten, qd, qdiff = torch.ops.aten, torch.ops.quantized_decomposed, torch.ops.qdiff
@@ -27,6 +28,7 @@ QUANTIZE, GROUP_NORM, LAYER_NORM = (
     qdiff.layer_norm_act.default,
 )
 LAYERS = (CONV, LINEAR)
+TRIM_EVERY = 32 << 20  # bytes freed: packed weights would otherwise take new memory beside what freed ones leave
 NO_QUANTIZER = {"scale": 1.0, "zero_point": 0, "low": 0, "high": 0}
 
 
@@ -74,6 +76,7 @@ def lower_layers(gm: fx.GraphModule, *, release: bool = False) -> None:
     layers_of = Counter(str(_codes_node(n).target) for n in quantized_layers(gm) if weight_of(n) is not None)
     for quantize in [n for n in gm.graph.nodes if is_op(n, qd.quantize_per_tensor.default)]:
         _lower_quantize(quantize)
+    untrimmed = 0
     for layer in quantized_layers(gm):
         if is_op(layer, ATTENTION_NUMBERS) or refusal(layer):
             continue
@@ -83,7 +86,12 @@ def lower_layers(gm: fx.GraphModule, *, release: bool = False) -> None:
         integer.meta.update(layer.meta)
         codes = _codes_node(layer)
         if release and readers[str(codes.target)] == layers_of[str(codes.target)] == 1:
-            get_attr_tensor(gm, codes).untyped_storage().resize_(0)
+            storage = get_attr_tensor(gm, codes).untyped_storage()
+            untrimmed += storage.nbytes()
+            storage.resize_(0)
+            if untrimmed >= TRIM_EVERY:
+                trim()
+                untrimmed = 0
         layer.replace_all_uses_with(integer)
         gm.graph.erase_node(layer)
 

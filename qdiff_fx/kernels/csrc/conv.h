@@ -16,7 +16,6 @@ namespace {
 constexpr int32_t kCodeOffset = QDIFF_CODE_OFFSET;  // see Kernels::code_offset
 constexpr int64_t kTileRows = 6;      // pixels: 6 x 4 accumulators + 4 operands + 1 broadcast fit in 32 registers
 constexpr int64_t kTilesPerTask = 8;  // packed weights stay in L2 over all of them
-constexpr int64_t kMaxTaps = 1024;    // kernel_h * kernel_w
 
 // acc[row][64] = start + sum over taps and quads of rows[tap][row] * weight; `vectors` of 16 channels are computed.
 using Rows = const uint8_t* [kTileRows];

@@ -132,6 +132,8 @@ struct Kernels {
   const Kernel* attention;
 };
 
+constexpr int64_t kMaxTaps = 1024;  // kernel_h * kernel_w
+
 // Packed weights are [block of 64 channels][tap][quad][<= 4 vectors][16 channels][4] signed bytes. Of nibbles, the
 // low ones of a block's bytes are the first half of that, the high ones the second.
 constexpr int64_t kLanes = 16;

@@ -8,7 +8,6 @@
 #include <ATen/core/Tensor.h>
 #include <ATen/ops/empty.h>
 #include <ATen/ops/full.h>
-#include <ATen/ops/zeros.h>
 #include <torch/library.h>
 
 #include <algorithm>
@@ -72,10 +71,10 @@ void parallel(int64_t count, int64_t work, bool one_by_one, const Run& run) {
 
 // ------------------------------------------------------------------------------------------------- memory
 
-// Uninitialised (N, C, ...) whose channels lie side by side, with `padded` channels from pixel to pixel.
-Tensor channels_last(IntArrayRef sizes, int64_t padded, at::ScalarType dtype) {
+// Uninitialised (N, C, ...) whose channels lie side by side.
+Tensor channels_last(IntArrayRef sizes, at::ScalarType dtype) {
   std::vector<int64_t> strides(sizes.size(), 1);
-  int64_t step = padded;
+  int64_t step = sizes[1];
   for (size_t dim = sizes.size(); dim-- > 2;) strides[dim] = step, step *= sizes[dim];
   strides[0] = step;
   return qdiff::pooled(sizes, strides, dtype);
@@ -85,15 +84,16 @@ Tensor channels_last(IntArrayRef sizes, int64_t padded, at::ScalarType dtype) {
 bool has_even_pixels(const Tensor& x) {
   if (x.size(1) > 1 && x.stride(1) != 1) return false;
   int64_t expected = -1;
-  for (int64_t dim = x.dim() - 1; dim != 1; dim = dim > 2 ? dim - 1 : (dim == 2 ? 0 : 1)) {
-    if (x.size(dim) != 1) {
-      if (expected >= 0 && x.stride(dim) != expected) return false;
-      if (expected < 0 && x.stride(dim) < x.size(1)) return false;
-      expected = x.stride(dim) * x.size(dim);
-    }
-    if (dim == 0) break;
+  const auto follows = [&](int64_t dim) {
+    if (x.size(dim) == 1) return true;
+    const bool even = expected < 0 ? x.stride(dim) >= x.size(1) : x.stride(dim) == expected;
+    expected = x.stride(dim) * x.size(dim);
+    return even;
+  };
+  for (int64_t dim = x.dim() - 1; dim >= 2; --dim) {
+    if (!follows(dim)) return false;
   }
-  return true;
+  return follows(0);
 }
 
 int64_t pixel_stride(const Tensor& x) {
@@ -105,7 +105,7 @@ int64_t pixel_stride(const Tensor& x) {
 
 Tensor with_even_pixels(const Tensor& x) {
   if (has_even_pixels(x)) return x;
-  Tensor copy = channels_last(x.sizes(), x.size(1), x.scalar_type());
+  Tensor copy = channels_last(x.sizes(), x.scalar_type());
   return copy.copy_(x);
 }
 
@@ -191,7 +191,8 @@ Window window_of(IntArrayRef kernel, IntArrayRef stride, IntArrayRef pad, IntArr
                 "int_conv: kernel, stride, dilation and enlarge must be positive");
   }
   for (int i = 0; i < 4; ++i) w.pad[i] = pad[i];
-  TORCH_CHECK(kernel[0] * kernel[1] <= 1024, "int_conv: kernels of more than 1024 taps are not supported");
+  TORCH_CHECK(kernel[0] * kernel[1] <= qdiff::kMaxTaps, "int_conv: kernels of more than ", qdiff::kMaxTaps,
+              " taps are not supported");
   return w;
 }
 
@@ -246,7 +247,7 @@ Tensor int_conv(TensorList codes, at::ArrayRef<double> scales, IntArrayRef zero_
   TORCH_CHECK(x.dim() == 4, "int_conv: codes must be uint8 (N, C, H, W)");
   const int64_t sizes[4] = {x.size(0), out_channels, window.output_size(x.size(2), 0), window.output_size(x.size(3), 1)};
   TORCH_CHECK(sizes[2] > 0 && sizes[3] > 0, "int_conv: the kernel is larger than the padded input ", x.sizes());
-  Tensor out = channels_last(sizes, out_channels, out_dtype);
+  Tensor out = channels_last(sizes, out_dtype);
   if (out.numel() == 0) return out;
 
   std::vector<SourceMemory> memory(count);
@@ -264,7 +265,8 @@ Tensor int_conv(TensorList codes, at::ArrayRef<double> scales, IntArrayRef zero_
   p.kernel_h = window.kernel[0], p.kernel_w = window.kernel[1];
   p.stride_h = window.stride[0], p.stride_w = window.stride[1];
   p.dilation_h = window.dilation[0], p.dilation_w = window.dilation[1];
-  const bool gated = activation_of(activation) == qdiff::Activation::geglu;
+  p.activation = activation_of(activation);
+  const bool gated = p.activation == qdiff::Activation::geglu;
   TORCH_CHECK(!gated || (count % 2 == 0 && !residual.has_value() && !shift.has_value()),
               "int_conv: geglu takes sources of values and as many of gates, and adds nothing");
   p.bias = floats(bias, gated ? 2 * out_channels : out_channels, "the bias", "int_conv");
@@ -285,7 +287,6 @@ Tensor int_conv(TensorList codes, at::ArrayRef<double> scales, IntArrayRef zero_
     p.residual_stride = pixel_stride(added);
   }
   p.out = out.data_ptr(), p.out_type = type_of(out_dtype), p.out_stride = out_channels;
-  p.activation = activation_of(activation);
   p.quantizer = checked_quantizer(out_scale, out_zero_point, out_low, out_high, out_dtype, "int_conv");
   const int64_t tasks = kKernels.conv_tasks(p);
   int64_t quads = 0;
@@ -377,7 +378,7 @@ Tensor group_norm(TensorList parts, int64_t groups, const OptionalTensor& weight
     p.part_stride[i] = pixel_stride(even[i]);
   }
   p.batch = sizes[0], p.pixels = pixels_of(parts[0]), p.groups = groups;
-  Tensor out = channels_last(sizes, sizes[1], out_dtype);
+  Tensor out = channels_last(sizes, out_dtype);
   p.out = out.data_ptr();
   if (out.numel() == 0) return out;
   const int64_t splits = kKernels.norm_splits(p, at::get_num_threads());

@@ -12,6 +12,12 @@ namespace {
 
 constexpr int64_t kStretch = 64;
 
+// 64 codes of 16 bits that packing twice has brought out of order, as bytes in order.
+QDIFF_INLINE __m512i codes_in_order(__m512i low, __m512i high) {
+  const __m512i order = _mm512_setr_epi32(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15);
+  return _mm512_permutexvar_epi32(order, _mm512_packus_epi16(low, high));
+}
+
 // Of integer scores, in 16-bit fixed point: the codes need 8 bits, and so twice as many fit into a register as floats.
 // A code is within 5e-4 of itself before it is rounded.
 //
@@ -60,8 +66,7 @@ class FixedSoftmax {
   template <bool kLeft>
   QDIFF_INLINE __m512i in_order(const int32_t* scores) const {
     const __m512i low = pair<kLeft>(scores), high = pair<kLeft>(scores + 32);
-    const __m512i order = _mm512_setr_epi32(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15);
-    return _mm512_permutexvar_epi32(order, _mm512_packus_epi16(low, high));
+    return codes_in_order(low, high);
   }
 
   QDIFF_INLINE __m512i distance(const int32_t* scores) const {
@@ -106,8 +111,7 @@ class FloatSoftmax {
   QDIFF_INLINE __m512i codes(const int32_t* scores) const {
     const __m512i low = _mm512_packs_epi32(vector(scores), vector(scores + 16));
     const __m512i high = _mm512_packs_epi32(vector(scores + 32), vector(scores + 48));
-    const __m512i order = _mm512_setr_epi32(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15);
-    return _mm512_permutexvar_epi32(order, _mm512_packus_epi16(low, high));
+    return codes_in_order(low, high);
   }
 
  private:
