@@ -41,7 +41,8 @@ class FidelityRow:
         psnr_db: mean over `images` of the PSNR of final images, from the same noise.
         frechet: distance between features of `frechet_images` FP and as many quantized images; biased upwards for
             few images, so compare only rows of equal `frechet_images`.
-        class_accuracy: share of images that show the class asked for; None where there are no classes.
+        class_accuracy, fp_class_accuracy: share of images that show the class asked for, of the FP network's too; None
+            where there are no classes.
     """
 
     model: str
@@ -58,6 +59,7 @@ class FidelityRow:
     psnr_db: float | None = None
     frechet: float | None = None
     class_accuracy: float | None = None
+    fp_class_accuracy: float | None = None
     error: str = ""
 
 
@@ -74,31 +76,35 @@ def draw_noise(network: Network, seed: int, images: int) -> torch.Tensor:
     return torch.randn(images, *network.sample_shape, generator=torch.Generator().manual_seed(seed))
 
 
-def batches_of(images: int, first: int = 0) -> Iterator[range]:
+def batches_of(images: int, first: int = 0, size: int = IMAGES_PER_BATCH) -> Iterator[range]:
     """Image numbers from `first` on, a batch at a time."""
-    for start in range(first, images, IMAGES_PER_BATCH):
-        yield range(start, min(start + IMAGES_PER_BATCH, images))
+    for start in range(first, images, size):
+        yield range(start, min(start + size, images))
 
 
-def run_reference(subject: Subject, unet: nn.Module, noise: torch.Tensor) -> Reference:
+def run_reference(subject: Subject, unet: nn.Module, noise: torch.Tensor, at_once: int = IMAGES_PER_BATCH) -> Reference:
     """The FP trajectory of the first batch of `noise`, and the final images of all of it."""
     recorded = subject.trajectory(unet, noise[:IMAGES_PER_BATCH], range(IMAGES_PER_BATCH))
-    rest = sample(subject, unet, noise, first=IMAGES_PER_BATCH)
+    rest = sample(subject, unet, noise, IMAGES_PER_BATCH, at_once)
     return Reference(noise, recorded, torch.cat([recorded.final, rest]))
 
 
-def sample(subject: Subject, predict: Any, noise: torch.Tensor, first: int = 0) -> torch.Tensor:
+def sample(
+    subject: Subject, predict: Any, noise: torch.Tensor, first: int = 0, at_once: int = IMAGES_PER_BATCH
+) -> torch.Tensor:
     """The images that `predict` makes of `noise[first:]`."""
     finals = [noise[:0]]
-    for images in tqdm(list(batches_of(len(noise), first)), desc="images", leave=False):
+    for images in tqdm(list(batches_of(len(noise), first, at_once)), desc="images", leave=False):
         finals.append(subject.generate(predict, noise[images.start : images.stop], images))
     return torch.cat(finals)
 
 
-def compare(subject: Subject, predict: Predict, reference: Reference, row: FidelityRow) -> FidelityRow:
+def compare(
+    subject: Subject, predict: Predict, reference: Reference, row: FidelityRow, at_once: int = IMAGES_PER_BATCH
+) -> FidelityRow:
     """The row with its figures filled in."""
     sqnr = eps_sqnr(predict, reference.recorded, progress=True)
-    finals = sample(subject, predict, reference.noise)
+    finals = sample(subject, predict, reference.noise, at_once=at_once)
     judged = slice(row.frechet_images)
     return replace(
         row,
@@ -108,6 +114,7 @@ def compare(subject: Subject, predict: Predict, reference: Reference, row: Fidel
         psnr_db=psnr_db(finals[: row.images], reference.finals[: row.images]),
         frechet=frechet_distance(subject.features(reference.finals[judged]), subject.features(finals[judged])),
         class_accuracy=subject.class_accuracy(finals),
+        fp_class_accuracy=subject.class_accuracy(reference.finals),
     )
 
 
@@ -135,6 +142,7 @@ COLUMNS: dict[str, Column] = {
     "PSNR dB": ("psnr_db", number(1)),
     "Fréchet": ("frechet", number(2)),
     "class accuracy": ("class_accuracy", number(3)),
+    "of FP": ("fp_class_accuracy", number(3)),
 }
 
 
@@ -149,6 +157,7 @@ def main(
     steps: Annotated[int, typer.Option(min=1, help="DDIM steps.")] = 25,
     images: Annotated[int, typer.Option(min=4, help="Images of the PSNR.")] = 16,
     frechet_images: Annotated[int, typer.Option(help="Images of the Fréchet distance; 0: as many as the PSNR.")] = 0,
+    at_once: Annotated[int, typer.Option(min=1, help="Images drawn at a time.")] = IMAGES_PER_BATCH,
 ) -> None:
     """ε SQNR along the FP trajectory, PSNR of final images and Fréchet distance, as a table and as JSON."""
     calibration_seed, test_seed = (int(seed) for seed in seeds.split(","))
@@ -158,12 +167,12 @@ def main(
     batches = list(subject.collect(unet, IMAGES_PER_BATCH, calibration_seed))
     frechet_images = frechet_images or images
     noise = draw_noise(subject.network, test_seed, max(images, frechet_images))
-    reference = run_reference(subject, unet, noise)
+    reference = run_reference(subject, unet, noise, at_once)
     rows: list[FidelityRow] = []
     for config, name, contender in chosen:
         row = FidelityRow(model, config, name, steps, images, frechet_images, calibration_seed, test_seed)
         with tempfile.TemporaryDirectory(prefix="qdiff-fidelity-") as folder:
-            rows.append(_measure(subject, contender, unet, batches, reference, row, Path(folder) / "artifact"))
+            rows.append(_measure(subject, contender, unet, batches, reference, row, Path(folder) / "artifact", at_once))
         if json is not None:
             write_json([asdict(row) for row in rows], json)
     caption = f"{steps} DDIM steps, PSNR of {images} images, Fréchet distance of {frechet_images}, seeds {seeds}"
@@ -178,10 +187,11 @@ def _measure(
     reference: Reference,
     row: FidelityRow,
     folder: Path,
+    at_once: int,
 ) -> FidelityRow:
     """The finished row; a configuration that fails says so and lets the others go on."""
     try:
-        return compare(subject, quantize(subject, contender, unet, batches, folder), reference, row)
+        return compare(subject, quantize(subject, contender, unet, batches, folder), reference, row, at_once)
     except Exception as error:
         return replace(row, error=f"{type(error).__name__}: {error}")
 
