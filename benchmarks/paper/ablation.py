@@ -16,11 +16,13 @@ class Rung:
     Attributes:
         changes: fields of `QDiffConfig`.
         where: which recorded timesteps calibrate, if that changes.
+        reconstruction: the preset, if that changes.
     """
 
     name: str
     changes: dict[str, Any] = field(default_factory=dict)
     where: str | None = None
+    reconstruction: str | None = None
 
 
 # A rung more is a line more.
@@ -33,6 +35,7 @@ LADDER = (
     Rung("+ the sample in two codes", {"sample_act_bits": 16}),
     Rung("+ 8-bit weights in the first and last layer", {"edge_weight_bits": 8}),
     Rung("+ second-order rounding", {"weight_rounding": "second_order"}),
+    Rung("+ reconstruction (fast)", reconstruction="fast"),
 )
 NAIVE = {
     "split": "off",
@@ -49,11 +52,11 @@ def ablation(study: Study) -> Result:
     rows = []
     count = max(1, study.steps // 5)
     for weight_bits in (8, 4):
-        config, where = NAIVE | {"weight_bits": weight_bits}, "first"
+        config, where, preset = NAIVE | {"weight_bits": weight_bits}, "first", ""
         for rung in LADDER:
-            config, where = config | rung.changes, rung.where or where
+            config, where, preset = config | rung.changes, rung.where or where, rung.reconstruction or preset
             chosen = None if where == "uniform" else (where, count)
-            network = study.quantized(chosen, **config)
+            network = study.quantized(chosen, preset, **config)
             rows.append({"bits": f"W{weight_bits}A8", "setting": rung.name, **study.fidelity(network)})
 
     def draw(figure):  # type: ignore[no-untyped-def]

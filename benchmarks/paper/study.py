@@ -14,9 +14,11 @@ from qdiff_fx import (
     PreparedUNet,
     QDiffConfig,
     QuantizedUNet,
+    ReconstructionConfig,
     calibrate,
     convert_qdiff,
     prepare_qdiff,
+    reconstruct,
     round_weights,
 )
 from qdiff_fx.calibration import CalibrationData
@@ -61,9 +63,12 @@ class Study:
     def draw(self, seed: int) -> Draw:
         return Draw(self.images, self.steps, seed)
 
+    def _selected(self, selection: Selection) -> CalibrationData:
+        return self.data if selection is None else self.data.select(*selection)  # type: ignore[arg-type]
+
     def calibrated(self, selection: Selection = None, **config: Any) -> PreparedUNet:
         """The network prepared with these settings and calibrated on some or all recorded timesteps."""
-        data = self.data if selection is None else self.data.select(*selection)  # type: ignore[arg-type]
+        data = self._selected(selection)
         settings = QDiffConfig(num_train_timesteps=self.source.num_train_timesteps, **config)
         prepared = prepare_qdiff(self.source.unet, settings, next(iter(self.data.batches(2))))
         calibrate(prepared, data, progress=False)
@@ -71,8 +76,14 @@ class Study:
             round_weights(prepared, data, progress=False)
         return prepared
 
-    def quantized(self, selection: Selection = None, **config: Any) -> QuantizedUNet:
-        return convert_qdiff(self.calibrated(selection, **config), self.backend)
+    def quantized(self, selection: Selection = None, reconstruction: str = "", **config: Any) -> QuantizedUNet:
+        """The same, reconstructed with a preset if one is named, and converted."""
+        prepared = self.calibrated(selection, **config)
+        if reconstruction:
+            reconstruct(
+                prepared, self._selected(selection), ReconstructionConfig.preset(reconstruction), progress=False
+            )
+        return convert_qdiff(prepared, self.backend)
 
     def fidelity(self, network: Callable[..., Any]) -> dict[str, float]:
         """ε SQNR (mean and last step) along the float trajectories, PSNR of the final images; means over test seeds."""

@@ -1,0 +1,27 @@
+"""The start of a process, measured on a small saved network."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import typer
+import zoo
+from safetensors.torch import save_file
+
+from benchmarks.startup import start
+from qdiff_fx import save_qdiff
+
+
+def test_a_process_tells_its_seconds_and_memory(tmp_path: Path) -> None:
+    folder = save_qdiff(zoo.quantized("ddpm_class"), tmp_path / "saved")
+    save_file(dict(zoo.captured("ddpm_class")[1]), tmp_path / "inputs.safetensors")
+    found = start(folder, tmp_path / "inputs.safetensors", {"QDIFF_KERNELS": "reference"})
+    assert set(found) == {"import_torch", "load", "first_step", "peak"}
+    assert min(found.values()) > 0
+    assert found["peak"] > 1e8  # torch alone takes more
+
+
+def test_a_folder_that_does_not_run_is_named(tmp_path: Path) -> None:
+    with pytest.raises(typer.BadParameter, match="(?s)nothing-here does not run.*the folder does not exist"):
+        start(tmp_path / "nothing-here", tmp_path / "inputs.safetensors", {})
