@@ -23,7 +23,7 @@ test-all: .venv/.ready
 	$(PYTEST)
 
 # The kernels under AddressSanitizer and UBSan. Python is not built with them, so their libraries go before it.
-SANITIZE := QDIFF_KERNELS_FLAGS="-fsanitize=address,undefined -fno-sanitize-recover=all -g" ASAN_OPTIONS=detect_leaks=0
+SANITIZE := QDIFF_KERNELS_FLAGS="-fsanitize=address,undefined -fno-sanitize-recover=all -g -O1" ASAN_OPTIONS=detect_leaks=0
 SANITIZE += LD_PRELOAD="$$($${CXX:-g++} -print-file-name=libasan.so) $$($${CXX:-g++} -print-file-name=libubsan.so)"
 
 sanitize: .venv/.ready
