@@ -28,7 +28,7 @@ SANITIZE += LD_PRELOAD="$$($${CXX:-g++} -print-file-name=libasan.so) $$($${CXX:-
 
 sanitize: .venv/.ready
 	$(SANITIZE) OMP_NUM_THREADS=2 $(BIN)/python -m pytest -p no:xdist tests/kernels/test_integer.py \
-		tests/kernels/test_attention_vnni.py tests/backends/test_native.py
+		tests/kernels/test_attention_vnni.py tests/backends/test_native.py tests/backends/test_plan.py
 
 lint: .venv/.ready
 	$(BIN)/ruff check .
