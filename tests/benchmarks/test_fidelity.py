@@ -103,7 +103,7 @@ def test_only_the_images_asked_for_are_judged() -> None:
     subject = make_subject(class_accuracy=lambda images: float(counted.append(len(images)) or 0.5))
     reference = run_reference(subject, Net(), draw_noise(subject.network, 2, 8))
     measured = compare(subject, Net(0.1), reference, FidelityRow("toy", "c", "b", STEPS, 4, 8, 1, 2))
-    assert counted == [8]
+    assert counted == [8, 8]  # the quantized ones, and those of the FP network
     assert measured.class_accuracy == 0.5
     assert measured.psnr_db == pytest.approx(compare(subject, Net(0.1), reference, row(images=4)).psnr_db)
 

@@ -97,9 +97,10 @@ def test_activation_tables_arrive_with_their_zero_points():
 
 def test_the_same_seed_gives_the_same_decisions_and_another_seed_others():
     first, second, other = make_prepared(), make_prepared(), make_prepared()
-    reconstruct(first, batches(), QUICK, progress=False)
-    reconstruct(second, batches(), QUICK, progress=False)
-    reconstruct(other, batches(), replace(QUICK, seed=1), progress=False)
+    config = replace(QUICK, head_start=0.0)  # so few steps would leave all weights where they have a start
+    reconstruct(first, batches(), config, progress=False)
+    reconstruct(second, batches(), config, progress=False)
+    reconstruct(other, batches(), replace(config, seed=1), progress=False)
     assert_same_decisions(first, second)
     assert any(not torch.equal(codes, layer_codes(other)[name]) for name, codes in layer_codes(first).items())
 
