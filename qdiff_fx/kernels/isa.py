@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import platform
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
@@ -49,8 +50,16 @@ ISAS = (
 @functools.cache
 def supported_isas() -> tuple[str, ...]:
     """Names of those this processor runs, fastest first."""
-    capabilities = torch.cpu.get_capabilities()
+    capabilities = _capabilities()
     return tuple(isa.name for isa in ISAS if all(capabilities.get(each, False) for each in isa.needs))
+
+
+def _capabilities() -> Mapping[str, object]:
+    if hasattr(torch.cpu, "get_capabilities"):
+        return torch.cpu.get_capabilities()
+    # Older releases of torch tell less; processors that have the one have the others.
+    avx2, vnni = torch.cpu._is_avx2_supported(), torch.cpu._is_vnni_supported()
+    return dict.fromkeys(ISAS[0].needs, vnni) | dict.fromkeys(ISAS[1].needs, avx2)
 
 
 def choose_isa(name: str = "") -> Isa:

@@ -1,0 +1,56 @@
+"""Which instruction sets a processor is taken to have."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+import torch
+
+from qdiff_fx.errors import KernelError
+from qdiff_fx.kernels.isa import ISAS, choose_isa, supported_isas
+
+
+@pytest.fixture(autouse=True)
+def asked_anew() -> Iterator[None]:
+    supported_isas.cache_clear()
+    yield
+    supported_isas.cache_clear()
+
+
+def without_capabilities(monkeypatch: pytest.MonkeyPatch, avx2: bool, vnni: bool) -> None:
+    """torch as it was before it could tell everything."""
+    monkeypatch.delattr(torch.cpu, "get_capabilities", raising=False)
+    monkeypatch.setattr(torch.cpu, "_is_avx2_supported", lambda: avx2)
+    monkeypatch.setattr(torch.cpu, "_is_vnni_supported", lambda: vnni)
+
+
+def test_all_that_is_needed_must_be_there(monkeypatch: pytest.MonkeyPatch) -> None:
+    everything = dict.fromkeys((need for isa in ISAS for need in isa.needs), True)
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: everything | {"f16c": False}, raising=False)
+    assert supported_isas() == ("avx512_vnni", "portable")
+    assert choose_isa().name == "avx512_vnni"
+    assert choose_isa("portable").name == "portable"
+    with pytest.raises(KernelError, match="avx2: this processor does not have it"):
+        choose_isa("avx2")
+
+
+@pytest.mark.parametrize(
+    ("avx2", "vnni", "expected"),
+    [
+        (True, True, ("avx512_vnni", "avx2", "portable")),
+        (True, False, ("avx2", "portable")),
+        (False, False, ("portable",)),
+    ],
+)
+def test_older_releases_of_torch(
+    monkeypatch: pytest.MonkeyPatch, avx2: bool, vnni: bool, expected: tuple[str, ...]
+) -> None:
+    without_capabilities(monkeypatch, avx2, vnni)
+    assert supported_isas() == expected
+
+
+def test_an_unknown_name_lists_the_known(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cpu, "get_capabilities", dict, raising=False)
+    with pytest.raises(KernelError, match="no such kernels.*portable"):
+        choose_isa("avx1024")
