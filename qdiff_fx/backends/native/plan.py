@@ -15,7 +15,6 @@ from qdiff_fx.kernels import status
 # Kinds of arguments, as plan.cpp numbers them.
 NONE, SLOT, INT, FLOAT, TENSOR, DTYPE, LIST = range(7)
 
-
 RESULTS = ("Tensor", "int")  # as a schema names them
 
 
@@ -71,9 +70,10 @@ class PlanWriter:
         self._slots = {node: slot for slot, node in enumerate((*inputs, *nodes))}
         self.plan = torch.classes.qdiff_native.Plan(len(self._slots))
         last = {each: node for node in nodes for each in node.all_input_nodes}
+        mortal = self._slots.keys() - set(results)
         for node in nodes:
-            dead = [each for each in node.all_input_nodes if last[each] is node and each in self._slots]
-            self._add(node, [self._slots[each] for each in dead if each not in results])
+            dead = [self._slots[each] for each in node.all_input_nodes if last[each] is node and each in mortal]
+            self._add(node, dead)
         self.results = [self._slots[node] for node in results]
 
     def run(self, inputs: list[Any]) -> list[Any]:

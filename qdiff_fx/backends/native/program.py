@@ -56,18 +56,19 @@ def _pieces(graph: fx.Graph) -> Iterator[fx.Node | list[fx.Node]]:
     behind: set[fx.Node] = set()  # it, and what waits for it
     later: list[fx.Node] = []
     for node in graph.nodes:
-        if behind.isdisjoint(node.all_input_nodes) and not (node.op == "output" or can_plan(node)):
+        planned = can_plan(node)
+        if not planned and node.op != "output" and behind.isdisjoint(node.all_input_nodes):
             yield node
-        elif can_plan(node) and set(later).isdisjoint(node.all_input_nodes):
+        elif not planned:
+            later.append(node)
+            behind.add(node)
+        elif set(later).isdisjoint(node.all_input_nodes):
             run.append(node)
             behind.add(node)
-        elif can_plan(node):
+        else:
             yield run
             yield from later
             run, behind, later = [node], {node}, []
-        else:
-            later.append(node)
-            behind.add(node)
     if run:
         yield run
     yield from later
