@@ -33,25 +33,12 @@ class Ours:
         return f"qdiff-{self.variant}"
 
     def prepare(self, unet: nn.Module, network: Network, batches: Iterable[Batch], folder: Path) -> None:
-        from qdiff_fx import (
-            ReconstructionConfig,
-            calibrate,
-            convert_qdiff,
-            prepare_qdiff,
-            reconstruct,
-            round_weights,
-            save_qdiff,
-        )
+        # Loading, which is timed, needs none of it.
+        from benchmarks.recipe import decided
+        from qdiff_fx import convert_qdiff, save_qdiff
 
         config = make_config(self.variant, network.num_train_timesteps)
-        prepared = prepare_qdiff(unet, config, network.inputs())
-        batches = list(batches)
-        calibrate(prepared, batches)
-        if config.weight_rounding == "second_order":
-            round_weights(prepared, batches)
-        preset = reconstruction_of(self.variant)
-        if preset:
-            reconstruct(prepared, batches, ReconstructionConfig.preset(preset))
+        prepared = decided(unet, config, network.inputs(), batches, reconstruction_of(self.variant))
         save_qdiff(convert_qdiff(prepared, backend="reference"), folder)
 
     def load(self, network: Network, folder: Path) -> Predict:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
 from typing import Any
 
 import pytest
@@ -13,6 +12,7 @@ import zoo
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 from torch import fx, nn
+from zoo import resized, tensors_of
 
 from qdiff_fx.capture import CapturedNetwork, capture
 from qdiff_fx.errors import CaptureError, InputError
@@ -22,35 +22,12 @@ from qdiff_fx.signature import CaptureMismatchError, DropIn, Size
 TOLERANCE = 1e-5
 
 
-def tensors_of(result: Any) -> list[torch.Tensor]:
-    if isinstance(result, torch.Tensor):
-        return [result]
-    parts = result.values() if isinstance(result, Mapping) else result
-    return [tensor for part in parts for tensor in tensors_of(part)]
-
-
 def assert_same(actual: Any, expected: Any) -> None:
     """Equal tensors up to TOLERANCE of the largest value."""
     for ours, theirs in zip(tensors_of(actual), tensors_of(expected), strict=True):
         assert ours.shape == theirs.shape
         error = (ours - theirs).abs().max() / theirs.abs().max()
         assert error < TOLERANCE, f"relative error {error:.1e}"
-
-
-def resized(inputs: Any, batch: int, scale: int = 1, tokens: int = 0) -> Any:
-    """The example inputs with another batch, larger images, more tokens; new random values for images."""
-    if isinstance(inputs, Mapping):
-        return {key: resized(value, batch, scale, tokens) for key, value in inputs.items()}
-    if isinstance(inputs, tuple):
-        return tuple(resized(value, batch, scale, tokens) for value in inputs)
-    if not isinstance(inputs, torch.Tensor) or inputs.dim() == 0:
-        return inputs
-    if inputs.dim() == 4:
-        return torch.randn(batch, inputs.shape[1], inputs.shape[2], inputs.shape[3] * scale)
-    if inputs.dim() == 3:
-        return torch.randn(batch, inputs.shape[1] + tokens, inputs.shape[2])
-    repeated = inputs[torch.arange(batch) % len(inputs)]
-    return torch.cat([repeated, repeated[:, :tokens]], dim=1) if inputs.shape[-1] == zoo.TOKENS else repeated
 
 
 def drop_in(name: str) -> tuple[nn.Module, dict[str, Any], DropIn]:

@@ -123,6 +123,8 @@ class TestTune:
         for options, message in (
             (("--target-size", "30"), "'30' is not an amount"),
             (("--target-latency", "3MB"), "'3MB' is not an amount"),
+            (("--target-latency", "fast%"), "'fast%' is not an amount"),
+            (("--target-latency", "0%"), "not positive"),
             ((), "nothing to aim at"),
             (("--target-size", "1MB", "--bits", "four"), "'four' is no list of bits"),
         ):
@@ -182,6 +184,14 @@ class TestSavedNetwork:
         assert all(0 < times["min"] <= times["median"] <= times["max"] for times in seconds.values())
         expected = seconds["float32 eager"]["median"] / seconds["reference"]["median"]
         assert figures["speedup"] == pytest.approx(expected)
+
+    def test_bench_of_two_networks(self, folder: Path, tmp_path: Path) -> None:
+        options = ("--rounds", "2", "--warmup", "1", "--batch-size", "1", "--json", "-", "--against", folder)
+        figures = json.loads(succeed("bench", folder, *REFERENCE, *options).stdout)
+        assert set(figures["seconds_per_step"]) == {"float32 eager", "reference", str(folder)}
+        result = run("bench", folder, *REFERENCE, "--against", tmp_path / "nowhere")
+        assert result.exit_code != 0
+        assert "the folder does not exist" in result.stderr
 
     def test_sample(self, folder: Path, tmp_path: Path) -> None:
         heights = []

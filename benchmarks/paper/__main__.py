@@ -17,6 +17,7 @@ from benchmarks.paper.bimodal import bimodal
 from benchmarks.paper.result import Result
 from benchmarks.paper.selection import selection
 from benchmarks.paper.study import Study
+from benchmarks.paper.successors import successors
 
 EXPERIMENTS: dict[str, Callable[[Study], Result]] = {
     "accumulation": accumulation,  # figure 3
@@ -25,6 +26,7 @@ EXPERIMENTS: dict[str, Callable[[Study], Result]] = {
     "layers": layer_ranges,  # figure 6
     "bimodal": bimodal,  # figure 7
     "ablation": ablation,
+    "successors": successors,
 }
 
 

@@ -14,9 +14,9 @@ def accumulation(study: Study) -> Result:
     series = {}
     for weight_bits, act_bits in SETTINGS:
         network = study.quantized(weight_bits=weight_bits, act_bits=act_bits)
-        met = study.inputs_met(network, study.seeds[1])
+        met = study.walk(network, study.seeds[1]).steps
         series[f"W{weight_bits}A{act_bits}"] = [
-            float((x - y).square().sum() / y.square().sum()) for x, y in zip(met, float_steps, strict=True)
+            float((x - y).square().sum() / y.square().sum()) for (x, *_), y in zip(met, float_steps, strict=True)
         ]
     count = len(float_steps)
     shown = (count // 4, count // 2, 3 * count // 4, count - 1)

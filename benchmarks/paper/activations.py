@@ -78,7 +78,7 @@ def input_statistics(study: Study, split: str, *, images_only: bool = False) -> 
     Args:
         images_only: leave out what has no spatial dimensions.
     """
-    gm = study.calibrated(split=split).graph_module
+    gm = study.prepared(split=split).graph_module
     found = {}
     for node in gm.graph.nodes:
         if node.op == "call_module" and (node.meta["val"].dim() >= 3 or not images_only):

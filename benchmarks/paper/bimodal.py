@@ -17,7 +17,7 @@ from qdiff_fx.observers.statistics import Statistics
 
 def bimodal(study: Study) -> Result:
     """Largest magnitude of each part of every split layer's input and weight; the most uneven one drawn."""
-    prepared = study.calibrated()
+    prepared = study.prepared()
     parts = _parts(prepared)
     if not parts:
         return Result("No layer reads a concatenation", [{"layer": "none"}])

@@ -8,22 +8,14 @@ from functools import cached_property
 from statistics import fmean
 from typing import Any
 
-import torch
+from torch import nn
 
-from qdiff_fx import (
-    PreparedUNet,
-    QDiffConfig,
-    QuantizedUNet,
-    ReconstructionConfig,
-    calibrate,
-    convert_qdiff,
-    prepare_qdiff,
-    reconstruct,
-    round_weights,
-)
+from benchmarks.recipe import decided
+from qdiff_fx import PreparedUNet, QDiffConfig, QuantizedUNet, convert_qdiff
 from qdiff_fx.calibration import CalibrationData
 from qdiff_fx.evaluation import Trajectory, eps_sqnr, psnr_db
 from qdiff_fx.sources import Draw, Source, resolve
+from qdiff_fx.sources.recording import as_trajectory, recording
 
 Selection = tuple[str, int] | None
 """Which recorded timesteps calibrate: ("first" | "middle" | "last" | "uniform", how many); None is all of them."""
@@ -66,24 +58,28 @@ class Study:
     def _selected(self, selection: Selection) -> CalibrationData:
         return self.data if selection is None else self.data.select(*selection)  # type: ignore[arg-type]
 
-    def calibrated(self, selection: Selection = None, **config: Any) -> PreparedUNet:
-        """The network prepared with these settings and calibrated on some or all recorded timesteps."""
-        data = self._selected(selection)
-        settings = QDiffConfig(num_train_timesteps=self.source.num_train_timesteps, **config)
-        prepared = prepare_qdiff(self.source.unet, settings, next(iter(self.data.batches(2))))
-        calibrate(prepared, data, progress=False)
-        if settings.weight_rounding == "second_order":
-            round_weights(prepared, data, progress=False)
-        return prepared
+    def prepared(
+        self,
+        selection: Selection = None,
+        reconstruction: str = "",
+        *,
+        unet: nn.Module | None = None,
+        data: CalibrationData | None = None,
+        **config: Any,
+    ) -> PreparedUNet:
+        """The network with these settings, calibrated on some or all recorded timesteps, its codes decided.
 
-    def quantized(self, selection: Selection = None, reconstruction: str = "", **config: Any) -> QuantizedUNet:
-        """The same, reconstructed with a preset if one is named, and converted."""
-        prepared = self.calibrated(selection, **config)
-        if reconstruction:
-            reconstruct(
-                prepared, self._selected(selection), ReconstructionConfig.preset(reconstruction), progress=False
-            )
-        return convert_qdiff(prepared, self.backend)
+        Args:
+            reconstruction: a preset's name.
+            unet, data: instead of the network's own and of what was recorded of it.
+        """
+        data = self._selected(selection) if data is None else data
+        settings = QDiffConfig(num_train_timesteps=self.source.num_train_timesteps, **config)
+        return decided(unet or self.source.unet, settings, next(iter(data.batches(2))), data, reconstruction)
+
+    def quantized(self, *args: Any, **kwargs: Any) -> QuantizedUNet:
+        """What `prepared` gives, converted."""
+        return convert_qdiff(self.prepared(*args, **kwargs), self.backend)
 
     def fidelity(self, network: Callable[..., Any]) -> dict[str, float]:
         """ε SQNR (mean and last step) along the float trajectories, PSNR of the final images; means over test seeds."""
@@ -98,17 +94,8 @@ class Study:
             "psnr_db": fmean(images),
         }
 
-    @torch.no_grad()
-    def inputs_met(self, network: QuantizedUNet, seed: int) -> list[torch.Tensor]:
-        """x_t at every step when the network denoises by itself."""
-        met: list[torch.Tensor] = []
-
-        def keep(module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-            met.append(network.signature.bind(args, kwargs).tensors[0].clone())
-
-        handle = network.register_forward_pre_hook(keep, with_kwargs=True)
-        try:
-            self.source.sample(network, self.draw(seed))
-        finally:
-            handle.remove()
-        return met
+    def walk(self, network: QuantizedUNet, seed: int) -> Trajectory:
+        """Every call that the network gets when it denoises by itself."""
+        with recording(network, like=self.source.unet) as calls:
+            final = self.source.sample(network, self.draw(seed))
+        return as_trajectory(calls, final)

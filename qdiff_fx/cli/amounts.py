@@ -1,4 +1,4 @@
-"""``30MB`` and ``60ms``: amounts as people write them."""
+"""``30MB``, ``60ms`` and ``100%``: amounts as people write them."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import re
 
 from qdiff_fx.errors import ConfigError
 
-AMOUNT = re.compile(r"\s*(\d+(?:\.\d+)?)\s*([A-Za-zµ]*)\s*")
+AMOUNT = re.compile(r"\s*(\d+(?:\.\d+)?)\s*([A-Za-zµ%]*)\s*")
 BYTES = {"B": 1, "kB": 10**3, "KB": 10**3, "MB": 10**6, "GB": 10**9, "KiB": 1 << 10, "MiB": 1 << 20, "GiB": 1 << 30}
 SECONDS = {"s": 1.0, "ms": 1e-3, "us": 1e-6, "µs": 1e-6}
 
@@ -19,6 +19,11 @@ def parse_bytes(text: str, where: str) -> int:
 def parse_seconds(text: str, where: str) -> float:
     """ "60ms" → 0.06. Raises ConfigError for another form."""
     return _parse(text, SECONDS, where)
+
+
+def parse_share(text: str, where: str) -> float:
+    """ "90%" → 0.9. Raises ConfigError for another form."""
+    return _parse(text, {"%": 0.01}, where)
 
 
 def _parse(text: str, units: dict[str, float] | dict[str, int], where: str) -> float:

@@ -1,9 +1,11 @@
-"""``qdiff bench DIR``: seconds per step of the float and of the quantized network, taken in turn."""
+"""``qdiff bench DIR``: seconds per step of the float and of quantized networks, taken in turn."""
 
 from __future__ import annotations
 
+import random
 import time
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from statistics import median
 from typing import Annotated, Any
 
@@ -22,6 +24,9 @@ FLOAT = "float32 eager"
 
 def bench(
     folder: SavedFolder,
+    against: Annotated[
+        list[Path] | None, typer.Option("--against", metavar="DIR", help="Another of the same network; repeatable.")
+    ] = None,
     source: SourceOverride = "",
     backend: BackendName = "native",
     batch_size: BatchSize = 4,
@@ -30,12 +35,13 @@ def bench(
     prompts: Prompts = None,
     json: Json = None,
 ) -> None:
-    """Time one step of the float network and of the quantized one, alternating so that both meet the same machine."""
+    """Time one step of the float network and of quantized ones, in turns so that all meet the same machine."""
     output = Output(json)
     quantized = load_qdiff(folder, backend=backend)
     origin = source_of(quantized, folder, source, output, prompts)
     inputs = origin.example_inputs(batch_size)
-    networks = {FLOAT: origin.unet, backend: quantized}
+    networks: dict[str, Callable[..., Any]] = {FLOAT: origin.unet, backend: quantized}
+    networks |= {str(each): load_qdiff(each, backend=backend) for each in against or ()}
     output.note("compiling and warming up")
     seconds = interleaved_seconds(networks, inputs, rounds, warmup, progress=output.interactive)
     batch = len(next(iter(inputs.values())))
@@ -60,15 +66,19 @@ def bench(
 def interleaved_seconds(
     networks: Mapping[str, Callable[..., Any]], inputs: Mapping[str, Any], rounds: int, warmup: int, *, progress: bool
 ) -> dict[str, list[float]]:
-    """Seconds of each of ``rounds`` calls per network; in every round each network is called once."""
+    """Seconds of each of ``rounds`` calls per network; in every round each network is called once.
+
+    Their order is drawn anew for every round: what a network finds in the caches depends on which came before it.
+    """
     for network in networks.values():
         for _ in range(warmup):
             network(**inputs)
     seconds: dict[str, list[float]] = {name: [] for name in networks}
+    order = random.Random(0)
     for _ in tqdm(range(rounds), desc="rounds", leave=False, disable=not progress):
-        for name, network in networks.items():
+        for name in order.sample(list(networks), len(networks)):
             start = time.perf_counter()
-            network(**inputs)
+            networks[name](**inputs)
             seconds[name].append(time.perf_counter() - start)
     return seconds
 

@@ -11,7 +11,7 @@ import typer
 from rich.table import Table
 
 from qdiff_fx.calibration import calibrate
-from qdiff_fx.cli.amounts import parse_bytes, parse_seconds
+from qdiff_fx.cli.amounts import parse_bytes, parse_seconds, parse_share
 from qdiff_fx.cli.config_file import read_config, write_config
 from qdiff_fx.cli.options import (
     BackendName,
@@ -39,7 +39,8 @@ def tune_command(
     out: Annotated[Path, typer.Option("--out", metavar="FILE", help="The configuration to write, JSON.")],
     target_size: Annotated[str | None, typer.Option("--target-size", help="Of the saved folder, e.g. 30MB.")] = None,
     target_latency: Annotated[
-        str | None, typer.Option("--target-latency", help="Of one step on this machine, e.g. 60ms.")
+        str | None,
+        typer.Option("--target-latency", help="Of one step on this machine: 60ms, or 100% of what it takes untuned."),
     ] = None,
     bits: Annotated[str, typer.Option("--bits", help="Weight bits to choose from.")] = ",".join(map(str, DEFAULT_BITS)),
     allow_float: Annotated[
@@ -66,10 +67,7 @@ def tune_command(
 ) -> None:
     """Measure how sensitive each layer is, and give each its bits under a target of size or latency."""
     output = Output(json)
-    budget = Budget(
-        None if target_size is None else parse_bytes(target_size, "--target-size"),
-        None if target_latency is None else parse_seconds(target_latency, "--target-latency"),
-    )
+    budget = _budget(target_size, target_latency)
     chosen_bits = _parse_bits(bits)
     base = read_config(config) if config else DEFAULTS
     output.note(f"loading {source}")
@@ -87,12 +85,13 @@ def tune_command(
         data,
         target_size=budget.bytes,
         target_latency=budget.seconds,
+        target_latency_ratio=budget.ratio,
         bits=chosen_bits,
         allow_float=allow_float,
         probe_steps=probe_steps,
         probe_images=probe_images,
         backend=backend,
-        latency_inputs=origin.example_inputs(latency_batch) if budget.seconds else None,
+        latency_inputs=origin.example_inputs(latency_batch) if budget.times else None,
         sensitivity=sensitivity,
         source=origin.identifier,
         progress=output.interactive,
@@ -104,6 +103,15 @@ def tune_command(
     output.figures(_figures(tuned, out))
 
 
+def _budget(size: str | None, latency: str | None) -> Budget:
+    share = latency is not None and latency.rstrip().endswith("%")
+    return Budget(
+        bytes=None if size is None else parse_bytes(size, "--target-size"),
+        seconds=None if latency is None or share else parse_seconds(latency, "--target-latency"),
+        ratio=parse_share(latency, "--target-latency") if latency is not None and share else None,
+    )
+
+
 def _parse_bits(text: str) -> tuple[int, ...]:
     try:
         return tuple(int(each) for each in text.split(","))
@@ -112,7 +120,9 @@ def _parse_bits(text: str) -> tuple[int, ...]:
 
 
 def _time(tuned: Tuned) -> str:
-    return "" if tuned.seconds is None else f", {tuned.seconds * 1e3:.1f} ms a step measured"
+    if tuned.seconds is None or tuned.configured_seconds is None:
+        return ""
+    return f", {tuned.seconds * 1e3:.2f} ms a step where the untuned network takes {tuned.configured_seconds * 1e3:.2f}"
 
 
 def _bits_table(tuned: Tuned) -> Table:
@@ -145,6 +155,7 @@ def _figures(tuned: Tuned, out: Path) -> dict[str, Any]:
         "bytes": tuned.bytes,
         "sqnr_db": tuned.sqnr_db,
         "seconds": tuned.seconds,
+        "configured_seconds": tuned.configured_seconds,
         "layers": [
             {
                 "path": path,

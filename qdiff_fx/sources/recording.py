@@ -23,9 +23,13 @@ class Call:
 
 
 @contextmanager
-def recording(unet: nn.Module, limit: int | None = None) -> Iterator[list[Call]]:
-    """Every call (or the first ``limit``) made to ``unet`` inside the ``with`` block, in order."""
-    signature = inspect.signature(unet.forward)
+def recording(unet: nn.Module, limit: int | None = None, like: nn.Module | None = None) -> Iterator[list[Call]]:
+    """Every call (or the first ``limit``) made to ``unet`` inside the ``with`` block, in order.
+
+    Args:
+        like: the network whose ``forward`` names the arguments, where ``unet`` stands in for another.
+    """
+    signature = inspect.signature((like or unet).forward)
     calls: list[Call] = []
 
     def keep(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:

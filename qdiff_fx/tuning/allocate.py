@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 
 import numpy as np
@@ -23,18 +23,31 @@ class Budget:
     Attributes:
         bytes: size of the saved folder.
         seconds: of one step on this machine.
+        ratio: the same as a share of what a step takes before tuning; `at` makes seconds of it.
     """
 
     bytes: int | None = None
     seconds: float | None = None
+    ratio: float | None = None
 
     def __post_init__(self) -> None:
-        if self.bytes is None and self.seconds is None:
+        given = {name: value for name, value in vars(self).items() if value is not None}
+        if not given:
             raise ConfigError("there is nothing to aim at", where="budget", fix="Give a target size, latency or both")
-        for name in ("bytes", "seconds"):
-            value = getattr(self, name)
-            if value is not None and value <= 0:
+        if {"seconds", "ratio"} <= set(given):
+            raise ConfigError("a latency and a share of one are both given", where="budget", fix="Give one of them")
+        for name, value in given.items():
+            if not value > 0:
                 raise ConfigError(f"{value} is not positive", where=f"target {name}")
+
+    @property
+    def times(self) -> bool:
+        """Whether time is limited."""
+        return self.seconds is not None or self.ratio is not None
+
+    def at(self, seconds: float) -> Budget:
+        """The budget in seconds, where a step takes so many before tuning."""
+        return self if self.ratio is None else replace(self, seconds=self.ratio * seconds, ratio=None)
 
 
 @dataclass(frozen=True)

@@ -1,13 +1,10 @@
-"""What each choice costs in time on this machine: every layer lowered and timed by itself, then the whole network."""
+"""What each choice of each layer costs in time on this machine: the layer lowered and timed by itself."""
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable
 from dataclasses import replace
 from statistics import median
 
-import torch
 from torch import Tensor, fx, nn
 from tqdm import tqdm
 
@@ -15,14 +12,13 @@ from qdiff_fx.backends import LoweringOptions, get_backend
 from qdiff_fx.backends.base import weight_of
 from qdiff_fx.excerpt import Excerpt, excerpt
 from qdiff_fx.passes.sample_flow import depends_on_sample
+from qdiff_fx.tuning.timing import Step, take_turns
 from qdiff_fx.tuning.twins import Run, Twins
 from qdiff_fx.tuning.units import FLOAT, Unit
 
 UNPACKED_BITS = 8
 PACKED_BITS = 4
 """Kernels unpack up to 4 bits on the fly and hold more as bytes: two times to measure, not one per width."""
-WARMUP, ROUNDS = 2, 9
-WHOLE_ROUNDS = 15
 
 
 def stored_as(choice: int) -> int:
@@ -52,27 +48,6 @@ def measure_layers(
     return times
 
 
-@torch.no_grad()
-def step_seconds(step: Callable[..., object], tensors: list[Tensor], rounds: int = WHOLE_ROUNDS) -> float:
-    """Median time of a call."""
-    return take_turns({0: step}, {0: tensors}, rounds)[0]
-
-
-@torch.no_grad()
-def take_turns(
-    calls: dict[int, Callable[..., object]], inputs: dict[int, list[Tensor]], rounds: int = ROUNDS
-) -> dict[int, float]:
-    """Median seconds of each call; in every round each is made once, so that all meet the same machine."""
-    seconds: dict[int, list[float]] = {key: [] for key in calls}
-    for number in range(WARMUP + rounds):
-        for key, call in calls.items():
-            start = time.perf_counter()
-            call(*inputs[key])
-            if number >= WARMUP:
-                seconds[key].append(time.perf_counter() - start)
-    return {key: median(times) for key, times in seconds.items()}
-
-
 def _layer_seconds(twins: Twins, name: str, run: Run, backend: str) -> dict[int, float]:
     """One layer: in float, and quantized from float inputs, so that the quantizer it needs is counted too."""
     node, layer = twins.layers[name]
@@ -81,9 +56,10 @@ def _layer_seconds(twins: Twins, name: str, run: Run, backend: str) -> dict[int,
     for bits in (PACKED_BITS, UNPACKED_BITS):
         excerpts[bits] = _at_bits(excerpt(twins.qdq, layer, lambda each: each.name in known), bits)
     values = {each.name: value for each, value in run.values.items()}
-    modules: dict[int, Callable[..., object]] = {key: _lowered(each, backend) for key, each in excerpts.items()}
+    modules: dict[int, Step] = {key: _lowered(each, backend) for key, each in excerpts.items()}
     inputs = {key: [values[each] for each in piece.inputs] for key, piece in excerpts.items()}
-    return take_turns(modules, inputs)  # type: ignore[arg-type]
+    seconds = take_turns(modules, inputs)  # type: ignore[arg-type]
+    return {key: median(times) for key, times in seconds.items()}
 
 
 def _lowered(piece: Excerpt, backend: str) -> nn.Module:

@@ -30,10 +30,11 @@ from qdiff_fx.tuning.allocate import (
     predicted_sqnr_db,
     total_noise,
 )
-from qdiff_fx.tuning.latency import measure_layers, step_seconds, stored_as
+from qdiff_fx.tuning.latency import measure_layers, stored_as
 from qdiff_fx.tuning.measured import allocate_measured
 from qdiff_fx.tuning.sensitivity import Sensitivity, measure
 from qdiff_fx.tuning.size import fixed_bytes
+from qdiff_fx.tuning.timing import Yardstick
 from qdiff_fx.tuning.twins import Twins
 from qdiff_fx.tuning.units import DEFAULT_BITS, Unit, convert_as, units_of, with_choices
 
@@ -49,6 +50,7 @@ class Tuned:
         sqnr_db: mean over the probed timesteps of the ε SQNR that the sum of the layers' noise predicts.
         bytes: of the saved folder; the real one is at most this large, and smaller by some kilobytes of JSON.
         seconds: measured time of a step of the tuned network; ``None`` without a latency target.
+        configured_seconds: that of the network before tuning, in turns with it; ``None`` without a latency target.
     """
 
     config: QDiffConfig
@@ -57,6 +59,7 @@ class Tuned:
     sqnr_db: float
     bytes: int
     seconds: float | None = None
+    configured_seconds: float | None = None
 
     def noise_shares(self) -> dict[str, float]:
         """path → its share of the predicted noise, averaged over the probed timesteps."""
@@ -76,6 +79,7 @@ def tune(
     *,
     target_size: int | None = None,
     target_latency: float | None = None,
+    target_latency_ratio: float | None = None,
     bits: Iterable[int] = DEFAULT_BITS,
     allow_float: bool | None = None,
     probe_steps: int = 5,
@@ -93,6 +97,8 @@ def tune(
         batches: recorded inputs, as for ``calibrate``; a few of them are probed.
         target_size: bytes of the saved folder.
         target_latency: seconds of one step, measured on this machine with `backend`.
+        target_latency_ratio: instead of seconds, the share of what a step takes as configured, with all its layers at
+            the configuration's bits: 1.0 asks for the best network that is no slower.
         bits: the weight bits to choose from.
         allow_float: whether a layer may stay in float; by default only under a latency target.
         probe_steps, probe_images: timesteps, spread over the trajectory, and images that sensitivity is measured on.
@@ -105,10 +111,10 @@ def tune(
             can), or a sensitivity file of something else.
         CalibrationError: too few recorded timesteps, or batches that mix timesteps.
     """
-    budget = Budget(target_size, target_latency)
+    budget = Budget(target_size, target_latency, target_latency_ratio)
     bits = _checked_bits(bits)
     if allow_float is None:
-        allow_float = target_latency is not None
+        allow_float = budget.times
     units = units_of(prepared.graph_module)
     if not units:
         raise ConfigError("no layer is quantized, so none can be tuned", where="config")
@@ -120,19 +126,21 @@ def tune(
     file = None if sensitivity is None else Path(sensitivity)
     config = prepared.qconfig
     found = measure(prepared.graph_module, config, units, bits, probes, file=file, progress=progress)
-    if target_latency is None:
+    if not budget.times:
         menu = _menu(units, bits, allow_float, found)
         return _tuned(prepared, units, menu, allocate(menu, budget, bytes_besides=besides), besides)
     tensors = probes[0][1] if latency_inputs is None else prepared.signature.bind((), latency_inputs).tensors
     layers = measure_layers(Twins(prepared.graph_module, config), units, tensors, backend, progress)
     menu = _menu(units, bits, allow_float, found, layers)
-    choices, seconds = allocate_measured(
-        menu,
-        budget,
-        bytes_besides=besides,
-        step=lambda chosen: _step(prepared, units, chosen, tensors, backend),
-    )
-    return _tuned(prepared, units, menu, choices, besides, seconds)
+    lower = get_backend(backend).lower
+    yardstick = Yardstick(lower(convert_as(prepared.graph_module, config), LoweringOptions()).module, tensors)
+
+    def seconds_of(chosen: Choices) -> float:
+        graph = convert_as(prepared.graph_module, with_choices(config, units, chosen))
+        return yardstick(lower(graph, LoweringOptions()).module)
+
+    choices, seconds = allocate_measured(menu, budget.at(yardstick.seconds), bytes_besides=besides, step=seconds_of)
+    return _tuned(prepared, units, menu, choices, besides, seconds, yardstick.seconds)
 
 
 def probe_batches(
@@ -185,12 +193,6 @@ def _menu(
     }
 
 
-def _step(prepared: PreparedUNet, units: list[Unit], choices: Choices, tensors: list[Tensor], backend: str) -> float:
-    """Measured seconds of a step of the network with these choices."""
-    graph = convert_as(prepared.graph_module, with_choices(prepared.qconfig, units, choices))
-    return step_seconds(get_backend(backend).lower(graph, LoweringOptions()).module, tensors)
-
-
 def _tuned(
     prepared: PreparedUNet,
     units: list[Unit],
@@ -198,7 +200,8 @@ def _tuned(
     choices: Choices,
     besides: int,
     seconds: float | None = None,
+    configured_seconds: float | None = None,
 ) -> Tuned:
     size = besides + sum(menu[path][choice].bytes for path, choice in choices.items())
     config = with_choices(prepared.qconfig, units, choices)
-    return Tuned(config, choices, menu, predicted_sqnr_db(menu, choices), size, seconds)
+    return Tuned(config, choices, menu, predicted_sqnr_db(menu, choices), size, seconds, configured_seconds)

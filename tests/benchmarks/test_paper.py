@@ -67,7 +67,7 @@ def test_fewer_bits_stray_further(study):
     float_steps = [step.sample for step in study.trajectories[0].steps]
     errors = []
     for bits in (8, 3):
-        met = study.inputs_met(study.quantized(weight_bits=bits), study.seeds[1])
+        met = [step.sample for step in study.walk(study.quantized(weight_bits=bits), study.seeds[1]).steps]
         assert len(met) == study.steps
         assert met[0].equal(float_steps[0])
         errors.append(float((met[-1] - float_steps[-1]).square().mean()))

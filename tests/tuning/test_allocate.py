@@ -74,10 +74,25 @@ def test_what_cannot_be_reached_names_what_can():
         allocate(menu, Budget(seconds=1.0), seconds_besides=0.5)
 
 
-@pytest.mark.parametrize(("arguments", "message"), [({}, "nothing to aim at"), ({"bytes": 0}, "not positive")])
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({}, "nothing to aim at"),
+        ({"bytes": 0}, "not positive"),
+        ({"ratio": float("nan")}, "not positive"),
+        ({"seconds": 1.0, "ratio": 1.0}, "both given"),
+    ],
+)
 def test_budgets_that_make_no_sense(arguments, message):
     with pytest.raises(ConfigError, match=message):
         Budget(**arguments)
+
+
+def test_a_share_of_a_latency_becomes_seconds_where_those_are_known():
+    assert Budget(ratio=0.5).at(4.0) == Budget(seconds=2.0)
+    assert Budget(bytes=10, ratio=1.0).at(4.0) == Budget(bytes=10, seconds=4.0)
+    assert Budget(seconds=3.0).at(4.0) == Budget(seconds=3.0)
+    assert [each.times for each in (Budget(1), Budget(seconds=1), Budget(ratio=1))] == [False, True, True]
 
 
 def test_a_latency_is_met_by_what_was_measured_not_by_what_was_added_up():

@@ -163,11 +163,12 @@ def test_probes_are_spread_over_the_trajectory_and_never_mix_timesteps(network):
         probe_batches(network, mixed, 1, 4)
 
 
-def test_a_generous_latency_leaves_everything_in_float(network, tuned):
+@pytest.mark.parametrize("target", [{"target_latency": 60.0}, {"target_latency_ratio": 1e6}])
+def test_a_generous_latency_leaves_everything_in_float(network, tuned, target):
     found = tune(
         network,
         BATCHES,
-        target_latency=60.0,
+        **target,
         bits=BITS,
         probe_steps=3,
         backend="reference",
@@ -175,4 +176,44 @@ def test_a_generous_latency_leaves_everything_in_float(network, tuned):
         progress=False,
     )
     assert set(found.choices.values()) == {0}
-    assert found.seconds < 60
+    assert 0 < found.seconds < 60
+    assert 0 < found.configured_seconds < 60
+
+
+def test_a_share_of_the_latency_is_of_the_network_as_configured(network, tuned, monkeypatch):
+    """On a machine where every network takes as long as it has float layers, and the configured one takes three."""
+    made = []
+
+    class Yardstick:
+        def __init__(self, step, tensors):
+            made.append(step)
+            self.seconds = 3.0
+
+        def __call__(self, step):
+            made.append(step)
+            return float(self.floats())
+
+        def floats(self):
+            return sum(rule.quantize is False for rule in made[-1].qconfig.rules)
+
+    class Lowered:
+        def __init__(self, config):
+            self.module = self
+            self.qconfig = config
+
+    layers = {unit.path: {0: 1.0, 4: 0.0, 8: 0.0} for unit in units_of(network.graph_module)}
+    monkeypatch.setattr("qdiff_fx.tuning.run.Yardstick", Yardstick)
+    monkeypatch.setattr("qdiff_fx.tuning.run.measure_layers", lambda *_: layers)
+    monkeypatch.setattr("qdiff_fx.tuning.run.convert_as", lambda _, config: config)
+    monkeypatch.setattr("qdiff_fx.tuning.run.get_backend", lambda _: LowersNothing(Lowered))
+    found = tune(
+        network, BATCHES, target_latency_ratio=1.0, bits=BITS, probe_steps=3, sensitivity=tuned[1], progress=False
+    )
+    assert made[0].qconfig == network.qconfig
+    assert list(found.choices.values()).count(0) == 3
+    assert (found.seconds, found.configured_seconds) == (3.0, 3.0)
+
+
+class LowersNothing:
+    def __init__(self, lowered):
+        self.lower = lambda graph, options: lowered(graph)

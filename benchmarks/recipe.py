@@ -1,0 +1,32 @@
+"""From a float network and recorded inputs to a prepared one whose codes are decided, as ``qdiff quantize`` does it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+from torch import nn
+
+from benchmarks.contender import Batch
+from qdiff_fx import (
+    PreparedUNet,
+    QDiffConfig,
+    ReconstructionConfig,
+    calibrate,
+    prepare_qdiff,
+    reconstruct,
+    round_weights,
+)
+
+
+def decided(
+    unet: nn.Module, config: QDiffConfig, example: Batch, batches: Iterable[Batch], preset: str = ""
+) -> PreparedUNet:
+    """Calibrated, rounded and, with a preset's name, reconstructed."""
+    batches = batches if isinstance(batches, Sequence) else list(batches)
+    prepared = prepare_qdiff(unet, config, example)
+    calibrate(prepared, batches, progress=False)
+    if config.weight_rounding == "second_order":
+        round_weights(prepared, batches, progress=False)
+    if preset:
+        reconstruct(prepared, batches, ReconstructionConfig.preset(preset), progress=False)
+    return prepared
