@@ -4,17 +4,23 @@ from __future__ import annotations
 
 from dataclasses import replace
 from statistics import median
+from typing import Any
 
+import torch
 from torch import Tensor, fx, nn
 from tqdm import tqdm
 
 from qdiff_fx.backends import LoweringOptions, get_backend
 from qdiff_fx.backends.base import weight_of
 from qdiff_fx.excerpt import Excerpt, excerpt
+from qdiff_fx.graph import is_op
 from qdiff_fx.passes.sample_flow import depends_on_sample
 from qdiff_fx.tuning.timing import Step, take_turns
 from qdiff_fx.tuning.twins import Run, Twins
 from qdiff_fx.tuning.units import FLOAT, Unit
+
+qd = torch.ops.quantized_decomposed
+QUANTIZE = (qd.quantize_per_tensor.default, qd.quantize_per_tensor.tensor)
 
 UNPACKED_BITS = 8
 PACKED_BITS = 4
@@ -49,17 +55,39 @@ def measure_layers(
 
 
 def _layer_seconds(twins: Twins, name: str, run: Run, backend: str) -> dict[int, float]:
-    """One layer: in float, and quantized from float inputs, so that the quantizer it needs is counted too."""
+    """One layer: in float from float inputs, and quantized from codes, where the backend takes them.
+
+    In the whole network codes are written by the kernel before, at the price of float values.
+    """
     node, layer = twins.layers[name]
-    known = {each.name for each in twins.float_graph.graph.nodes if each.op != "get_attr"}
+    values = {each.name: value for each, value in run.values.items()}
     excerpts = {FLOAT: excerpt(twins.float_graph, node, lambda each: each.op != "get_attr")}
     for bits in (PACKED_BITS, UNPACKED_BITS):
-        excerpts[bits] = _at_bits(excerpt(twins.qdq, layer, lambda each: each.name in known), bits)
-    values = {each.name: value for each, value in run.values.items()}
+        excerpts[bits] = _at_bits(_from_codes(twins, layer, values, backend), bits)
     modules: dict[int, Step] = {key: _lowered(each, backend) for key, each in excerpts.items()}
-    inputs = {key: [values[each] for each in piece.inputs] for key, piece in excerpts.items()}
+    inputs = {key: [_as_kernels_write(values[each]) for each in piece.inputs] for key, piece in excerpts.items()}
     seconds = take_turns(modules, inputs)  # type: ignore[arg-type]
     return {key: median(times) for key, times in seconds.items()}
+
+
+def _from_codes(twins: Twins, layer: fx.Node, values: dict[str, Any], backend: str) -> Excerpt:
+    """The quantized layer behind its quantizers, or with them for a backend that makes its own; `values` gets codes."""
+    known = {each.name for each in twins.float_graph.graph.nodes if each.op != "get_attr"}
+    piece = excerpt(twins.qdq, layer, lambda each: each.name in known or is_op(each, *QUANTIZE))
+    (alone,) = [each for each in piece.module.graph.nodes if "layer" in each.meta]
+    if get_backend(backend).supports(alone):
+        return excerpt(twins.qdq, layer, lambda each: each.name in known)
+    for quantizer in [each for each in twins.qdq.graph.nodes if each.name in piece.inputs and each.name not in values]:
+        start = excerpt(twins.qdq, quantizer, lambda each: each.name in known)
+        with torch.no_grad():
+            (values[quantizer.name],) = start.module(*(values[each] for each in start.inputs))
+    return piece
+
+
+def _as_kernels_write(value: Any) -> Any:
+    """Images channels last: else every call would begin with a conversion that the whole network does not make."""
+    image = isinstance(value, torch.Tensor) and value.dim() == 4
+    return value.contiguous(memory_format=torch.channels_last) if image else value
 
 
 def _lowered(piece: Excerpt, backend: str) -> nn.Module:

@@ -9,7 +9,7 @@ from qdiff_fx.errors import ConfigError
 from qdiff_fx.tuning.allocate import Budget, Choices, Menu, allocate, predicted_sqnr_db
 
 ROUNDS = 6
-"""How often the whole network is lowered and timed."""
+"""How often the program is solved, and the network it gives lowered and timed."""
 
 
 def allocate_measured(
@@ -19,7 +19,7 @@ def allocate_measured(
 
     Layers by themselves know nothing of what neighbours share. So the sum of their times is only a scale: the program
     is solved for a bound on the sum, the network it gives is timed, and the bound is halved in between those that
-    were kept and those that were not.
+    were kept and those that were not. The network with every unit at its most bits starts it, and takes part.
 
     Args:
         step: measures seconds of a step with some choices.
@@ -28,36 +28,59 @@ def allocate_measured(
         ConfigError: no network that was tried meets the budget.
     """
     assert budget.seconds is not None
+    tried = _Tried(menu, budget, bytes_besides, step)
+    most_bits: Choices = {path: max(options) for path, options in menu.items()}
+    seconds = tried(most_bits)
     fastest = sum(min(option.seconds for option in options.values()) for options in menu.values())
-    first: Choices = {path: max(options) for path, options in menu.items()}
+    lowest = max(fastest, _seconds(menu, most_bits)) if seconds <= budget.seconds else fastest
     # Enough for the sum, wherever the rest of the step puts it.
-    bound = max(fastest, budget.seconds - (step(first) - _seconds(menu, first)))
-    met, missed = fastest, None
-    best: tuple[float, Choices, float] | None = None
-    shortest = float("inf")
+    bound = max(lowest, budget.seconds - (seconds - _seconds(menu, most_bits)))
+    met, missed = lowest, None
     for _ in range(ROUNDS):
         choices = allocate(menu, replace(budget, seconds=bound * (1 + 1e-9)), bytes_besides=bytes_besides)
-        seconds = step(choices)
-        shortest = min(shortest, seconds)
+        seconds = tried(choices)
         if seconds <= budget.seconds:
             met = bound
-            sqnr = predicted_sqnr_db(menu, choices)
-            best = (sqnr, choices, seconds) if best is None or sqnr > best[0] else best
         else:
             missed = bound
         if missed is None:
             bound = bound + (budget.seconds - seconds)
-        elif bound <= fastest:
+        elif bound <= lowest:
             break
         else:
             bound = (met + missed) / 2
-    if best is None:
-        raise ConfigError(
-            f"{budget.seconds * 1e3:.2f} ms cannot be reached: the fastest tried takes {shortest * 1e3:.2f} ms",
-            where="target latency",
-            fix="Raise the target, or lower the batch size",
-        )
-    return best[1], best[2]
+    return tried.best()
+
+
+class _Tried:
+    """Times networks, and keeps the best that met the budget."""
+
+    def __init__(self, menu: Menu, budget: Budget, bytes_besides: int, step: Callable[[Choices], float]):
+        self._menu, self._budget, self._besides, self._step = menu, budget, bytes_besides, step
+        self._met: list[tuple[float, Choices, float]] = []
+        self._shortest = float("inf")
+
+    def __call__(self, choices: Choices) -> float:
+        assert self._budget.seconds is not None
+        seconds = self._step(choices)
+        self._shortest = min(self._shortest, seconds)
+        size = self._besides + sum(self._menu[path][choice].bytes for path, choice in choices.items())
+        fits = self._budget.bytes is None or size <= self._budget.bytes
+        if fits and seconds <= self._budget.seconds:
+            self._met.append((predicted_sqnr_db(self._menu, choices), choices, seconds))
+        return seconds
+
+    def best(self) -> tuple[Choices, float]:
+        assert self._budget.seconds is not None
+        if not self._met:
+            raise ConfigError(
+                f"{self._budget.seconds * 1e3:.2f} ms cannot be reached: "
+                f"the fastest tried takes {self._shortest * 1e3:.2f} ms",
+                where="target latency",
+                fix="Raise the target, or lower the batch size",
+            )
+        _, choices, seconds = max(self._met, key=lambda each: each[0])
+        return choices, seconds
 
 
 def _seconds(menu: Menu, choices: Choices) -> float:

@@ -137,7 +137,8 @@ def tune(
 
     def seconds_of(chosen: Choices) -> float:
         graph = convert_as(prepared.graph_module, with_choices(config, units, chosen))
-        return yardstick(lower(graph, LoweringOptions()).module)
+        # Where its weights happen to lie in memory is worth a per cent: it has to meet the target twice.
+        return max(yardstick(lower(graph, LoweringOptions()).module) for _ in range(2))
 
     choices, seconds = allocate_measured(menu, budget.at(yardstick.seconds), bytes_besides=besides, step=seconds_of)
     return _tuned(prepared, units, menu, choices, besides, seconds, yardstick.seconds)

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 Step = Callable[..., object]
-WARMUP, ROUNDS = 2, 9
+WARMUP, ROUNDS = 2, 25
 FEWEST, MOST, SECONDS = 15, 60, 3.0
 """Rounds of whole networks: as many as fit into these seconds, but no fewer and no more than this."""
 

@@ -106,3 +106,20 @@ def test_a_latency_is_met_by_what_was_measured_not_by_what_was_added_up():
     choices, seconds = allocate_measured(menu, Budget(seconds=2.0), bytes_besides=0, step=step)
     assert seconds == 1.5
     assert sorted(choices.values()) == [0, 8]
+
+
+def test_a_network_of_the_most_bits_takes_part():
+    """Leaving a layer in float looks cheaper by itself, and is not: only the untouched network meets its own time."""
+    menu = {name: {0: Option((0.0,), 1, 0.4), 8: Option((0.1,), 1, 0.5)} for name in "ab"}
+
+    def step(choices):
+        return 1.0 + 0.1 * sum(choice == 0 for choice in choices.values())
+
+    choices, seconds = allocate_measured(menu, Budget(seconds=1.0), bytes_besides=0, step=step)
+    assert (choices, seconds) == ({"a": 8, "b": 8}, 1.0)
+    with pytest.raises(ConfigError, match=r"900.00 ms cannot be reached: the fastest tried takes 1000.00 ms"):
+        allocate_measured(menu, Budget(seconds=0.9), bytes_besides=0, step=step)
+    # But not where it is too large.
+    big = {name: {0: Option((0.0,), 1, 0.4), 8: Option((0.1,), 9, 0.5)} for name in "ab"}
+    with pytest.raises(ConfigError, match="cannot be reached"):
+        allocate_measured(big, Budget(bytes=10, seconds=1.0), bytes_besides=0, step=step)
