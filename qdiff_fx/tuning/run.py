@@ -6,6 +6,7 @@ import os
 import sys
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -34,7 +35,7 @@ from qdiff_fx.tuning.latency import measure_layers, stored_as
 from qdiff_fx.tuning.measured import allocate_measured
 from qdiff_fx.tuning.sensitivity import Sensitivity, measure
 from qdiff_fx.tuning.size import fixed_bytes
-from qdiff_fx.tuning.timing import Yardstick
+from qdiff_fx.tuning.timing import Step, Yardstick
 from qdiff_fx.tuning.twins import Twins
 from qdiff_fx.tuning.units import DEFAULT_BITS, Unit, convert_as, units_of, with_choices
 
@@ -132,14 +133,15 @@ def tune(
     tensors = probes[0][1] if latency_inputs is None else prepared.signature.bind((), latency_inputs).tensors
     layers = measure_layers(Twins(prepared.graph_module, config), units, tensors, backend, progress)
     menu = _menu(units, bits, allow_float, found, layers)
-    lower = get_backend(backend).lower
-    yardstick = Yardstick(lower(convert_as(prepared.graph_module, config), LoweringOptions()).module, tensors)
+
+    def lowered(config: QDiffConfig) -> Step:
+        graph = convert_as(prepared.graph_module, config)
+        return get_backend(backend).lower(graph, LoweringOptions()).module
 
     def seconds_of(chosen: Choices) -> float:
-        graph = convert_as(prepared.graph_module, with_choices(config, units, chosen))
-        # Where its weights happen to lie in memory is worth a per cent: it has to meet the target twice.
-        return max(yardstick(lower(graph, LoweringOptions()).module) for _ in range(2))
+        return yardstick(partial(lowered, with_choices(config, units, chosen)))
 
+    yardstick = Yardstick(partial(lowered, config), tensors)
     choices, seconds = allocate_measured(menu, budget.at(yardstick.seconds), bytes_besides=besides, step=seconds_of)
     return _tuned(prepared, units, menu, choices, besides, seconds, yardstick.seconds)
 

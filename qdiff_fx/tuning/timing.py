@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping
-from statistics import median
+from statistics import fmean, median
 
 import torch
 from torch import Tensor
@@ -13,6 +13,7 @@ Step = Callable[..., object]
 WARMUP, ROUNDS = 2, 25
 FEWEST, MOST, SECONDS = 15, 60, 3.0
 """Rounds of whole networks: as many as fit into these seconds, but no fewer and no more than this."""
+PAIRS = 4
 
 
 def take_turns(
@@ -37,19 +38,27 @@ class Yardstick:
     The ratio to another network in the same turns stays.
 
     Args:
-        step: the network to compare with.
+        make: lowers the network to compare with.
         tensors: what it and all others are called with.
 
     Attributes:
-        seconds: median time of the step.
+        seconds: median time of its step.
     """
 
-    def __init__(self, step: Step, tensors: list[Tensor]):
-        self._step, self._tensors = step, tensors
-        self.seconds = median(take_turns({0: step}, {0: tensors}, FEWEST)[0])
+    def __init__(self, make: Callable[[], Step], tensors: list[Tensor]):
+        self._make, self._tensors = make, tensors
+        self.seconds = median(take_turns({0: make()}, {0: tensors}, FEWEST)[0])
 
-    def __call__(self, step: Step) -> float:
-        """Seconds of another network where the yardstick takes `seconds`: their median ratio over the rounds."""
+    def __call__(self, make: Callable[[], Step]) -> float:
+        """Seconds of another network where the yardstick takes `seconds`, by their ratio in the same rounds.
+
+        Where its weights happen to lie in memory is worth a per cent of a step. So both are lowered anew some times,
+        and the mean counts.
+        """
         rounds = min(max(int(SECONDS / (2 * self.seconds)), FEWEST), MOST)
-        own, other = take_turns({0: self._step, 1: step}, {0: self._tensors, 1: self._tensors}, rounds).values()
-        return self.seconds * median(b / a for a, b in zip(own, other, strict=True))
+        return self.seconds * fmean(self._ratio(make, rounds) for _ in range(PAIRS))
+
+    def _ratio(self, make: Callable[[], Step], rounds: int) -> float:
+        calls = {0: self._make(), 1: make()}
+        own, other = take_turns(calls, dict.fromkeys(calls, self._tensors), rounds).values()
+        return median(b / a for a, b in zip(own, other, strict=True))

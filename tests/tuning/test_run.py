@@ -185,12 +185,12 @@ def test_a_share_of_the_latency_is_of_the_network_as_configured(network, tuned, 
     made = []
 
     class Yardstick:
-        def __init__(self, step, tensors):
-            made.append(step)
+        def __init__(self, make, tensors):
+            made.append(make())
             self.seconds = 3.0
 
-        def __call__(self, step):
-            made.append(step)
+        def __call__(self, make):
+            made.append(make())
             return float(self.floats())
 
         def floats(self):

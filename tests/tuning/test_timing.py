@@ -39,12 +39,25 @@ def test_calls_take_turns_on_their_own_inputs(clock):
 
 @pytest.mark.parametrize("factor", [0.5, 1.0, 3.0])
 def test_a_ratio_to_the_yardstick_stays_when_the_machine_slows_down(clock, factor):
-    yardstick = Yardstick(clock.step(0.1), [0])
-    first, later = (yardstick(clock.step(0.1 * factor)) / yardstick.seconds for _ in range(2))
+    yardstick = Yardstick(lambda: clock.step(0.1), [0])
+    first, later = (yardstick(lambda: clock.step(0.1 * factor)) / yardstick.seconds for _ in range(2))
     # Within a round the machine slows down by one per cent.
     assert first == pytest.approx(1.01 * factor)
     assert later == pytest.approx(first)
     assert clock.slowness > 2
+
+
+def test_both_are_lowered_anew_because_it_matters_where_they_lie(clock):
+    luck = iter([0.9, 1.1] * timing.PAIRS)
+    made = []
+
+    def make():
+        made.append(1)
+        return clock.step(0.1 * next(luck))
+
+    yardstick = Yardstick(lambda: clock.step(0.1), [0])
+    assert yardstick(make) / yardstick.seconds == pytest.approx(1.01)
+    assert len(made) == timing.PAIRS
 
 
 def test_long_steps_are_timed_less_often(clock):
@@ -52,9 +65,9 @@ def test_long_steps_are_timed_less_often(clock):
     for cost in (1e-4, 0.05, 10.0):
         clock.slowness = 1.0
         seen: list[tuple[float, int]] = []
-        yardstick = Yardstick(clock.step(cost), [0])
-        yardstick(clock.step(cost, seen))
-        counts.append(len(seen) - timing.WARMUP)
+        yardstick = Yardstick(lambda: clock.step(cost), [0])  # noqa: B023
+        yardstick(lambda: clock.step(cost, seen))  # noqa: B023
+        counts.append(len(seen) / timing.PAIRS - timing.WARMUP)
     assert counts[0] == timing.MOST
     assert timing.FEWEST < counts[1] < timing.MOST
     assert counts[2] == timing.FEWEST
