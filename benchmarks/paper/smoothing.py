@@ -34,6 +34,7 @@ def smoothed(unet: nn.Module, batches: Iterable[Batch], strength: float) -> nn.M
     codes, and so are the layers that read a concatenation, whose parts have scales of their own, and those that
     depend on the timestep alone.
     """
+    training = unet.training
     unet = copy.deepcopy(unet)
     layers = {name: layer for name, layer in unet.named_modules() if _applies(name, layer)}
     ranges = _channel_ranges(unet, layers, batches)
@@ -42,7 +43,7 @@ def smoothed(unet: nn.Module, batches: Iterable[Batch], strength: float) -> nn.M
         weights = layer.weight.transpose(0, 1).flatten(1).abs().amax(1)
         scales = largest.clamp_min(1e-5) ** strength / weights.clamp_min(1e-5) ** (1 - strength)
         unet.set_submodule(name, Smoothed(layer, scales / scales.log().mean().exp()))
-    return unet
+    return unet.train(training)  # the new modules too
 
 
 def _applies(name: str, layer: nn.Module) -> bool:

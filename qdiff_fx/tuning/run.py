@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
-from functools import partial
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -134,14 +133,15 @@ def tune(
     layers = measure_layers(Twins(prepared.graph_module, config), units, tensors, backend, progress)
     menu = _menu(units, bits, allow_float, found, layers)
 
-    def lowered(config: QDiffConfig) -> Step:
-        graph = convert_as(prepared.graph_module, config)
-        return get_backend(backend).lower(graph, LoweringOptions()).module
+    def lowered_as(config: QDiffConfig) -> Callable[[], Step]:
+        """What lowers the network under a configuration. Which codes it has makes no difference to time."""
+        graph = convert_as(prepared.graph_module, replace(config, weight_range="max"))
+        return lambda: get_backend(backend).lower(graph, LoweringOptions()).module
 
     def seconds_of(chosen: Choices) -> float:
-        return yardstick(partial(lowered, with_choices(config, units, chosen)))
+        return yardstick(lowered_as(with_choices(config, units, chosen)))
 
-    yardstick = Yardstick(partial(lowered, config), tensors)
+    yardstick = Yardstick(lowered_as(config), tensors)
     choices, seconds = allocate_measured(menu, budget.at(yardstick.seconds), bytes_besides=besides, step=seconds_of)
     return _tuned(prepared, units, menu, choices, besides, seconds, yardstick.seconds)
 
