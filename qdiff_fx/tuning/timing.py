@@ -52,13 +52,16 @@ class Yardstick:
     def __call__(self, make: Callable[[], Step]) -> float:
         """Seconds of another network where the yardstick takes `seconds`, by their ratio in the same rounds.
 
-        Where its weights happen to lie in memory is worth a per cent of a step. So both are lowered anew some times,
-        and the mean counts.
+        Where its weights happen to lie in memory is worth a per cent of a step, and what is lowered second lies better.
+        So both are lowered anew some times, each as often first as the other, and the mean counts.
         """
         rounds = min(max(int(SECONDS / (2 * self.seconds)), FEWEST), MOST)
-        return self.seconds * fmean(self._ratio(make, rounds) for _ in range(PAIRS))
+        pairs = [[self._make, make], [make, self._make]] * (PAIRS // 2)
+        first, second = ([self._ratio(pair, rounds) for pair in pairs[start::2]] for start in (0, 1))
+        return self.seconds * fmean([*first, *(1 / ratio for ratio in second)])
 
-    def _ratio(self, make: Callable[[], Step], rounds: int) -> float:
-        calls = {0: self._make(), 1: make()}
+    def _ratio(self, pair: list[Callable[[], Step]], rounds: int) -> float:
+        """What the second takes as a share of what the first takes."""
+        calls = {number: make() for number, make in enumerate(pair)}
         own, other = take_turns(calls, dict.fromkeys(calls, self._tensors), rounds).values()
         return median(b / a for a, b in zip(own, other, strict=True))
