@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from qdiff_fx import QuantizedUNet
 from qdiff_fx.evaluation import Trajectory, predict
+from qdiff_fx.evaluation.denoising import prediction_of
 
 
 @torch.no_grad()
@@ -28,7 +29,7 @@ def corrected(network: QuantizedUNet, statistics: dict[float, tuple[Tensor, Tens
     """Take both out of every prediction from now on, in place; returns the handle that ends it."""
 
     def correct(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
-        eps = output[0] if isinstance(output, tuple) else output if isinstance(output, Tensor) else output.sample
+        eps = prediction_of(output)
         timestep = network.flatten_inputs(args, kwargs)[1]
         repeated, mean = statistics[_time(timestep)]
         eps.sub_(mean).div_(1 + repeated)

@@ -48,7 +48,11 @@ class Trajectory:
 
 def predict(unet: Callable[..., Any], sample: torch.Tensor, timestep: Any, **conditioning: Any) -> torch.Tensor:
     """The network's prediction as a tensor, whether it returns a diffusers output, a tuple or a tensor."""
-    output = unet(sample, timestep, **conditioning)
+    return prediction_of(unet(sample, timestep, **conditioning))
+
+
+def prediction_of(output: Any) -> torch.Tensor:
+    """The tensor in what a network returns: a diffusers output, a tuple or a tensor."""
     if isinstance(output, tuple):
         output = output[0]
     return output if isinstance(output, torch.Tensor) else output.sample

@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 from qdiff_fx.evaluation import Step, Trajectory
+from qdiff_fx.evaluation.denoising import prediction_of
 
 
 @dataclass(frozen=True)
@@ -35,7 +36,7 @@ def recording(unet: nn.Module, limit: int | None = None, like: nn.Module | None 
     def keep(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
         if limit is None or len(calls) < limit:
             bound = signature.bind(*args, **kwargs).arguments
-            calls.append(Call(_kept(bound), _prediction(output)))
+            calls.append(Call(_kept(bound), prediction_of(output)))
 
     handle = unet.register_forward_hook(keep, with_kwargs=True)
     try:
@@ -57,9 +58,3 @@ def as_trajectory(calls: list[Call], final: torch.Tensor) -> Trajectory:
 def _kept(arguments: Mapping[str, Any]) -> dict[str, Any]:
     """Without what says nothing about the computation."""
     return {name: value for name, value in arguments.items() if name != "return_dict" and value is not None}
-
-
-def _prediction(output: Any) -> torch.Tensor:
-    if isinstance(output, torch.Tensor):
-        return output
-    return output[0] if isinstance(output, tuple) else output.sample
