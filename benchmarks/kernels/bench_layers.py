@@ -46,9 +46,9 @@ def weights(*shape: int) -> tuple[Tensor, Tensor, Tensor]:
     return weight, torch.rand(shape[0]) * 0.01 + 0.001, torch.randn(shape[0])
 
 
-def packed_operands(weight: Tensor, scales: Tensor) -> list[Any]:
+def packed_operands(weight: Tensor, scales: Tensor, bits: int = 8) -> list[Any]:
     """Our operators' weights, scales, sums and number of outputs, for one source."""
-    packed, sums = torch.ops.qdiff.pack_weight(weight, 8)
+    packed, sums = torch.ops.qdiff.pack_weight(weight, bits)
     return [[packed], [torch.cat([scales, torch.zeros(sums.numel() - len(scales))])], [sums], len(scales)]
 
 

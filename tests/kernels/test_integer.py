@@ -203,15 +203,22 @@ def test_what_is_no_number_gets_the_lowest_code_and_what_is_too_large_the_outerm
         assert codes.tolist()[2] == codes.tolist()[4] == lowest
 
 
-def test_extremes_do_not_overflow():
+@pytest.mark.parametrize(
+    ("bits", "features"),
+    # Sums of 4-bit weights are 16 times too large for a while, where they fit so into 32 bits: up to 65,793 of them.
+    [(8, 4096), (4, 4096), (4, 65_792), (4, 65_800)],
+)
+@pytest.mark.parametrize("outputs", [16, 64])
+def test_extremes_do_not_overflow(bits, features, outputs):
     """The largest sum there is: every product at its limit."""
-    codes = torch.full((1, 4096), 255, dtype=torch.uint8)
-    for value in (-128, 127):
-        packed, sums = ops.pack_weight(torch.full((16, 4096), value, dtype=torch.int8), 8)
-        out = ops.int_linear(
-            codes, 1.0, 0, [packed], [torch.ones(16)], [sums], 16, None, None, 0, torch.float32, 1.0, 0, 0, 0
-        )
-        assert (out == 255 * 4096 * value).all()
+    limit = 2 ** (bits - 1)
+    for code, zero_point in ((255, 0), (0, 255)):
+        codes = torch.full((1, features), code, dtype=torch.uint8)
+        for value in (-limit, limit - 1):
+            packed, sums = ops.pack_weight(torch.full((outputs, features), value, dtype=torch.int8), bits)
+            operands = ([packed], [torch.ones(outputs)], [sums], outputs, None, None)
+            out = ops.int_linear(codes, 1.0, zero_point, *operands, 0, torch.float32, 1.0, 0, 0, 0)
+            assert (out == float((code - zero_point) * features * value)).all()
 
 
 def test_misaligned_and_huge_strides():

@@ -2,6 +2,8 @@
 
 #include "kernels.h"
 
+#define QDIFF_READS_NIBBLES 1
+
 #include "avx512.h"
 #include "conv.h"
 #include "norm.h"
@@ -10,15 +12,45 @@
 namespace qdiff {
 namespace {
 
+// Weights of one byte.
+struct WholeBytes {
+  static constexpr int kShift = 0;  // sums are 2^kShift times too large
+
+  template <int V>
+  QDIFF_INLINE static const int8_t* load(const int8_t* weight, __m512i (&operand)[V]) {
+#pragma GCC unroll 4
+    for (int v = 0; v < V; ++v) operand[v] = _mm512_loadu_si512(weight + v * kVectorBytes);
+    return weight + V * kVectorBytes;
+  }
+};
+
+// Two weights to a byte. A nibble at the upper end of a byte is 16 times its code: so no sign has to be extended, and what
+// is left to do is done by ports that the dot products do not use.
+struct Nibbles {
+  static constexpr int kShift = 4;
+
+  template <int V>
+  QDIFF_INLINE static const int8_t* load(const int8_t* weight, __m512i (&operand)[V]) {
+    const __m512i upper = _mm512_set1_epi8(int8_t(0xf0));
+#pragma GCC unroll 2
+    for (int v = 0; v < V; v += 2) {
+      const __m512i pair = _mm512_loadu_si512(weight + v / 2 * kVectorBytes);
+      operand[v] = _mm512_and_si512(_mm512_slli_epi16(pair, 4), upper);
+      if (v + 1 < V) operand[v + 1] = _mm512_and_si512(pair, upper);
+    }
+    return weight + nibble_bytes(V);
+  }
+};
+
 // Kept apart from the code around it, so all 32 registers are its own.
-template <int R, int V>
+template <typename Codes, int R, int V>
 __attribute__((noinline)) void tile(const Rows* rows, int64_t taps, int64_t quads, const int8_t* weight,
                                     const int32_t* start, int32_t* out) {
   __m512i acc[R][V];
 #pragma GCC unroll 4
   for (int v = 0; v < V; ++v) {
 #pragma GCC unroll 6
-    for (int r = 0; r < R; ++r) acc[r][v] = _mm512_loadu_si512(start + v * kLanes);
+    for (int r = 0; r < R; ++r) acc[r][v] = _mm512_slli_epi32(_mm512_loadu_si512(start + v * kLanes), Codes::kShift);
   }
   for (int64_t t = 0; t < taps; ++t) {
     const uint8_t* from[R];
@@ -26,9 +58,7 @@ __attribute__((noinline)) void tile(const Rows* rows, int64_t taps, int64_t quad
     for (int r = 0; r < R; ++r) from[r] = rows[t][r];
     for (int64_t k = 0; k < quads; ++k) {
       __m512i operand[V];
-#pragma GCC unroll 4
-      for (int v = 0; v < V; ++v) operand[v] = _mm512_loadu_si512(weight + v * 64);
-      weight += V * 64;
+      weight = Codes::load(weight, operand);
 #pragma GCC unroll 6
       for (int r = 0; r < R; ++r) {
         const __m512i quad = broadcast_quad(from[r] + 4 * k);
@@ -40,31 +70,42 @@ __attribute__((noinline)) void tile(const Rows* rows, int64_t taps, int64_t quad
 #pragma GCC unroll 6
   for (int r = 0; r < R; ++r) {
 #pragma GCC unroll 4
-    for (int v = 0; v < V; ++v) _mm512_storeu_si512(out + r * kBlockChannels + v * kLanes, acc[r][v]);
+    for (int v = 0; v < V; ++v) {
+      _mm512_storeu_si512(out + r * kBlockChannels + v * kLanes, _mm512_srai_epi32(acc[r][v], Codes::kShift));
+    }
   }
 }
 
-template <int R>
-QDIFF_INLINE void tile_of(int64_t vectors, const Rows* rows, int64_t taps, int64_t quads, const int8_t* weight,
-                          const int32_t* start, int32_t* out) {
+template <typename Codes, int R, typename... Arguments>
+QDIFF_INLINE void tile_of(int64_t vectors, Arguments... arguments) {
   switch (vectors) {
-    case 1: return tile<R, 1>(rows, taps, quads, weight, start, out);
-    case 2: return tile<R, 2>(rows, taps, quads, weight, start, out);
-    case 3: return tile<R, 3>(rows, taps, quads, weight, start, out);
-    default: return tile<R, 4>(rows, taps, quads, weight, start, out);
+    case 1: return tile<Codes, R, 1>(arguments...);
+    case 2: return tile<Codes, R, 2>(arguments...);
+    case 3: return tile<Codes, R, 3>(arguments...);
+    default: return tile<Codes, R, 4>(arguments...);
+  }
+}
+
+template <typename Codes, typename... Arguments>
+QDIFF_INLINE void tile_of_rows(int64_t row_count, Arguments... arguments) {
+  switch (row_count) {
+    case 1: return tile_of<Codes, 1>(arguments...);
+    case 2: return tile_of<Codes, 2>(arguments...);
+    case 3: return tile_of<Codes, 3>(arguments...);
+    case 4: return tile_of<Codes, 4>(arguments...);
+    case 5: return tile_of<Codes, 5>(arguments...);
+    default: return tile_of<Codes, 6>(arguments...);
   }
 }
 
 void dot_tile(const Rows* rows, int64_t taps, int64_t quads, const int8_t* weight, int64_t row_count,
               int64_t vectors, const int32_t* start, int32_t* acc) {
-  switch (row_count) {
-    case 1: return tile_of<1>(vectors, rows, taps, quads, weight, start, acc);
-    case 2: return tile_of<2>(vectors, rows, taps, quads, weight, start, acc);
-    case 3: return tile_of<3>(vectors, rows, taps, quads, weight, start, acc);
-    case 4: return tile_of<4>(vectors, rows, taps, quads, weight, start, acc);
-    case 5: return tile_of<5>(vectors, rows, taps, quads, weight, start, acc);
-    default: return tile_of<6>(vectors, rows, taps, quads, weight, start, acc);
-  }
+  tile_of_rows<WholeBytes>(row_count, vectors, rows, taps, quads, weight, start, acc);
+}
+
+void dot_tile_of_nibbles(const Rows* rows, int64_t taps, int64_t quads, const int8_t* weight, int64_t row_count,
+                         int64_t vectors, const int32_t* start, int32_t* acc) {
+  tile_of_rows<Nibbles>(row_count, vectors, rows, taps, quads, weight, start, acc);
 }
 
 }  // namespace

@@ -9,6 +9,9 @@
 #ifndef QDIFF_CODE_OFFSET
 #define QDIFF_CODE_OFFSET 0
 #endif
+#ifndef QDIFF_READS_NIBBLES
+#define QDIFF_READS_NIBBLES 0
+#endif
 
 namespace qdiff {
 namespace {
@@ -21,15 +24,27 @@ constexpr int64_t kTilesPerTask = 8;  // packed weights stay in L2 over all of t
 using Rows = const uint8_t* [kTileRows];
 void dot_tile(const Rows* rows, int64_t taps, int64_t quads, const int8_t* weight, int64_t row_count,
               int64_t vectors, const int32_t* start, int32_t* acc);
+#if QDIFF_READS_NIBBLES
+// The same of weights that are two to a byte; sums have 28 bits.
+void dot_tile_of_nibbles(const Rows* rows, int64_t taps, int64_t quads, const int8_t* weight, int64_t row_count,
+                         int64_t vectors, const int32_t* start, int32_t* acc);
+#endif
 
 int64_t pixel_count(const Conv& p) { return p.batch * p.out_h * p.out_w; }
 int64_t row_chunks(const Conv& p) { return ceil_div(pixel_count(p), kTileRows * kTilesPerTask); }
 
 int64_t blocks_of(const Conv& p) { return ceil_div(p.out_channels, kBlockChannels); }
 
-// Bytes of the weights, all of one byte, of `vectors` vectors of output channels.
+// Bytes of the weights, where each has one, of `vectors` vectors of output channels.
 int64_t panel_bytes(const Conv& p, int64_t source, int64_t vectors) {
   return p.kernel_h * p.kernel_w * p.sources[source].quads * vectors * kLanes * 4;
+}
+
+// Whether the tile reads the 4-bit codes of a source as they are stored: where it can, and sums of code * 255 fit.
+bool stay_nibbles(const Conv& p, int64_t source) {
+  constexpr int64_t kMostCodes = (int64_t{1} << 27) / (255 * 8);
+  const ConvSource& s = p.sources[source];
+  return QDIFF_READS_NIBBLES && s.nibbles && p.kernel_h * p.kernel_w * s.quads * 4 <= kMostCodes;
 }
 
 // Weights that stay in L2 as a whole are met by one tile of pixels after the other; of larger ones, one block of output
@@ -37,7 +52,9 @@ int64_t panel_bytes(const Conv& p, int64_t source, int64_t vectors) {
 bool pixels_first(const Conv& p) {
   constexpr int64_t kStaysInL2 = 512 * 1024, kEnoughTasks = 16;
   int64_t bytes = 0;
-  for (int64_t i = 0; i < p.source_count; ++i) bytes += panel_bytes(p, i, blocks_of(p) * kBlockVectors);
+  for (int64_t i = 0; i < p.source_count; ++i) {
+    bytes += panel_bytes(p, i, blocks_of(p) * kBlockVectors) / (stay_nibbles(p, i) ? 2 : 1);
+  }
   return bytes <= kStaysInL2 && row_chunks(p) >= kEnoughTasks;
 }
 
@@ -106,15 +123,13 @@ struct Place {
   int64_t vectors() const { return ceil_div(channels, kLanes); }
 };
 
-// Weights as bytes. 4-bit codes are unpacked into memory of the thread, block by block or all at once, and stay there for
-// all the pixels the thread multiplies with them.
+// Weights as the tile reads them. Where it cannot read 4-bit codes they are unpacked into memory of the thread, block by
+// block or all at once, and stay there for all the pixels the thread multiplies with them.
 class Weights {
  public:
   Weights(const Conv& p, bool all_blocks) : p_(p), all_blocks_(all_blocks), kept_(all_blocks ? blocks_of(p) : 1) {
     int64_t bytes = 0;
-    for (int64_t i = 0; i < p.source_count; ++i) {
-      if (p.sources[i].nibbles) bytes += kept_ * panel_bytes(p, i, kBlockVectors);
-    }
+    for (int64_t i = 0; i < p.source_count; ++i) bytes += unpacked_bytes(i);
     memory_ = bytes ? static_cast<int8_t*>(std::aligned_alloc(64, size_t(bytes))) : nullptr;
     if (!memory_ || !all_blocks) return;
     for (int64_t block = 0; block < kept_; ++block) unpack_block(block);
@@ -129,35 +144,44 @@ class Weights {
   }
 
   const int8_t* of(int64_t source, int64_t block) const {
-    return p_.sources[source].nibbles ? unpacked(source, block) : stored(source, block);
+    return unpacks(source) ? unpacked(source, block) : stored(source, block);
   }
 
  private:
+  bool unpacks(int64_t source) const { return p_.sources[source].nibbles && !stay_nibbles(p_, source); }
+
+  int64_t unpacked_bytes(int64_t source) const {
+    return unpacks(source) ? kept_ * panel_bytes(p_, source, kBlockVectors) : 0;
+  }
+
   const int8_t* stored(int64_t source, int64_t block) const {
     const ConvSource& s = p_.sources[source];
-    return s.weight + block * panel_bytes(p_, source, kBlockVectors) / (s.nibbles ? 2 : 1);
+    return s.weight + p_.kernel_h * p_.kernel_w * s.quads * quad_bytes(block * kBlockChannels, s.nibbles);
   }
 
   int8_t* unpacked(int64_t source, int64_t block) const {
     int8_t* to = memory_;
-    for (int64_t i = 0; i < source; ++i) {
-      if (p_.sources[i].nibbles) to += kept_ * panel_bytes(p_, i, kBlockVectors);
-    }
+    for (int64_t i = 0; i < source; ++i) to += unpacked_bytes(i);
     return to + (all_blocks_ ? block : 0) * panel_bytes(p_, source, kBlockVectors);
   }
 
   void unpack_block(int64_t block) {
     const int64_t channels = std::min(kBlockChannels, p_.out_channels - block * kBlockChannels);
     for (int64_t i = 0; i < p_.source_count; ++i) {
-      if (!p_.sources[i].nibbles) continue;
-      unpack(stored(i, block), panel_bytes(p_, i, ceil_div(channels, kLanes)) / 2, unpacked(i, block));
+      if (!unpacks(i)) continue;
+      const int64_t groups = p_.kernel_h * p_.kernel_w * p_.sources[i].quads;
+      unpack(stored(i, block), groups, ceil_div(channels, kLanes), unpacked(i, block));
     }
   }
 
-  static void unpack(const int8_t* from, int64_t half, int8_t* to) {
-    for (int64_t i = 0; i < half; ++i) {
-      to[i] = int8_t(((from[i] & 15) ^ 8) - 8);
-      to[half + i] = int8_t((((from[i] >> 4) & 15) ^ 8) - 8);
+  static void unpack(const int8_t* from, int64_t groups, int64_t vectors, int8_t* to) {
+    for (int64_t group = 0; group < groups; ++group) {
+      for (int64_t v = 0; v < vectors; ++v, to += kVectorBytes) {
+        const int8_t* pair = from + v / 2 * kVectorBytes;
+        const int shift = v % 2 * 4;
+        for (int64_t i = 0; i < kVectorBytes; ++i) to[i] = int8_t((((pair[i] >> shift) & 15) ^ 8) - 8);
+      }
+      from += nibble_bytes(vectors);
     }
   }
 
@@ -187,8 +211,12 @@ void dot_source(const Conv& p, int64_t source, const Weights& weights, const Pla
   const ConvSource& s = p.sources[source];
   Rows* rows = places.of(p, source);
   if (!places.kept) find_rows(p, s, at.first, at.rows, rows);
-  dot_tile(rows, p.kernel_h * p.kernel_w, s.quads, weights.of(source, at.block), at.rows, at.vectors(),
-           s.start + at.channel, tile.acc);
+  auto dot = &dot_tile;
+#if QDIFF_READS_NIBBLES
+  if (stay_nibbles(p, source)) dot = &dot_tile_of_nibbles;
+#endif
+  dot(rows, p.kernel_h * p.kernel_w, s.quads, weights.of(source, at.block), at.rows, at.vectors(), s.start + at.channel,
+      tile.acc);
 }
 
 // sum (+)= acc * scale of each channel.

@@ -134,14 +134,21 @@ struct Kernels {
 
 constexpr int64_t kMaxTaps = 1024;  // kernel_h * kernel_w
 
-// Packed weights are [block of 64 channels][tap][quad][<= 4 vectors][16 channels][4] signed bytes. Of nibbles, the
-// low ones of a block's bytes are the first half of that, the high ones the second.
+// Packed weights are [block of 64 channels][tap][quad][<= 4 vectors][16 channels][4] signed bytes. Of nibbles, vectors come
+// in pairs, the first in the low ones, the second in the high ones, empty where a block has an odd number.
 constexpr int64_t kLanes = 16;
 constexpr int64_t kBlockVectors = 4;
 constexpr int64_t kBlockChannels = kLanes * kBlockVectors;
+constexpr int64_t kVectorBytes = kLanes * 4;
 
 inline int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 inline int64_t packed_channels(int64_t out_channels) { return ceil_div(out_channels, kLanes) * kLanes; }
+inline int64_t nibble_bytes(int64_t vectors) { return ceil_div(vectors, 2) * kVectorBytes; }
+// Bytes of a quad of every output channel.
+inline int64_t quad_bytes(int64_t out_channels, bool nibbles) {
+  const int64_t vectors = ceil_div(out_channels, kLanes);
+  return nibbles ? nibble_bytes(vectors) : vectors * kVectorBytes;
+}
 
 // codes: (out_channels, in_channels, taps) with the strides given; sums: [packed_channels].
 void pack_weight(const int8_t* codes, int64_t out_channels, int64_t in_channels, int64_t taps, const int64_t* strides,

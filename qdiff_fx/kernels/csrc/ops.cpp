@@ -125,10 +125,9 @@ std::tuple<Tensor, Tensor> pack_weight(const Tensor& codes, int64_t bits) {
   const int64_t out = dense.size(0), in = dense.size(1), taps = out * in ? dense.numel() / (out * in) : 0;
   TORCH_CHECK(taps > 0, "pack_weight: the weight ", codes.sizes(), " is empty");
   const int64_t strides[3] = {in * taps, taps, 1};
-  const int64_t channel_bytes = taps * ceil_div(in, 4) * 4;
   const bool nibbles = bits <= 4;
-  const int64_t bytes = qdiff::packed_channels(out) * channel_bytes;
-  Tensor packed = at::empty({nibbles ? bytes / 2 : bytes}, codes.options().dtype(nibbles ? at::kByte : at::kChar));
+  const int64_t bytes = taps * ceil_div(in, 4) * qdiff::quad_bytes(out, nibbles);
+  Tensor packed = at::empty({bytes}, codes.options().dtype(nibbles ? at::kByte : at::kChar));
   Tensor sums = at::empty({qdiff::packed_channels(out)}, codes.options().dtype(at::kInt));
   at::parallel_for(0, ceil_div(out, qdiff::kBlockChannels), 1, [&](int64_t begin, int64_t end) {
     qdiff::pack_weight(dense.const_data_ptr<int8_t>(), out, in, taps, strides, nibbles, static_cast<int8_t*>(packed.data_ptr()),
@@ -205,7 +204,7 @@ qdiff::ConvSource source_of(const Tensor& codes, double scale, int64_t zero_poin
   const int64_t quads = ceil_div(codes.size(1), 4), channels = qdiff::packed_channels(out[1]);
   const bool nibbles = weight.scalar_type() == at::kByte;
   TORCH_CHECK((nibbles || weight.scalar_type() == at::kChar) && weight.is_contiguous() &&
-                  weight.numel() * (nibbles ? 2 : 1) == channels * w.kernel[0] * w.kernel[1] * quads * 4,
+                  weight.numel() == w.kernel[0] * w.kernel[1] * quads * qdiff::quad_bytes(out[1], nibbles),
               "int_conv: the packed weight has ", weight.numel(), " bytes, not those of ", out[1], " x ", codes.size(1),
               " x ", w.kernel[0], " x ", w.kernel[1]);
   TORCH_CHECK(weight_sum.scalar_type() == at::kInt && weight_sum.numel() == channels,

@@ -29,19 +29,28 @@ void pack_block(const int8_t* codes, int64_t channels, int64_t in_channels, int6
   }
 }
 
+void pack_nibbles(const int8_t* codes, int64_t groups, int64_t vectors, int8_t* packed) {
+  std::memset(packed, 0, size_t(groups * nibble_bytes(vectors)));
+  for (int64_t group = 0; group < groups; ++group, packed += nibble_bytes(vectors)) {
+    for (int64_t v = 0; v < vectors; ++v, codes += kVectorBytes) {
+      int8_t* pair = packed + v / 2 * kVectorBytes;
+      for (int64_t i = 0; i < kVectorBytes; ++i) pair[i] = int8_t(pair[i] | (codes[i] & 15) << (v % 2 * 4));
+    }
+  }
+}
+
 }  // namespace
 
 void pack_weight(const int8_t* codes, int64_t out_channels, int64_t in_channels, int64_t taps, const int64_t* strides,
                  bool nibbles, int8_t* packed, int32_t* sums, int64_t begin_block, int64_t end_block) {
-  const int64_t channel_bytes = taps * ceil_div(in_channels, 4) * 4;
-  std::vector<int8_t> whole(nibbles ? size_t(kBlockChannels * channel_bytes) : 0);
+  const int64_t groups = taps * ceil_div(in_channels, 4);
+  std::vector<int8_t> whole(nibbles ? size_t(groups * kBlockVectors * kVectorBytes) : 0);
   for (int64_t block = begin_block; block < end_block; ++block) {
     const int64_t first = block * kBlockChannels, channels = std::min(kBlockChannels, out_channels - first);
-    int8_t* to = packed + first * channel_bytes / (nibbles ? 2 : 1);
+    int8_t* to = packed + groups * quad_bytes(first, nibbles);
     pack_block(codes + first * strides[0], channels, in_channels, taps, strides, nibbles ? whole.data() : to,
                sums + first);
-    const int64_t half = nibbles ? packed_channels(channels) * channel_bytes / 2 : 0;
-    for (int64_t i = 0; i < half; ++i) to[i] = int8_t((whole[i] & 15) | (whole[half + i] << 4));
+    if (nibbles) pack_nibbles(whole.data(), groups, ceil_div(channels, kLanes), to);
   }
 }
 
