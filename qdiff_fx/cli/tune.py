@@ -29,7 +29,7 @@ from qdiff_fx.cli.quantize import DEFAULTS, prepare
 from qdiff_fx.errors import ConfigError
 from qdiff_fx.report.comparison import megabytes
 from qdiff_fx.sources import Draw, resolve
-from qdiff_fx.tuning import DEFAULT_BITS, FLOAT, Budget, Tuned, tune
+from qdiff_fx.tuning import DEFAULT_BITS, Budget, Tuned, tune
 
 MOST_NOISE = 10
 
@@ -46,6 +46,10 @@ def tune_command(
     allow_float: Annotated[
         bool | None,
         typer.Option("--allow-float/--no-float", help="Whether layers may stay in float [default: with a latency]."),
+    ] = None,
+    allow_wide: Annotated[
+        bool | None,
+        typer.Option("--allow-wide/--no-wide", help="Whether inputs may have 16 bits [default: with a latency]."),
     ] = None,
     config: ConfigFile = None,
     backend: BackendName = "native",
@@ -88,6 +92,7 @@ def tune_command(
         target_latency_ratio=budget.ratio,
         bits=chosen_bits,
         allow_float=allow_float,
+        allow_wide=allow_wide,
         probe_steps=probe_steps,
         probe_images=probe_images,
         backend=backend,
@@ -127,26 +132,22 @@ def _time(tuned: Tuned) -> str:
 
 def _bits_table(tuned: Tuned) -> Table:
     table = Table(title="what was chosen")
-    for column in ("weight bits", "layers", "size"):
+    for column in ("bits", "layers", "size"):
         table.add_column(column, justify="right")
     for choice, count in sorted(Counter(tuned.choices.values()).items()):
         size = sum(tuned.menu[path][each].bytes for path, each in tuned.choices.items() if each == choice)
-        table.add_row(_name(choice), str(count), megabytes(size))
+        table.add_row(str(choice), str(count), megabytes(size))
     return table
 
 
 def _noise_table(tuned: Tuned) -> Table:
     """The layers that leave most noise, averaged over the probed timesteps relative to all noise there."""
     table = Table(title="the layers that add most of the noise left")
-    for column in ("layer", "weight bits", "share of the noise"):
+    for column in ("layer", "bits", "share of the noise"):
         table.add_column(column, justify="left" if column == "layer" else "right")
     for path, share in sorted(tuned.noise_shares().items(), key=lambda item: -item[1])[:MOST_NOISE]:
-        table.add_row(path, _name(tuned.choices[path]), f"{share:.1%}")
+        table.add_row(path, str(tuned.choices[path]), f"{share:.1%}")
     return table
-
-
-def _name(choice: int) -> str:
-    return "float" if choice == FLOAT else str(choice)
 
 
 def _figures(tuned: Tuned, out: Path) -> dict[str, Any]:
@@ -159,7 +160,8 @@ def _figures(tuned: Tuned, out: Path) -> dict[str, Any]:
         "layers": [
             {
                 "path": path,
-                "weight_bits": choice,
+                "weight_bits": choice.weight_bits,
+                "wide": choice.wide,
                 "noise_share": tuned.noise_shares()[path],
                 "bytes": tuned.menu[path][choice].bytes,
                 "noise": {str(each): list(option.noise) for each, option in tuned.menu[path].items()},

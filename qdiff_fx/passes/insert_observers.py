@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import fx, nn
 
@@ -74,8 +76,33 @@ class InsertObservers(Pass):
         gm.get_submodule(OBSERVERS).add_module(key, module)
         with gm.graph.inserting_after(max(source, timestep)):
             observer = gm.graph.call_module(f"{OBSERVERS}.{key}", (source, timestep))
-        observer.meta.update({k: source.meta[k] for k in ("val", "path") if k in source.meta})
+        observer.meta.update(_described_as(source))
         return observer
+
+
+def renew_activation_plans(gm: fx.GraphModule) -> None:
+    """Make the observers of an observed graph follow plans that were written on its layers anew, in place.
+
+    What was observed serves any plan: where layers that share an observer no longer agree, it is read once for each.
+    """
+    read: dict[tuple[str, ActivationPlan], fx.Node] = {}
+    for node in gm.graph.nodes:
+        if "activation_plan" in node.meta:
+            read[str(node.target), node.meta["activation_plan"]] = node
+    for node in [n for n in gm.graph.nodes if "plan" in n.meta]:
+        for index, plan in node.meta["plan"].inputs.items():
+            observer = node.args[index]
+            assert isinstance(observer, fx.Node)
+            key = (str(observer.target), plan)
+            if key not in read:
+                with gm.graph.inserting_after(observer):
+                    read[key] = gm.graph.call_module(key[0], observer.args)
+                read[key].meta = _described_as(observer) | {"activation_plan": plan}
+            node.update_arg(index, read[key])
+
+
+def _described_as(node: fx.Node) -> dict[str, Any]:
+    return {name: node.meta[name] for name in ("val", "path") if name in node.meta}
 
 
 def _timestep_node(gm: fx.GraphModule) -> fx.Node:

@@ -1,8 +1,9 @@
 """Mixed precision: how sensitive each layer is, and which bits it gets under a budget of size or of latency."""
 
 from qdiff_fx.tuning.allocate import Budget
+from qdiff_fx.tuning.choice import FLOAT, Choice
 from qdiff_fx.tuning.run import Tuned, tune
 from qdiff_fx.tuning.sensitivity import Sensitivity
-from qdiff_fx.tuning.units import DEFAULT_BITS, FLOAT
+from qdiff_fx.tuning.units import DEFAULT_BITS
 
-__all__ = ["DEFAULT_BITS", "FLOAT", "Budget", "Sensitivity", "Tuned", "tune"]
+__all__ = ["DEFAULT_BITS", "FLOAT", "Budget", "Choice", "Sensitivity", "Tuned", "tune"]

@@ -10,6 +10,7 @@ import numpy as np
 import scipy  # its parts are imported where they are first used
 
 from qdiff_fx.errors import ConfigError
+from qdiff_fx.tuning.choice import Choice
 
 ROUNDS = 10
 GAP = 1e-4  # relative; the noise model is far less exact
@@ -64,13 +65,13 @@ class Option:
     seconds: float = 0.0
 
 
-Menu = Mapping[str, Mapping[int, Option]]
+Menu = Mapping[str, Mapping[Choice, Option]]
 """path → choice → option."""
-Choices = Mapping[str, int]
-"""path → weight bits, or 0 for float."""
+Choices = Mapping[str, Choice]
+"""path → what is chosen for the unit."""
 
 
-def allocate(menu: Menu, budget: Budget, *, bytes_besides: int = 0, seconds_besides: float = 0.0) -> dict[str, int]:
+def allocate(menu: Menu, budget: Budget, *, bytes_besides: int = 0, seconds_besides: float = 0.0) -> dict[str, Choice]:
     """The choice for each path that maximises the predicted mean SQNR of the prediction within the budget.
 
     Minimises ``Σ_t log N_t``, ``N_t = Σ_units noise_t``. The logarithm is concave, so its tangent at the last
@@ -130,7 +131,7 @@ class _Program:
             times = np.array([option.seconds for option in options]) / budget.seconds
             self.constraints.append(at_most(times[None], ub=1 - seconds_besides / budget.seconds))
 
-    def solve(self, weights: np.ndarray) -> dict[str, int]:
+    def solve(self, weights: np.ndarray) -> dict[str, Choice]:
         """The choices of least ``Σ weights · noise``."""
         costs = self.noise @ weights
         result = scipy.optimize.milp(

@@ -15,70 +15,79 @@ from qdiff_fx.backends.base import weight_of
 from qdiff_fx.excerpt import Excerpt, excerpt
 from qdiff_fx.graph import is_op
 from qdiff_fx.passes.sample_flow import depends_on_sample
+from qdiff_fx.tuning.choice import FLOAT, Choice
 from qdiff_fx.tuning.timing import Step, take_turns
-from qdiff_fx.tuning.twins import Run, Twins
-from qdiff_fx.tuning.units import FLOAT, Unit
+from qdiff_fx.tuning.twins import Run, Twins, result_of
+from qdiff_fx.tuning.units import Unit
 
 qd = torch.ops.quantized_decomposed
 QUANTIZE = (qd.quantize_per_tensor.default, qd.quantize_per_tensor.tensor)
 
-UNPACKED_BITS = 8
-PACKED_BITS = 4
-"""Kernels unpack up to 4 bits on the fly and hold more as bytes: two times to measure, not one per width."""
+BYTES, NIBBLES, WIDE = Choice(8), Choice(4), Choice(8, wide=True)
+"""Kernels hold up to 4 bits two to a byte and more as bytes: two times to measure, not one per width."""
 
 
-def stored_as(choice: int) -> int:
+def timed_as(choice: Choice) -> Choice:
     """Which of the measured times is that of a choice."""
-    return FLOAT if choice == FLOAT else PACKED_BITS if choice <= PACKED_BITS else UNPACKED_BITS
+    if choice == FLOAT or choice.wide:
+        return WIDE if choice.wide else FLOAT
+    return NIBBLES if choice.weight_bits <= NIBBLES.weight_bits else BYTES
 
 
 def measure_layers(
     twins: Twins, units: list[Unit], tensors: list[Tensor], backend: str, progress: bool
-) -> dict[str, dict[int, float]]:
-    """path → `FLOAT`, `PACKED_BITS`, `UNPACKED_BITS` → seconds of the unit's layers by themselves.
+) -> dict[str, dict[Choice, float]]:
+    """path → `FLOAT`, `NIBBLES`, `BYTES`, and `WIDE` where there is it → seconds of the unit's layers by themselves.
 
-    The three take turns.
+    They take turns.
 
     Layers that depend on the timestep or on the conditioning alone are remembered by the backend, and count nothing.
     """
     run = twins.on(tensors)
     times = {}
     for unit in tqdm(units, desc="timing", unit="layer", disable=not progress):
-        total = dict.fromkeys((FLOAT, PACKED_BITS, UNPACKED_BITS), 0.0)
+        choices = (FLOAT, NIBBLES, BYTES, WIDE) if unit.widens else (FLOAT, NIBBLES, BYTES)
+        total = dict.fromkeys(choices, 0.0)
         for name in unit.layers:
-            if not depends_on_sample(twins.float_graph, twins.layers[name][0]):
+            if not depends_on_sample(twins.float_graph, twins.float_node(name)):
                 continue
-            for choice, seconds in _layer_seconds(twins, name, run, backend).items():
+            for choice, seconds in _layer_seconds(twins, name, choices, run, backend).items():
                 total[choice] += seconds
         times[unit.path] = total
     return times
 
 
-def _layer_seconds(twins: Twins, name: str, run: Run, backend: str) -> dict[int, float]:
+def _layer_seconds(twins: Twins, name: str, choices: tuple[Choice, ...], run: Run, backend: str) -> dict[Choice, float]:
     """One layer: in float from float inputs, and quantized from codes, where the backend takes them.
 
-    In the whole network codes are written by the kernel before, at the price of float values.
+    In the whole network codes are written by the kernel before, at the price of float values. The second code of a wide
+    input is not, so it is made from those here.
     """
-    node, layer = twins.layers[name]
     values = {each.name: value for each, value in run.values.items()}
-    excerpts = {FLOAT: excerpt(twins.float_graph, node, lambda each: each.op != "get_attr")}
-    for bits in (PACKED_BITS, UNPACKED_BITS):
-        excerpts[bits] = _at_bits(_from_codes(twins, layer, values, backend), bits)
-    modules: dict[int, Step] = {key: _lowered(each, backend) for key, each in excerpts.items()}
+    excerpts = {}
+    for choice in choices:
+        if choice == FLOAT:
+            excerpts[choice] = excerpt(twins.float_graph, twins.float_node(name), lambda each: each.op != "get_attr")
+        elif choice == WIDE:
+            layer = twins.quantized_node(name, wide=True)
+            excerpts[choice] = twins.quantized_excerpt(result_of(layer), wide=True)
+        else:
+            excerpts[choice] = _at_bits(_from_codes(twins, name, values, backend), choice.weight_bits)
+    modules: dict[Choice, Step] = {key: _lowered(each, backend) for key, each in excerpts.items()}
     inputs = {key: [_as_kernels_write(values[each]) for each in piece.inputs] for key, piece in excerpts.items()}
-    seconds = take_turns(modules, inputs)  # type: ignore[arg-type]
+    seconds = take_turns(modules, inputs)
     return {key: median(times) for key, times in seconds.items()}
 
 
-def _from_codes(twins: Twins, layer: fx.Node, values: dict[str, Any], backend: str) -> Excerpt:
+def _from_codes(twins: Twins, name: str, values: dict[str, Any], backend: str) -> Excerpt:
     """The quantized layer behind its quantizers, or with them for a backend that makes its own; `values` gets codes."""
-    known = {each.name for each in twins.float_graph.graph.nodes if each.op != "get_attr"}
-    piece = excerpt(twins.qdq, layer, lambda each: each.name in known or is_op(each, *QUANTIZE))
+    layer = twins.quantized_node(name)
+    piece = twins.quantized_excerpt(layer, lambda each: is_op(each, *QUANTIZE))
     (alone,) = [each for each in piece.module.graph.nodes if "layer" in each.meta]
     if get_backend(backend).supports(alone):
-        return excerpt(twins.qdq, layer, lambda each: each.name in known)
-    for quantizer in [each for each in twins.qdq.graph.nodes if each.name in piece.inputs and each.name not in values]:
-        start = excerpt(twins.qdq, quantizer, lambda each: each.name in known)
+        return twins.quantized_excerpt(layer)
+    for quantizer in [each for each in layer.graph.nodes if each.name in piece.inputs and each.name not in values]:
+        start = twins.quantized_excerpt(quantizer)
         with torch.no_grad():
             (values[quantizer.name],) = start.module(*(values[each] for each in start.inputs))
     return piece

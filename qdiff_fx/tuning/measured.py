@@ -29,7 +29,7 @@ def allocate_measured(
     """
     assert budget.seconds is not None
     tried = _Tried(menu, budget, bytes_besides, step)
-    most_bits: Choices = {path: max(options) for path, options in menu.items()}
+    most_bits = {path: max(each for each in options if not each.wide) for path, options in menu.items()}
     seconds = tried(most_bits)
     fastest = sum(min(option.seconds for option in options.values()) for options in menu.values())
     lowest = max(fastest, _seconds(menu, most_bits)) if seconds <= budget.seconds else fastest

@@ -30,7 +30,8 @@ from qdiff_fx.tuning.allocate import (
     predicted_sqnr_db,
     total_noise,
 )
-from qdiff_fx.tuning.latency import measure_layers, stored_as
+from qdiff_fx.tuning.choice import Choice
+from qdiff_fx.tuning.latency import measure_layers, timed_as
 from qdiff_fx.tuning.measured import allocate_measured
 from qdiff_fx.tuning.sensitivity import Sensitivity, measure
 from qdiff_fx.tuning.size import fixed_bytes
@@ -45,7 +46,7 @@ class Tuned:
 
     Attributes:
         config: the configuration, with one rule per layer.
-        choices: path → weight bits, or 0 for float.
+        choices: path → what was chosen for the layer.
         menu: what every choice of every layer adds: noise, bytes, seconds.
         sqnr_db: mean over the probed timesteps of the ε SQNR that the sum of the layers' noise predicts.
         bytes: of the saved folder; the real one is at most this large, and smaller by some kilobytes of JSON.
@@ -82,6 +83,7 @@ def tune(
     target_latency_ratio: float | None = None,
     bits: Iterable[int] = DEFAULT_BITS,
     allow_float: bool | None = None,
+    allow_wide: bool | None = None,
     probe_steps: int = 5,
     probe_images: int = 1,
     backend: str = "native",
@@ -101,6 +103,7 @@ def tune(
             the configuration's bits: 1.0 asks for the best network that is no slower.
         bits: the weight bits to choose from.
         allow_float: whether a layer may stay in float; by default only under a latency target.
+        allow_wide: whether the input of a layer may have 16 bits, two codes and twice the work; the same default.
         probe_steps, probe_images: timesteps, spread over the trajectory, and images that sensitivity is measured on.
         latency_inputs: ``forward`` arguments of the step to be timed; by default a probed batch.
         sensitivity: a JSON file that keeps the measurement, to resume it or to solve for other targets.
@@ -113,25 +116,31 @@ def tune(
     """
     budget = Budget(target_size, target_latency, target_latency_ratio)
     bits = _checked_bits(bits)
-    if allow_float is None:
-        allow_float = budget.times
     units = units_of(prepared.graph_module)
     if not units:
         raise ConfigError("no layer is quantized, so none can be tuned", where="config")
+    offered = {
+        unit: unit.choices(
+            bits,
+            allow_float=budget.times if allow_float is None else allow_float,
+            allow_wide=budget.times if allow_wide is None else allow_wide,
+        )
+        for unit in units
+    }
     probes = probe_batches(prepared, batches, probe_steps, probe_images)
     besides = fixed_bytes(prepared, units, source)
     # An impossible size is found before hours of measuring.
     if target_size is not None:
-        check_reachable(_menu(units, bits, allow_float), Budget(target_size), besides)
+        check_reachable(_menu(offered), Budget(target_size), besides)
     file = None if sensitivity is None else Path(sensitivity)
     config = prepared.qconfig
     found = measure(prepared.graph_module, config, units, bits, probes, file=file, progress=progress)
     if not budget.times:
-        menu = _menu(units, bits, allow_float, found)
+        menu = _menu(offered, found)
         return _tuned(prepared, units, menu, allocate(menu, budget, bytes_besides=besides), besides)
     tensors = probes[0][1] if latency_inputs is None else prepared.signature.bind((), latency_inputs).tensors
     layers = measure_layers(Twins(prepared.graph_module, config), units, tensors, backend, progress)
-    menu = _menu(units, bits, allow_float, found, layers)
+    menu = _menu(offered, found, layers)
 
     def lowered_as(config: QDiffConfig) -> Callable[[], Step]:
         """What lowers the network under a configuration. Which codes it has makes no difference to time."""
@@ -176,11 +185,9 @@ def _checked_bits(bits: Iterable[int]) -> tuple[int, ...]:
 
 
 def _menu(
-    units: list[Unit],
-    bits: tuple[int, ...],
-    allow_float: bool,
+    offered: Mapping[Unit, tuple[Choice, ...]],
     found: Sensitivity | None = None,
-    layers: dict[str, dict[int, float]] | None = None,
+    layers: dict[str, dict[Choice, float]] | None = None,
 ) -> Menu:
     """Every choice of every unit with what is known about it."""
     return {
@@ -188,11 +195,11 @@ def _menu(
             choice: Option(
                 found.of(unit.path, choice) if found else (),
                 unit.bytes_at(choice),
-                layers[unit.path][stored_as(choice)] if layers else 0.0,
+                layers[unit.path][timed_as(choice)] if layers else 0.0,
             )
-            for choice in unit.choices(bits, allow_float=allow_float)
+            for choice in choices
         }
-        for unit in units
+        for unit, choices in offered.items()
     }
 
 

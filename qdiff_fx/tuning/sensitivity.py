@@ -9,8 +9,8 @@ from __future__ import annotations
 import json
 import os
 import time
-from collections.abc import Iterator
-from dataclasses import asdict, dataclass, field
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -20,8 +20,9 @@ from tqdm import tqdm
 
 from qdiff_fx.config import QDiffConfig
 from qdiff_fx.errors import ConfigError
+from qdiff_fx.tuning.choice import FLOAT, Choice
 from qdiff_fx.tuning.twins import Twins
-from qdiff_fx.tuning.units import FLOAT, Unit
+from qdiff_fx.tuning.units import Unit
 
 SAVE_EVERY = 10.0  # seconds
 
@@ -38,9 +39,9 @@ class Sensitivity:
 
     key: dict[str, Any]
     timesteps: list[float]
-    noise: list[dict[str, dict[int, float]]] = field(default_factory=list)
+    noise: list[dict[str, dict[Choice, float]]] = field(default_factory=list)
 
-    def of(self, path: str, choice: int) -> tuple[float, ...]:
+    def of(self, path: str, choice: Choice) -> tuple[float, ...]:
         """A unit's noise at a choice on each batch."""
         return tuple(batch[path][choice] for batch in self.noise)
 
@@ -48,7 +49,8 @@ class Sensitivity:
         """Write it as JSON; a reader sees the old file or the new one."""
         file.parent.mkdir(parents=True, exist_ok=True)
         partial = file.with_name(f".{file.name}.{os.getpid()}")
-        partial.write_text(json.dumps(asdict(self)))
+        noise = [{p: {str(c): v for c, v in row.items()} for p, row in each.items()} for each in self.noise]
+        partial.write_text(json.dumps({"key": self.key, "timesteps": self.timesteps, "noise": noise}))
         partial.replace(file)
 
     @staticmethod
@@ -63,7 +65,8 @@ class Sensitivity:
         try:
             data = json.loads(file.read_text())
             noise = [
-                {p: {int(c): float(v) for c, v in row.items()} for p, row in each.items()} for each in data["noise"]
+                {p: {Choice.parse(c): float(v) for c, v in row.items()} for p, row in each.items()}
+                for each in data["noise"]
             ]
             found = Sensitivity(data["key"], list(data["timesteps"]), noise)
         except (ValueError, LookupError, TypeError, AttributeError) as error:
@@ -97,7 +100,12 @@ def measure(
         file: keep what is measured here every few seconds, and go on from there.
     """
     timesteps = [timestep for timestep, _ in batches]
-    key = {"config": config.to_json(), "units": [[u.path, *u.counts] for u in units], "bits": list(bits)}
+    measured = {unit.path: unit.choices(bits, allow_float=False, allow_wide=True) for unit in units}
+    key = {
+        "config": config.to_json(),
+        "units": [[unit.path, *unit.counts] for unit in units],
+        "choices": [list(map(str, choices)) for choices in measured.values()],
+    }
     found = Sensitivity.load(file, key, timesteps) if file else Sensitivity(key, timesteps)
     found.noise += [{} for _ in batches[len(found.noise) :]]
     left = len(units) * len(batches) - sum(map(len, found.noise))
@@ -107,7 +115,7 @@ def measure(
     with tqdm(total=left, desc="sensitivity", unit="layer", disable=not progress) as bar:
         for (_, tensors), noise in zip(batches, found.noise, strict=True):
             todo = [unit for unit in units if unit.path not in noise]
-            for path, values in _noise_of_batch(twins, todo, bits, tensors):
+            for path, values in _noise_of_batch(twins, todo, measured, tensors):
                 noise[path] = values
                 bar.update()
                 if file and time.monotonic() - saved > SAVE_EVERY:
@@ -120,15 +128,15 @@ def measure(
 
 @torch.no_grad()
 def _noise_of_batch(
-    twins: Twins, units: list[Unit], bits: tuple[int, ...], tensors: list[Tensor]
-) -> Iterator[tuple[str, dict[int, float]]]:
+    twins: Twins, units: list[Unit], choices: Mapping[str, tuple[Choice, ...]], tensors: list[Tensor]
+) -> Iterator[tuple[str, dict[Choice, float]]]:
     if not units:
         return
     run = twins.on(tensors)
     signal = float(run.prediction.double().square().sum())
     for unit in units:
         noise = {FLOAT: 0.0}
-        for choice in unit.choices(bits, allow_float=False):
+        for choice in choices[unit.path]:
             error = run.with_quantized(unit, choice).double() - run.prediction.double()
             noise[choice] = float(error.square().sum()) / signal
         yield unit.path, noise

@@ -8,9 +8,10 @@ from pathlib import Path
 
 from qdiff_fx.networks import PreparedUNet
 from qdiff_fx.serialization import Artifact, artifact_bytes, save_artifact
-from qdiff_fx.tuning.units import AS_CONFIGURED, Unit, convert_as, with_choices
+from qdiff_fx.tuning.choice import AS_CONFIGURED, Choice
+from qdiff_fx.tuning.units import Unit, convert_as, with_choices
 
-PROBE_BITS = 6
+PROBE = Choice(6)
 """Packed, and nearly as large as unpacked: what JSON says about the tensors is then longest."""
 
 
@@ -20,7 +21,7 @@ def fixed_bytes(prepared: PreparedUNet, units: list[Unit], source: str = "") -> 
     Measured by saving the network once, with a rule for every unit. It is an upper bound: a unit of 8 bits or in
     float has up to a few hundred bytes of JSON less.
     """
-    probe = {unit.path: PROBE_BITS if unit.counts else AS_CONFIGURED for unit in units}
+    probe = {unit.path: PROBE if unit.counts else AS_CONFIGURED for unit in units}
     # The range search changes scales, not sizes.
     config = replace(with_choices(prepared.qconfig, units, probe), weight_range="max")
     graph = convert_as(prepared.graph_module, config)

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Hashable, Mapping
 from statistics import fmean, median
+from typing import TypeVar
 
 import torch
 from torch import Tensor
 
 Step = Callable[..., object]
+Key = TypeVar("Key", bound=Hashable)
 WARMUP, ROUNDS = 2, 25
 FEWEST, MOST, SECONDS = 15, 60, 3.0
 """Rounds of whole networks: as many as fit into these seconds, but no fewer and no more than this."""
@@ -17,10 +19,10 @@ PAIRS = 4
 
 
 def take_turns(
-    calls: Mapping[int, Step], inputs: Mapping[int, list[Tensor]], rounds: int = ROUNDS
-) -> dict[int, list[float]]:
+    calls: Mapping[Key, Step], inputs: Mapping[Key, list[Tensor]], rounds: int = ROUNDS
+) -> dict[Key, list[float]]:
     """Seconds of each call, one per round; in every round each is made once."""
-    seconds: dict[int, list[float]] = {key: [] for key in calls}
+    seconds: dict[Key, list[float]] = {key: [] for key in calls}
     with torch.no_grad():
         for number in range(WARMUP + rounds):
             for key, call in calls.items():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 from functools import cache
 from typing import Any
@@ -10,14 +11,15 @@ import torch
 from torch import Tensor, fx
 
 from qdiff_fx.backends.base import quantized_layers, weight_of
-from qdiff_fx.config import QDiffConfig
+from qdiff_fx.config import QDiffConfig, Rule
 from qdiff_fx.convert import READS_REST
 from qdiff_fx.excerpt import Excerpt, excerpt
 from qdiff_fx.graph import get_attr_tensor
 from qdiff_fx.numerics import fake_quantize, weight_range, weight_scales
-from qdiff_fx.qparams import LayerInfo
+from qdiff_fx.qparams import WIDE_BITS, LayerInfo
+from qdiff_fx.tuning.choice import Choice
 from qdiff_fx.tuning.float_graph import all_values, without_observers
-from qdiff_fx.tuning.units import Unit, convert_as, planned_layers
+from qdiff_fx.tuning.units import Unit, convert_as, planned_layers, units_of
 
 
 class Twins:
@@ -32,36 +34,53 @@ class Twins:
         self.config = config
         self.float_graph = without_observers(prepared)
         # Every weight is given to the twins: its scales need no search here.
-        self.qdq = convert_as(prepared, replace(config, weight_range="max"))
-        self.layers = paired_layers(prepared, self.float_graph, self.qdq)
+        config = replace(config, weight_range="max")
+        widening = tuple(Rule(unit.path, act_bits=WIDE_BITS) for unit in units_of(prepared) if unit.widens)
+        self._qdq = {
+            False: convert_as(prepared, config),
+            True: convert_as(prepared, replace(config, rules=(*config.rules, *widening))),
+        }
+        self._layers = {wide: paired_layers(prepared, graph) for wide, graph in self._qdq.items()}
         self._by_name = {node.name: node for node in self.float_graph.graph.nodes}
+        self._values = {wide: self._values_of(graph, self._layers[wide]) for wide, graph in self._qdq.items()}
 
     def on(self, tensors: list[Tensor]) -> Run:
         """Both on a batch: the flat inputs of the network, all of one timestep bin."""
         return Run(self, tensors)
 
+    def float_node(self, name: str) -> fx.Node:
+        """A layer in the float graph."""
+        return self._by_name[name]
+
+    def quantized_node(self, name: str, *, wide: bool = False) -> fx.Node:
+        """A layer in the q/dq graph in which inputs have bits as configured, or 16 where they can."""
+        return self._layers[wide][name]
+
+    def quantized_excerpt(
+        self, node: fx.Node, is_given: Callable[[fx.Node], bool] = lambda _: False, *, wide: bool = False
+    ) -> Excerpt:
+        """A node of that graph from the float network's values, by their names there, and from what else is given."""
+        names = self._values[wide]
+        piece = excerpt(self._qdq[wide], node, lambda each: each.name in names or is_given(each))
+        return replace(piece, inputs=tuple(names.get(name, name) for name in piece.inputs))
+
     @cache  # noqa: B019, as long as its owner
-    def twin(self, name: str) -> Excerpt:
+    def twin(self, name: str, wide: bool) -> Excerpt:
         """The layer from float values and, if it has one, a float weight that stands for its codes."""
-        layer = self.layers[name][1]
+        layer = self.quantized_node(name, wide=wide)
         weight = weight_of(layer)
-        return excerpt(
-            self.qdq, _result(layer), lambda node: node is weight or (node is not layer and node.name in self._by_name)
-        )
+        return self.quantized_excerpt(result_of(layer), lambda node: node is weight, wide=wide)
 
     @cache  # noqa: B019
     def scales(self, name: str, bits: int) -> Tensor:
         """Scales of a layer's weight at so many bits."""
-        node, layer = self.layers[name]
         method = self.config.weight_range
-        return weight_scales(self._weight(node).float(), bits, axis=_axis(layer), method=method)
+        return weight_scales(self._weight(name).float(), bits, axis=self._axis(name), method=method)
 
     def quantized_weight(self, name: str, bits: int) -> Tensor:
         """The layer's weight rounded to so many bits, float32."""
-        node, layer = self.layers[name]
-        scales = self.scales(name, bits)
         low, high = weight_range(bits)
-        return fake_quantize(self._weight(node).float(), scales, 0, low, high, axis=_axis(layer))
+        return fake_quantize(self._weight(name).float(), self.scales(name, bits), 0, low, high, axis=self._axis(name))
 
     @cache  # noqa: B019
     def affected(self, layers: tuple[str, ...]) -> frozenset[fx.Node]:
@@ -72,8 +91,22 @@ class Twins:
                 found.add(node)
         return frozenset(found)
 
-    def _weight(self, node: fx.Node) -> Tensor:
-        return get_attr_tensor(self.float_graph, node.args[1]).detach()  # type: ignore[arg-type]
+    def _values_of(self, qdq: fx.GraphModule, layers: dict[str, fx.Node]) -> dict[str, str]:
+        """Name of each node of a q/dq graph that stands for a value of the float network → its name there."""
+        computed = {node.name for node in self.float_graph.graph.nodes if node.op != "get_attr"}
+        names = {node.name: node.name for node in qdq.graph.nodes if node.name in computed}
+        for name, layer in layers.items():
+            # Of a wide layer that is the sum over both codes, and nothing before it.
+            names.pop(layer.name, None)
+            names[result_of(layer).name] = name
+        return names
+
+    def _weight(self, name: str) -> Tensor:
+        return get_attr_tensor(self.float_graph, self._by_name[name].args[1]).detach()  # type: ignore[arg-type]
+
+    def _axis(self, name: str) -> int:
+        info: LayerInfo = self.quantized_node(name).meta["layer"]
+        return 1 if info.kind == "conv_transpose" else 0
 
 
 class Run:
@@ -84,11 +117,11 @@ class Run:
         self.values = all_values(twins.float_graph, tensors)
         self.prediction: Tensor = next(v for n, v in self.values.items() if n.op == "output")[0]  # type: ignore[index]
 
-    def with_quantized(self, unit: Unit, bits: int) -> Tensor:
+    def with_quantized(self, unit: Unit, choice: Choice) -> Tensor:
         """The prediction when `unit` alone is quantized. Only what comes after it is computed again."""
         affected = self.twins.affected(unit.layers)
         untouched = {node: value for node, value in self.values.items() if node not in affected}
-        swapped = _Swapped(self.twins, unit, bits)
+        swapped = _Swapped(self.twins, unit, choice)
         with torch.no_grad():
             return swapped.run(initial_env=untouched)[0]
 
@@ -96,41 +129,35 @@ class Run:
 class _Swapped(fx.Interpreter):
     """Computes the layers of a unit by their twins."""
 
-    def __init__(self, twins: Twins, unit: Unit, bits: int):
+    def __init__(self, twins: Twins, unit: Unit, choice: Choice):
         super().__init__(twins.float_graph, garbage_collect_values=False)
-        self.twins, self.unit, self.bits = twins, unit, bits
+        self.twins, self.unit, self.choice = twins, unit, choice
         self._names: dict[str, fx.Node] = twins._by_name
 
     def run_node(self, n: fx.Node) -> Any:
         if n.name not in self.unit.layers:
             return super().run_node(n)
-        twin = self.twins.twin(n.name)
+        twin = self.twins.twin(n.name, self.choice.wide)
         # What the float graph does not know is the weight.
         values = [
-            self.env[self._names[name]] if name in self._names else self.twins.quantized_weight(n.name, self.bits)
+            self.env[self._names[name]]
+            if name in self._names
+            else self.twins.quantized_weight(n.name, self.choice.weight_bits)
             for name in twin.inputs
         ]
         return twin.module(*values)[0]
 
 
-def paired_layers(
-    prepared: fx.GraphModule, float_graph: fx.GraphModule, qdq: fx.GraphModule
-) -> dict[str, tuple[fx.Node, fx.Node]]:
-    """Name of each quantized layer → its node in the float and in the q/dq graph."""
+def paired_layers(prepared: fx.GraphModule, qdq: fx.GraphModule) -> dict[str, fx.Node]:
+    """Name of each quantized layer in the float graph → its node in the q/dq graph."""
     names = [node.name for node in planned_layers(prepared)]
-    by_name = {node.name: node for node in float_graph.graph.nodes}
     quantized = [node for node in quantized_layers(qdq) if node.meta["layer"].quantized and READS_REST not in node.meta]
-    return {name: (by_name[name], layer) for name, layer in zip(names, quantized, strict=True)}
+    return dict(zip(names, quantized, strict=True))
 
 
-def _result(layer: fx.Node) -> fx.Node:
+def result_of(layer: fx.Node) -> fx.Node:
     """The layer, or the sum of both where its input has 16 bits."""
     for reader in layer.users:
         if any(READS_REST in each.meta for each in reader.all_input_nodes):
             return reader
     return layer
-
-
-def _axis(layer: fx.Node) -> int:
-    info: LayerInfo = layer.meta["layer"]
-    return 1 if info.kind == "conv_transpose" else 0

@@ -12,11 +12,10 @@ from qdiff_fx.convert import convert
 from qdiff_fx.graph import copy_graph, get_attr_tensor
 from qdiff_fx.packing import packed_size
 from qdiff_fx.passes.annotate import Annotate, LayerPlan
+from qdiff_fx.passes.insert_observers import renew_activation_plans
+from qdiff_fx.qparams import WIDE_BITS
+from qdiff_fx.tuning.choice import AS_CONFIGURED, FLOAT, Choice
 
-FLOAT = 0
-"""The choice of a unit that stays in float; every other choice is its weight bits."""
-AS_CONFIGURED = 8
-"""The choice of a unit without weights (attention) that is quantized."""
 DEFAULT_BITS = (2, 3, 4, 6, 8)
 
 
@@ -29,28 +28,40 @@ class Unit:
         layers: names of its nodes, in execution order; the same in the prepared and in the float graph.
         counts: number of weights of each weight layer; empty for attention alone.
         float_bytes: size of these weights in the network's own type.
+        widens: its inputs can have 16 bits, and do not have them as configured.
     """
 
     path: str
     layers: tuple[str, ...]
     counts: tuple[int, ...]
     float_bytes: int
+    widens: bool = False
 
-    def choices(self, bits: tuple[int, ...], *, allow_float: bool) -> tuple[int, ...]:
-        """What may be chosen for it: weight bits, and `FLOAT`."""
-        return (*(bits if self.counts else (AS_CONFIGURED,)), *((FLOAT,) if allow_float else ()))
+    def choices(self, bits: tuple[int, ...], *, allow_float: bool, allow_wide: bool) -> tuple[Choice, ...]:
+        """What may be chosen for it.
 
-    def bytes_at(self, choice: int) -> int:
+        Wide inputs come with the most weight bits only: beside fewer, the weights' noise is what is heard.
+        """
+        quantized = tuple(Choice(each) for each in bits) if self.counts else (AS_CONFIGURED,)
+        wide = (Choice(max(bits), wide=True),) if allow_wide and self.widens else ()
+        return (*quantized, *wide, *((FLOAT,) if allow_float else ()))
+
+    def bytes_at(self, choice: Choice) -> int:
         """Bytes of its weights in a saved network."""
         if choice == FLOAT:
             return self.float_bytes
-        return sum(packed_size(count, choice) for count in self.counts)
+        return sum(packed_size(count, choice.weight_bits) for count in self.counts)
 
-    def rule(self, choice: int) -> Rule:
+    def rule(self, choice: Choice) -> Rule:
         """The rule that makes a choice."""
         if choice == FLOAT:
             return Rule(self.path, quantize=False)
-        return Rule(self.path, weight_bits=choice if self.counts else None, quantize=True)
+        return Rule(
+            self.path,
+            weight_bits=choice.weight_bits if self.counts else None,
+            act_bits=WIDE_BITS if choice.wide else None,
+            quantize=True,
+        )
 
 
 def units_of(prepared: fx.GraphModule) -> list[Unit]:
@@ -74,16 +85,18 @@ def _unit(prepared: fx.GraphModule, path: str, nodes: list[fx.Node]) -> Unit:
         if node.meta["plan"].info.kind != "attention"
     ]
     counts = tuple(weight.numel() for weight in weights)
-    return Unit(path, tuple(node.name for node in nodes), counts, sum(weight.nbytes for weight in weights))
+    infos = [node.meta["plan"].info for node in nodes]
+    widens = all(info.kind != "attention" and info.act_bits != WIDE_BITS for info in infos)
+    return Unit(path, tuple(node.name for node in nodes), counts, sum(weight.nbytes for weight in weights), widens)
 
 
-def with_choices(config: QDiffConfig, units: list[Unit], choices: Mapping[str, int]) -> QDiffConfig:
+def with_choices(config: QDiffConfig, units: list[Unit], choices: Mapping[str, Choice]) -> QDiffConfig:
     """The configuration with one more rule for every unit: path → choice."""
     return replace(config, rules=(*config.rules, *(unit.rule(choices[unit.path]) for unit in units)))
 
 
 def convert_as(prepared: fx.GraphModule, config: QDiffConfig) -> fx.GraphModule:
-    """The q/dq graph under a configuration that differs from the prepared one in weights and in what is quantized.
+    """The q/dq graph under a configuration that differs from the prepared one in bits and in what is quantized.
 
     What was observed is used again: nothing is captured or calibrated anew. Layers that the prepared graph keeps in
     float have no observers and cannot be taken back. Weights are rounded to nearest: any better rounding takes minutes
@@ -91,4 +104,5 @@ def convert_as(prepared: fx.GraphModule, config: QDiffConfig) -> fx.GraphModule:
     """
     graph = copy_graph(prepared)
     Annotate(config).run(graph)
+    renew_activation_plans(graph)
     return convert(graph, replace(config, weight_rounding="nearest"))

@@ -10,8 +10,10 @@ from hypothesis import strategies as st
 
 from qdiff_fx.errors import ConfigError
 from qdiff_fx.tuning.allocate import Budget, Option, allocate, predicted_sqnr_db
+from qdiff_fx.tuning.choice import FLOAT, Choice
 from qdiff_fx.tuning.measured import allocate_measured
 
+W4, W8 = Choice(4), Choice(8)
 noises = st.floats(1e-6, 1.0)
 
 
@@ -19,7 +21,7 @@ def menu_of(rows):
     """Rows of (noise at 2, at 4, at 8 bits, number of weights)."""
     return {
         f"layer{i}": {
-            bits: Option((noise,), count * bits, count * bits / 1e3)
+            Choice(bits): Option((noise,), count * bits, count * bits / 1e3)
             for bits, noise in zip((2, 4, 8), sorted(row[:3], reverse=True), strict=True)
         }
         for i, row in enumerate(rows)
@@ -28,7 +30,7 @@ def menu_of(rows):
 
 
 def every_choice(menu):
-    for bits in itertools.product((2, 4, 8), repeat=len(menu)):
+    for bits in itertools.product(map(Choice, (2, 4, 8)), repeat=len(menu)):
         yield dict(zip(menu, bits, strict=True))
 
 
@@ -50,20 +52,20 @@ def test_nothing_within_the_budget_is_better(rows, fraction):
 
 def test_no_timestep_is_sacrificed_for_a_loud_one():
     """Noise counts relative to what is left at its own timestep: the mean of decibels, not of powers."""
-    loud = {4: Option((0.3, 1e-5), 4), 8: Option((0.2, 1e-5), 8)}
-    quiet = {4: Option((1e-3, 1e-2), 4), 8: Option((1e-3, 1e-4), 8)}
+    loud = {W4: Option((0.3, 1e-5), 4), W8: Option((0.2, 1e-5), 8)}
+    quiet = {W4: Option((1e-3, 1e-2), 4), W8: Option((1e-3, 1e-4), 8)}
     found = allocate({"loud": loud, "quiet": quiet}, Budget(bytes=12))
-    assert found == {"loud": 4, "quiet": 8}
+    assert found == {"loud": W4, "quiet": W8}
 
 
 def test_both_budgets_hold():
     menu = {
-        "a": {0: Option((0.0,), 40, 1.0), 8: Option((0.1,), 10, 0.2)},
-        "b": {0: Option((0.0,), 40, 0.3), 8: Option((0.1,), 10, 0.2)},
+        "a": {FLOAT: Option((0.0,), 40, 1.0), W8: Option((0.1,), 10, 0.2)},
+        "b": {FLOAT: Option((0.0,), 40, 0.3), W8: Option((0.1,), 10, 0.2)},
     }
-    assert allocate(menu, Budget(bytes=60, seconds=0.6)) == {"a": 8, "b": 0}
+    assert allocate(menu, Budget(bytes=60, seconds=0.6)) == {"a": W8, "b": FLOAT}
     with pytest.raises(ConfigError, match="together"):
-        allocate({"a": {0: Option((0.0,), 40, 0.1), 8: Option((0.1,), 10, 1.0)}}, Budget(bytes=20, seconds=0.5))
+        allocate({"a": {FLOAT: Option((0.0,), 40, 0.1), W8: Option((0.1,), 10, 1.0)}}, Budget(bytes=20, seconds=0.5))
 
 
 def test_what_cannot_be_reached_names_what_can():
@@ -97,29 +99,29 @@ def test_a_share_of_a_latency_becomes_seconds_where_those_are_known():
 
 def test_a_latency_is_met_by_what_was_measured_not_by_what_was_added_up():
     """Two layers that are fast alone and slow side by side: the sum says 2 s, the network takes 3."""
-    menu = {name: {0: Option((0.0,), 1, 1.0), 8: Option((0.1,), 1, 0.5)} for name in "ab"}
+    menu = {name: {FLOAT: Option((0.0,), 1, 1.0), W8: Option((0.1,), 1, 0.5)} for name in "ab"}
 
     def step(choices):
-        floats = sum(choice == 0 for choice in choices.values())
+        floats = sum(choice == FLOAT for choice in choices.values())
         return {0: 1.0, 1: 1.5, 2: 3.0}[floats]
 
     choices, seconds = allocate_measured(menu, Budget(seconds=2.0), bytes_besides=0, step=step)
     assert seconds == 1.5
-    assert sorted(choices.values()) == [0, 8]
+    assert sorted(choices.values()) == [FLOAT, W8]
 
 
 def test_a_network_of_the_most_bits_takes_part():
     """Leaving a layer in float looks cheaper by itself, and is not: only the untouched network meets its own time."""
-    menu = {name: {0: Option((0.0,), 1, 0.4), 8: Option((0.1,), 1, 0.5)} for name in "ab"}
+    menu = {name: {FLOAT: Option((0.0,), 1, 0.4), W8: Option((0.1,), 1, 0.5)} for name in "ab"}
 
     def step(choices):
-        return 1.0 + 0.1 * sum(choice == 0 for choice in choices.values())
+        return 1.0 + 0.1 * sum(choice == FLOAT for choice in choices.values())
 
     choices, seconds = allocate_measured(menu, Budget(seconds=1.0), bytes_besides=0, step=step)
-    assert (choices, seconds) == ({"a": 8, "b": 8}, 1.0)
+    assert (choices, seconds) == ({"a": W8, "b": W8}, 1.0)
     with pytest.raises(ConfigError, match=r"900.00 ms cannot be reached: the fastest tried takes 1000.00 ms"):
         allocate_measured(menu, Budget(seconds=0.9), bytes_besides=0, step=step)
     # But not where it is too large.
-    big = {name: {0: Option((0.0,), 1, 0.4), 8: Option((0.1,), 9, 0.5)} for name in "ab"}
+    big = {name: {FLOAT: Option((0.0,), 1, 0.4), W8: Option((0.1,), 9, 0.5)} for name in "ab"}
     with pytest.raises(ConfigError, match="cannot be reached"):
         allocate_measured(big, Budget(bytes=10, seconds=1.0), bytes_besides=0, step=step)

@@ -12,6 +12,8 @@ from qdiff_fx import calibrate, convert_qdiff, prepare_qdiff, save_qdiff, tune
 from qdiff_fx.errors import CalibrationError, ConfigError
 from qdiff_fx.numerics import sqnr_db
 from qdiff_fx.serialization import artifact_bytes
+from qdiff_fx.tuning.choice import AS_CONFIGURED, FLOAT, Choice
+from qdiff_fx.tuning.latency import BYTES, NIBBLES, WIDE
 from qdiff_fx.tuning.run import probe_batches
 from qdiff_fx.tuning.size import fixed_bytes
 from qdiff_fx.tuning.twins import Twins
@@ -54,22 +56,23 @@ def test_the_parts_of_a_split_layer_are_one_unit(network):
     assert len(units["shortcut"].layers) == 2
     assert units["shortcut"].counts == (16 * 16, 16 * 16)
     assert units[""].counts == ()  # attention
-    assert units["shortcut"].bytes_at(2) == 2 * 16 * 16 // 4
+    assert units["shortcut"].bytes_at(Choice(2)) == 2 * 16 * 16 // 4
 
 
 @pytest.mark.parametrize("path", ["conv_in", "shortcut", "to_k", ""])
-@pytest.mark.parametrize("bits", [2, 8])
-def test_a_swapped_layer_is_what_it_is_in_a_network_quantized_there_alone(unet, network, path, bits):
+@pytest.mark.parametrize("choice", [Choice(2), Choice(8), Choice(8, wide=True)], ids=str)
+def test_a_swapped_layer_is_what_it_is_in_a_network_quantized_there_alone(unet, network, path, choice):
     """The noise measured equals that of a network whose other layers stay in float."""
     units = units_of(network.graph_module)
     unit = next(each for each in units if each.path == path)
-    choices = {each.path: (bits if each.counts else 8) if each is unit else 0 for each in units}
+    choice = choice if unit.widens or (unit.counts and not choice.wide) else AS_CONFIGURED
+    choices = {each.path: choice if each is unit else FLOAT for each in units}
     graph = convert_as(network.graph_module, with_choices(network.qconfig, units, choices))
     tensors = list(BATCHES[1].values())
     run = Twins(network.graph_module, network.qconfig).on(tensors)
     with torch.no_grad():
         torch.testing.assert_close(run.prediction, unet(*tensors))
-        torch.testing.assert_close(run.with_quantized(unit, bits), graph(*tensors)[0])
+        torch.testing.assert_close(run.with_quantized(unit, choice), graph(*tensors)[0])
 
 
 def test_converting_again_equals_preparing_again(unet, network, tuned):
@@ -99,7 +102,8 @@ def test_better_than_random_choices_of_the_same_size(network, tuned):
     generator = torch.Generator().manual_seed(7)
     others = []
     while len(others) < 6:
-        drawn = {u.path: BITS[int(torch.randint(3, (), generator=generator))] if u.counts else 8 for u in units}
+        numbers = torch.randint(3, (len(units),), generator=generator).tolist()
+        drawn = {u.path: Choice(BITS[n]) if u.counts else AS_CONFIGURED for u, n in zip(units, numbers, strict=True)}
         if 0.8 * budget <= sum(u.bytes_at(drawn[u.path]) for u in units) <= budget:
             others.append(mean_sqnr(network, units, drawn))
     assert mean_sqnr(network, units, found.choices) > max(others)
@@ -175,7 +179,7 @@ def test_a_generous_latency_leaves_everything_in_float(network, tuned, target):
         sensitivity=tuned[1],
         progress=False,
     )
-    assert set(found.choices.values()) == {0}
+    assert set(found.choices.values()) == {FLOAT}
     assert 0 < found.seconds < 60
     assert 0 < found.configured_seconds < 60
 
@@ -201,7 +205,9 @@ def test_a_share_of_the_latency_is_of_the_network_as_configured(network, tuned, 
             self.module = self
             self.qconfig = config
 
-    layers = {unit.path: {0: 1.0, 4: 0.0, 8: 0.0} for unit in units_of(network.graph_module)}
+    layers = {
+        unit.path: dict.fromkeys((NIBBLES, BYTES, WIDE), 0.0) | {FLOAT: 1.0} for unit in units_of(network.graph_module)
+    }
     monkeypatch.setattr("qdiff_fx.tuning.run.Yardstick", Yardstick)
     monkeypatch.setattr("qdiff_fx.tuning.run.measure_layers", lambda *_: layers)
     monkeypatch.setattr("qdiff_fx.tuning.run.convert_as", lambda _, config: config)
@@ -210,7 +216,7 @@ def test_a_share_of_the_latency_is_of_the_network_as_configured(network, tuned, 
         network, BATCHES, target_latency_ratio=1.0, bits=BITS, probe_steps=3, sensitivity=tuned[1], progress=False
     )
     assert made[0].qconfig.rules == network.qconfig.rules
-    assert list(found.choices.values()).count(0) == 3
+    assert list(found.choices.values()).count(FLOAT) == 3
     assert (found.seconds, found.configured_seconds) == (3.0, 3.0)
 
 
