@@ -83,7 +83,12 @@ def describe(op: Any, args: tuple[Any, ...], result: Any) -> tuple[str, float]:
         return "linear", 2.0 * result.numel() * args[0].shape[-1] * gates
     if name.startswith("int_attention"):
         return "attention", 4.0 * args[0].numel() * args[1].shape[-2]
-    kinds = {"group_norm_act": "group norm", "layer_norm_act": "layer norm", "act_quantize": "quantize"}
+    kinds = {
+        "group_norm_act": "group norm",
+        "layer_norm_act": "layer norm",
+        "act_quantize": "quantize",
+        "act_quantize_rest": "quantize",
+    }
     return kinds.get(name, "other"), 0.0
 
 

@@ -188,6 +188,23 @@ def act_quantize(
     return _finish(x.float(), None, activation, out_dtype, scale, zero_point, low, high)
 
 
+def act_quantize_rest(
+    x: Tensor,
+    activation: int,
+    scale: float,
+    zero_point: int,
+    low: int,
+    high: int,
+    rest_scale: float,
+    rest_zero_point: int,
+) -> Tensor:
+    """The second of two codes: what `act_quantize` to uint8 with the first scale leaves over, in 0..255."""
+    codes = act_quantize(x, activation, torch.uint8, scale, zero_point, low, high)
+    values = act_quantize(x, activation, torch.float32, 1.0, 0, 0, 0)
+    rest = values - (codes.float() - zero_point) * scale
+    return act_quantize(rest, Activation.NONE, torch.uint8, rest_scale, rest_zero_point, 0, 255)
+
+
 def _finish(
     x: Tensor,
     residual: Tensor | None,

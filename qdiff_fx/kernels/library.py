@@ -176,6 +176,13 @@ _define(
     _fake_layer_norm,
 )
 _define("act_quantize", f"(Tensor x, int activation, {_QUANTIZER}) -> Tensor", integer.act_quantize, _fake_act_quantize)
+_define(
+    "act_quantize_rest",
+    "(Tensor x, int activation, float scale, int zero_point, int low, int high, float rest_scale, int rest_zero_point) "
+    "-> Tensor",
+    integer.act_quantize_rest,
+    lambda x, activation, *args: _fake_act_quantize(x, activation, torch.uint8),
+)
 
 _library.define("timestep_bin(Tensor timestep, int bins, int num_train_timesteps) -> Tensor")
 _library.impl("timestep_bin", _timestep_bin, "CompositeImplicitAutograd")

@@ -26,6 +26,7 @@ KERNELS = {
     layers.CONV: "conv",
     layers.LINEAR: "linear",
     layers.QUANTIZE: "quantize",
+    layers.QUANTIZE_REST: "quantize_rest",
     layers.GROUP_NORM: "group_norm",
     layers.LAYER_NORM: "layer_norm",
 }
@@ -122,6 +123,17 @@ def test_norm_and_activation_become_the_quantizer():
     module = check(net, X, flips=True)
     assert kernels(module) == {"group_norm": 1, "conv": 1}
     assert others(module) == set()
+
+
+def test_the_second_code_of_a_wide_input_is_one_kernel():
+    """Behind a norm with its activation, and behind a move: both codes come from one value."""
+    net = Net(lambda s, x: s.conv(F.silu(s.norm(x))), norm=nn.GroupNorm(2, 4), conv=nn.Conv2d(4, 8, 3, padding=1))
+    module = check(net, X, flips=True, rules=(Rule("conv", act_bits=16),))
+    assert kernels(module) == {"group_norm": 1, "quantize": 1, "quantize_rest": 1, "conv": 1}
+    assert not others(module)
+    net = Net(lambda s, x: s.linear(x.flatten(2).transpose(1, 2)), linear=nn.Linear(4, 8))
+    module = check(net, X, rules=(Rule("linear", act_bits=16),))
+    assert kernels(module) == {"quantize": 1, "quantize_rest": 1, "linear": 2}
 
 
 def test_a_norm_somebody_else_reads_stays_in_float():

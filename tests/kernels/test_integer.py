@@ -191,6 +191,30 @@ def test_activation_and_quantizer(data):
     assert_close(ops.act_quantize(*args), integer.act_quantize(*args))
 
 
+@given(st.data())
+@settings(max_examples=40, deadline=None)
+def test_two_codes_hold_sixteen_bits(data):
+    """The second code is that of the plain kernel, and both together are 255 times as close as the first."""
+    draw = data.draw
+    torch.manual_seed(draw(seeds))
+    x = torch.randn(*draw(st.sampled_from([(3,), (2, 5), (2, 3, 4, 5), (0, 4), (33, 70)])), draw(st.integers(1, 45)))
+    x = x.to(draw(floats))
+    activation = draw(st.sampled_from([Activation.NONE, Activation.SILU]))
+    values = integer.act_quantize(x, activation, torch.float32, 1.0, 0, 0, 0)
+    scale = 0.05
+    args = (x, int(activation), scale, 128, 0, 255, scale / 255, 127)
+    codes = ops.act_quantize(x, int(activation), torch.uint8, scale, 128, 0, 255)
+    rest = ops.act_quantize_rest(*args)
+    # Where the first code lies on a boundary so does the second, at the other end.
+    expected = integer.act_quantize_rest(*args)
+    same = codes == integer.act_quantize(x, activation, torch.uint8, scale, 128, 0, 255)
+    assert rest.dtype == torch.uint8
+    assert ((rest.int() - expected.int()).abs() <= 1)[same].all()
+    assert same.float().mean() > 0.9 or not same.numel()
+    both = (codes.float() - 128) * scale + (rest.float() - 127) * scale / 255
+    assert ((both - values).abs() <= scale / 255 + 4e-6).all()
+
+
 @pytest.mark.parametrize("activation", [Activation.NONE, Activation.SILU, Activation.GELU_TANH])
 def test_what_is_no_number_gets_the_lowest_code_and_what_is_too_large_the_outermost(activation):
     x = torch.tensor([float("nan"), float("inf"), -float("inf"), 1e30, -1e30, 0.0])

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import fx
 
-from qdiff_fx.backends.native.layers import GROUP_NORM, LAYER_NORM, NO_QUANTIZER, QUANTIZE, args_of, named
+from qdiff_fx.backends.native.layers import GROUP_NORM, LAYER_NORM, NO_QUANTIZER, QUANTIZE, QUANTIZERS, args_of, named
 from qdiff_fx.graph import is_op
 from qdiff_fx.kernels.integer import Activation
 
@@ -25,9 +25,10 @@ def absorb_inputs(gm: fx.GraphModule) -> None:
             _replace_layer_norm(node)
     for node in [n for n in gm.graph.nodes if is_op(n, aten.silu.default)]:
         _into_group_norm(node)
-    for node in [n for n in gm.graph.nodes if is_op(n, QUANTIZE)]:
+    for node in [n for n in gm.graph.nodes if is_op(n, *QUANTIZERS)]:
         _absorb_activation(node)
-        _into_norm(node)
+        if is_op(node, QUANTIZE):
+            _into_norm(node)
     for node in [n for n in gm.graph.nodes if is_op(n, aten.cat.default)]:
         _absorb_concat(node)
 

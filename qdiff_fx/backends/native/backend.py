@@ -13,12 +13,15 @@ from qdiff_fx.backends.native.dtypes import settle_dtypes
 from qdiff_fx.backends.native.hoist import hoist_quantizers
 from qdiff_fx.backends.native.numbers import numbers_from_tables
 from qdiff_fx.backends.native.program import Program
+from qdiff_fx.backends.native.rests import join_rests
 from qdiff_fx.backends.native.reuse import remember_what_repeats
 from qdiff_fx.backends.native.sizes import ask_inputs_for_sizes
 from qdiff_fx.backends.native.window import absorb_windows
 from qdiff_fx.backends.onednn import dequantize_remaining_weights
 from qdiff_fx.graph import clean, copy_graph, is_op
 from qdiff_fx.kernels import status
+
+REWRITES = (join_rests, hoist_quantizers, absorb_inputs, ask_inputs_for_sizes, absorb_windows, absorb_outputs)
 
 
 class NativeBackend(Backend):
@@ -41,7 +44,7 @@ class NativeBackend(Backend):
             numbers_from_tables(lowered)
             layers.lower_layers(lowered, release=options.release)
             dequantize_remaining_weights(lowered)
-            for rewrite in (hoist_quantizers, absorb_inputs, ask_inputs_for_sizes, absorb_windows, absorb_outputs):
+            for rewrite in REWRITES:
                 rewrite(lowered)
                 # Nodes nobody reads any more would count as readers of what they read.
                 lowered.graph.eliminate_dead_code()

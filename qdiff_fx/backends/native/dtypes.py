@@ -8,7 +8,7 @@ import torch
 from torch import fx
 
 from qdiff_fx.backends.native.hoist import MOVES
-from qdiff_fx.backends.native.layers import GROUP_NORM, LAYER_NORM, LAYERS, QUANTIZE, named
+from qdiff_fx.backends.native.layers import GROUP_NORM, LAYER_NORM, LAYERS, QUANTIZERS, named
 from qdiff_fx.backends.native.numbers import ATTENTION_NUMBERS
 from qdiff_fx.graph import is_op
 from qdiff_fx.kernels.integer import CODES
@@ -17,7 +17,7 @@ aten = torch.ops.aten
 PRODUCERS = (*LAYERS, ATTENTION_NUMBERS, GROUP_NORM, LAYER_NORM)
 READ_ANY_FLOAT: dict[Any, tuple[str, ...]] = {  # kernel -> its arguments that may be of any float type
     **dict.fromkeys(LAYERS, ("residual",)),
-    QUANTIZE: ("x",),
+    **dict.fromkeys(QUANTIZERS, ("x",)),
     GROUP_NORM: ("parts",),
     LAYER_NORM: ("x",),
 }

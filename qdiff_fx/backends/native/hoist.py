@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import fx
 
-from qdiff_fx.backends.native.layers import QUANTIZE, named
+from qdiff_fx.backends.native.layers import QUANTIZERS, named
 from qdiff_fx.graph import is_op
 from qdiff_fx.kernels.integer import Activation
 
@@ -28,7 +28,7 @@ MOVES = (
 
 def hoist_quantizers(gm: fx.GraphModule) -> None:
     """``quantize(move(x))`` becomes ``move(quantize(x))``, through any number of moves, in place."""
-    for quantize in [n for n in gm.graph.nodes if is_op(n, QUANTIZE)]:
+    for quantize in [n for n in gm.graph.nodes if is_op(n, *QUANTIZERS)]:
         while named(quantize)["activation"] == Activation.NONE and is_op(named(quantize)["x"], *MOVES):
             _swap(quantize)
 

@@ -22,12 +22,14 @@ from qdiff_fx.qparams import LayerInfo
 aten, qd, qdiff = torch.ops.aten, torch.ops.quantized_decomposed, torch.ops.qdiff
 
 CONV, LINEAR = qdiff.int_conv.default, qdiff.int_linear.default
-QUANTIZE, GROUP_NORM, LAYER_NORM = (
+QUANTIZE, QUANTIZE_REST, GROUP_NORM, LAYER_NORM = (
     qdiff.act_quantize.default,
+    qdiff.act_quantize_rest.default,
     qdiff.group_norm_act.default,
     qdiff.layer_norm_act.default,
 )
 LAYERS = (CONV, LINEAR)
+QUANTIZERS = (QUANTIZE, QUANTIZE_REST)
 TRIM_EVERY = 32 << 20  # bytes freed: packed weights would otherwise take new memory beside what freed ones leave
 NO_QUANTIZER = {"scale": 1.0, "zero_point": 0, "low": 0, "high": 0}
 

@@ -71,7 +71,7 @@ struct Norm {
   Quantizer quantizer;
 };
 
-// act(x) of rows, quantized; geglu reads 2 * channels and writes channels.
+// act(x) of rows, quantized, or what that leaves over, quantized; geglu reads 2 * channels and writes channels.
 struct Pointwise {
   const void* in;
   Type type;
@@ -81,6 +81,8 @@ struct Pointwise {
   Type out_type;
   int64_t out_stride;
   Quantizer quantizer;
+  bool of_rest;
+  Quantizer rest;  // of what is left over
 };
 
 // Work shared by threads. Each begins with a part of its own, the same part of every tensor, whose data is in its cache

@@ -419,13 +419,9 @@ Tensor act_quantize_dense(const Tensor& x, qdiff::Pointwise p, at::ScalarType ou
   return out;
 }
 
-Tensor act_quantize(const Tensor& x, int64_t activation, at::ScalarType out_dtype, double scale, int64_t zero_point,
-                    int64_t low, int64_t high) {
-  constexpr const char* op = "act_quantize";
+Tensor act_quantize_any(const Tensor& x, qdiff::Pointwise p, at::ScalarType out_dtype, const char* op) {
   check_float(x, op);
-  qdiff::Pointwise p{};
-  p.type = type_of(x.scalar_type()), p.activation = activation_of(activation);
-  p.out_type = type_of(out_dtype), p.quantizer = checked_quantizer(scale, zero_point, low, high, out_dtype, op);
+  p.type = type_of(x.scalar_type()), p.out_type = type_of(out_dtype);
   if (p.activation != qdiff::Activation::geglu) return act_quantize_dense(x, p, out_dtype);
   TORCH_CHECK(x.dim() >= 1 && x.size(-1) % 2 == 0, op, ": geglu expects (..., 2 C), got ", x.sizes());
   const Tensor rows = as_rows(x);
@@ -439,6 +435,25 @@ Tensor act_quantize(const Tensor& x, int64_t activation, at::ScalarType out_dtyp
   return out;
 }
 
+Tensor act_quantize(const Tensor& x, int64_t activation, at::ScalarType out_dtype, double scale, int64_t zero_point,
+                    int64_t low, int64_t high) {
+  constexpr const char* op = "act_quantize";
+  qdiff::Pointwise p{};
+  p.activation = activation_of(activation);
+  p.quantizer = checked_quantizer(scale, zero_point, low, high, out_dtype, op);
+  return act_quantize_any(x, p, out_dtype, op);
+}
+
+Tensor act_quantize_rest(const Tensor& x, int64_t activation, double scale, int64_t zero_point, int64_t low, int64_t high,
+                         double rest_scale, int64_t rest_zero_point) {
+  constexpr const char* op = "act_quantize_rest";
+  qdiff::Pointwise p{};
+  p.activation = activation_of(activation);
+  p.quantizer = checked_quantizer(scale, zero_point, low, high, at::kByte, op);
+  p.of_rest = true, p.rest = checked_quantizer(rest_scale, rest_zero_point, 0, 255, at::kByte, op);
+  return act_quantize_any(x, p, at::kByte, op);
+}
+
 }  // namespace
 
 TORCH_LIBRARY_IMPL(qdiff, CPU, library) {
@@ -448,4 +463,5 @@ TORCH_LIBRARY_IMPL(qdiff, CPU, library) {
   library.impl("group_norm_act", group_norm);
   library.impl("layer_norm_act", layer_norm);
   library.impl("act_quantize", act_quantize);
+  library.impl("act_quantize_rest", act_quantize_rest);
 }

@@ -19,8 +19,8 @@ QDIFF_INLINE Group<N> pointwise_values(const Pointwise& p, const Input& in, int6
   }
 }
 
-template <Activation A, typename Element>
-void pointwise_rows(const Pointwise& p, int64_t begin, int64_t end, const Output<Element>& out) {
+template <Activation A, typename Out>
+void pointwise_rows(const Pointwise& p, int64_t begin, int64_t end, const Out& out) {
   const Input in{p.in, p.type};
   constexpr int64_t kTogether = kGroup * kLanes;
   for (int64_t row = begin; row < end; ++row) {
@@ -38,6 +38,7 @@ void pointwise_rows(const Pointwise& p, int64_t begin, int64_t end, const Output
 
 template <Activation A>
 void pointwise_rows(const Pointwise& p, int64_t begin, int64_t end) {
+  if (p.of_rest) return pointwise_rows<A>(p, begin, end, RestOutput(p.out, p.quantizer, p.rest));
   with_output(p.out, p.out_type, p.quantizer, [&](const auto& out) { pointwise_rows<A>(p, begin, end, out); });
 }
 

@@ -187,15 +187,31 @@ struct Output {
         high(float(q.high - q.zero_point)),
         inverse_scale(1.0f / q.scale) {}
 
+  // Codes less the zero-point. The bounds are whole numbers, so it does not matter that they come before the rounding; NaN
+  // becomes the lowest.
+  QDIFF_INLINE Ints steps(const Floats& x) const { return nearest(at_most(at_least(x * inverse_scale, low), high)); }
+
   template <typename Count>
   QDIFF_INLINE void write(int64_t index, const Floats& x, Count count) const {
     if constexpr (std::is_same_v<Element, uint8_t>) {
-      // The bounds are whole numbers, so it does not matter that they come before the rounding; NaN becomes the lowest.
-      const Floats steps = at_most(at_least(x * inverse_scale, low), high);
-      store_codes(out + index, __builtin_convertvector(nearest(steps) + zero_point, Bytes), count);
+      store_codes(out + index, __builtin_convertvector(steps(x) + zero_point, Bytes), count);
     } else {
       store_some(out + index, x, count);
     }
+  }
+};
+
+// Writes the codes of what those of another quantizer leave over.
+struct RestOutput {
+  Output<uint8_t> codes, rest;
+  float scale;
+
+  RestOutput(void* to, const Quantizer& coarse, const Quantizer& fine)
+      : codes(nullptr, coarse), rest(to, fine), scale(coarse.scale) {}
+
+  template <typename Count>
+  QDIFF_INLINE void write(int64_t index, const Floats& x, Count count) const {
+    rest.write(index, x - __builtin_convertvector(codes.steps(x), Floats) * scale, count);
   }
 };
 
