@@ -19,13 +19,17 @@ PAIRS = 4
 
 
 def take_turns(
-    calls: Mapping[Key, Step], inputs: Mapping[Key, list[Tensor]], rounds: int = ROUNDS
+    calls: Mapping[Key, Step],
+    inputs: Mapping[Key, list[Tensor]],
+    rounds: int = ROUNDS,
+    before: Callable[[list[Tensor]], None] = lambda _: None,
 ) -> dict[Key, list[float]]:
-    """Seconds of each call, one per round; in every round each is made once."""
+    """Seconds of each call, one per round; in every round each is made once, behind what comes `before` it, untimed."""
     seconds: dict[Key, list[float]] = {key: [] for key in calls}
     with torch.no_grad():
         for number in range(WARMUP + rounds):
             for key, call in calls.items():
+                before(inputs[key])
                 start = time.perf_counter()
                 call(*inputs[key])
                 if number >= WARMUP:
