@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import fx
 
@@ -22,12 +24,12 @@ MOVES = frozenset({*ALIASES, *COPIES, *CASTS, *RESHAPES, *PADS, aten.permute.def
 
 def reads_sample(layer: fx.Node) -> bool:
     """Whether a layer's input is the image being denoised, moved, cast or scaled at most."""
-    current = layer.args[0]
+    current = _observed(layer.args[0])
     while is_op(current, *MOVES, *SCALINGS):
         tensors = [node for node in current.all_input_nodes if isinstance(node.meta.get("val"), torch.Tensor)]  # type: ignore[union-attr]
         if len(tensors) != 1:
             return False
-        current = tensors[0]
+        current = _observed(tensors[0])
     return isinstance(current, fx.Node) and current.op == "placeholder" and bool(current.meta.get("sample"))
 
 
@@ -38,6 +40,15 @@ def makes_prediction(layer: fx.Node) -> bool:
         reader = readers.pop()
         if reader.op == "output":
             return True
-        if is_op(reader, *MOVES, *SCALINGS):
+        if is_op(reader, *MOVES, *SCALINGS) or _is_observer(reader):
             readers += reader.users
     return False
+
+
+def _is_observer(node: object) -> bool:
+    """The only modules that a graph calls are observers, which hand on what they see."""
+    return isinstance(node, fx.Node) and node.op == "call_module"
+
+
+def _observed(node: Any) -> Any:
+    return node.args[0] if _is_observer(node) else node

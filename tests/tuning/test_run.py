@@ -8,7 +8,8 @@ import pytest
 import torch
 from tiny_graphs import Shortcut, prepared
 
-from qdiff_fx import calibrate, convert_qdiff, prepare_qdiff, save_qdiff, tune
+from qdiff_fx import QDiffConfig, calibrate, convert_qdiff, prepare_qdiff, save_qdiff, tune
+from qdiff_fx.backends.base import quantized_layers
 from qdiff_fx.errors import CalibrationError, ConfigError
 from qdiff_fx.numerics import sqnr_db
 from qdiff_fx.serialization import artifact_bytes
@@ -83,6 +84,19 @@ def test_converting_again_equals_preparing_again(unet, network, tuned):
     tensors = list(BATCHES[0].values())
     with torch.no_grad():
         torch.testing.assert_close(again(*tensors)[0], convert_qdiff(fresh, "reference")(*tensors), rtol=0, atol=0)
+
+
+def test_edges_are_edges_in_an_observed_graph_too(unet):
+    """What is planned anew is what was planned: more bits for the sample, the first and the last layer."""
+    config = QDiffConfig(weight_bits=4, timestep_bins=10)
+    network = prepare_qdiff(unet, config, BATCHES[0])
+    calibrate(network, BATCHES, progress=False)
+    again = convert_as(network.graph_module, config)
+    tensors = list(BATCHES[0].values())
+    with torch.no_grad():
+        torch.testing.assert_close(again(*tensors)[0], convert_qdiff(network, "reference")(*tensors), rtol=0, atol=0)
+    bits = {node.meta["layer"].path: node.meta["layer"] for node in quantized_layers(again)}
+    assert (bits["conv_in"].act_bits, bits["conv_in"].weight_bits, bits["conv_out"].weight_bits) == (16, 8, 8)
 
 
 def test_the_saved_folder_is_as_small_as_promised(unet, tuned, tmp_path):
