@@ -24,7 +24,8 @@ from qdiff_fx.tuning.units import Unit
 qd = torch.ops.quantized_decomposed
 QUANTIZE = (qd.quantize_per_tensor.default, qd.quantize_per_tensor.tensor)
 
-OTHER_WEIGHTS = 96 << 20  # bytes, more than the caches of most processors
+OTHER_WEIGHTS = 64 << 20  # bytes, more than what two cores have of most processors' caches
+ROUNDS = 15
 
 BYTES, NIBBLES, WIDE = Choice(8), Choice(4), Choice(8, wide=True)
 """Kernels hold up to 4 bits two to a byte and more as bytes: two times to measure, not one per width."""
@@ -42,8 +43,8 @@ def measure_layers(
 ) -> dict[str, dict[Choice, float]]:
     """path → `FLOAT`, `NIBBLES`, `BYTES`, and `WIDE` where there is it → seconds of the unit's layers by themselves.
 
-    They take turns, each from weights that no cache holds and inputs that one does: as a layer of a network finds them,
-    where all other weights passed through the caches since its last call.
+    They take turns, each from weights that no cache holds, and right behind a layer like it. That is how a network calls
+    them: all other weights passed through the caches since the last time, and the kernel was in use a moment ago.
 
     Layers that depend on the timestep or on the conditioning alone are remembered by the backend, and count nothing.
     """
@@ -78,8 +79,14 @@ def _layer_seconds(twins: Twins, name: str, choices: tuple[Choice, ...], run: Ru
         else:
             excerpts[choice] = _at_bits(_from_codes(twins, name, values, backend), choice.weight_bits)
     modules: dict[Choice, Step] = {key: _lowered(each, backend) for key, each in excerpts.items()}
+    likes: dict[Choice, Step] = {key: _lowered(each, backend) for key, each in excerpts.items()}
     inputs = {key: [_as_kernels_write(values[each]) for each in piece.inputs] for key, piece in excerpts.items()}
-    seconds = take_turns(modules, inputs, before=_as_between_layers)
+
+    def in_between(key: Choice) -> None:
+        _other_weights().add_(1)
+        likes[key](*inputs[key])
+
+    seconds = take_turns(modules, inputs, ROUNDS, in_between)
     return {key: median(times) for key, times in seconds.items()}
 
 
@@ -99,15 +106,7 @@ def _from_codes(twins: Twins, name: str, values: dict[str, Any], backend: str) -
 
 @cache
 def _other_weights() -> Tensor:
-    return torch.zeros(OTHER_WEIGHTS, dtype=torch.uint8)
-
-
-def _as_between_layers(inputs: list[Any]) -> None:
-    """Fill the caches with something else, but for a layer's inputs."""
-    _other_weights().add_(1)
-    for each in inputs:
-        if isinstance(each, Tensor):
-            each.sum()
+    return torch.zeros(OTHER_WEIGHTS // 4)
 
 
 def _as_kernels_write(value: Any) -> Any:

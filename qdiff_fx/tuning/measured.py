@@ -7,6 +7,7 @@ from dataclasses import replace
 
 from qdiff_fx.errors import ConfigError
 from qdiff_fx.tuning.allocate import Budget, Choices, Menu, allocate, predicted_sqnr_db
+from qdiff_fx.tuning.choice import Choice
 
 ROUNDS = 6
 """How often the program is solved, and the network it gives lowered and timed."""
@@ -31,8 +32,7 @@ def allocate_measured(
     tried = _Tried(menu, budget, bytes_besides, step)
     most_bits = {path: max(each for each in options if not each.wide) for path, options in menu.items()}
     seconds = tried(most_bits)
-    fastest = sum(min(option.seconds for option in options.values()) for options in menu.values())
-    lowest = max(fastest, _seconds(menu, most_bits)) if seconds <= budget.seconds else fastest
+    lowest = sum(min(option.seconds for option in options.values()) for options in menu.values())
     # Enough for the sum, wherever the rest of the step puts it.
     bound = max(lowest, budget.seconds - (seconds - _seconds(menu, most_bits)))
     met, missed = lowest, None
@@ -58,12 +58,14 @@ class _Tried:
     def __init__(self, menu: Menu, budget: Budget, bytes_besides: int, step: Callable[[Choices], float]):
         self._menu, self._budget, self._besides, self._step = menu, budget, bytes_besides, step
         self._met: list[tuple[float, Choices, float]] = []
-        self._shortest = float("inf")
+        self._seconds: dict[tuple[Choice, ...], float] = {}
 
     def __call__(self, choices: Choices) -> float:
         assert self._budget.seconds is not None
-        seconds = self._step(choices)
-        self._shortest = min(self._shortest, seconds)
+        key = tuple(choices[path] for path in self._menu)
+        if key in self._seconds:
+            return self._seconds[key]
+        seconds = self._seconds[key] = self._step(choices)
         size = self._besides + sum(self._menu[path][choice].bytes for path, choice in choices.items())
         fits = self._budget.bytes is None or size <= self._budget.bytes
         if fits and seconds <= self._budget.seconds:
@@ -75,7 +77,7 @@ class _Tried:
         if not self._met:
             raise ConfigError(
                 f"{self._budget.seconds * 1e3:.2f} ms cannot be reached: "
-                f"the fastest tried takes {self._shortest * 1e3:.2f} ms",
+                f"the fastest tried takes {min(self._seconds.values()) * 1e3:.2f} ms",
                 where="target latency",
                 fix="Raise the target, or lower the batch size",
             )

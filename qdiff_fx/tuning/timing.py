@@ -12,7 +12,7 @@ from torch import Tensor
 
 Step = Callable[..., object]
 Key = TypeVar("Key", bound=Hashable)
-WARMUP, ROUNDS = 2, 25
+WARMUP = 2
 FEWEST, MOST, SECONDS = 15, 60, 3.0
 """Rounds of whole networks: as many as fit into these seconds, but no fewer and no more than this."""
 PAIRS = 4
@@ -21,15 +21,15 @@ PAIRS = 4
 def take_turns(
     calls: Mapping[Key, Step],
     inputs: Mapping[Key, list[Tensor]],
-    rounds: int = ROUNDS,
-    before: Callable[[list[Tensor]], None] = lambda _: None,
+    rounds: int,
+    before: Callable[[Key], None] = lambda _: None,
 ) -> dict[Key, list[float]]:
     """Seconds of each call, one per round; in every round each is made once, behind what comes `before` it, untimed."""
     seconds: dict[Key, list[float]] = {key: [] for key in calls}
     with torch.no_grad():
         for number in range(WARMUP + rounds):
             for key, call in calls.items():
-                before(inputs[key])
+                before(key)
                 start = time.perf_counter()
                 call(*inputs[key])
                 if number >= WARMUP:
