@@ -43,8 +43,8 @@ def measure_layers(
 ) -> dict[str, dict[Choice, float]]:
     """path → `FLOAT`, `NIBBLES`, `BYTES`, and `WIDE` where there is it → seconds of the unit's layers by themselves.
 
-    They take turns, each from weights that no cache holds, and right behind a layer like it. That is how a network calls
-    them: all other weights passed through the caches since the last time, and the kernel was in use a moment ago.
+    They take turns, each from weights that no cache holds, and right behind a layer like it, as a network calls them:
+    all other weights passed through the caches since the last time, and the kernel was in use a moment ago.
 
     Layers that depend on the timestep or on the conditioning alone are remembered by the backend, and count nothing.
     """
