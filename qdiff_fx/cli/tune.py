@@ -44,9 +44,8 @@ def tune_command(
     ] = None,
     bits: Annotated[str, typer.Option("--bits", help="Weight bits to choose from.")] = ",".join(map(str, DEFAULT_BITS)),
     allow_float: Annotated[
-        bool | None,
-        typer.Option("--allow-float/--no-float", help="Whether layers may stay in float [default: with a latency]."),
-    ] = None,
+        bool, typer.Option("--allow-float/--no-float", help="Whether layers may stay in float.")
+    ] = False,
     allow_wide: Annotated[
         bool | None,
         typer.Option("--allow-wide/--no-wide", help="Whether inputs may have 16 bits [default: with a latency]."),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
 from functools import cache
 from statistics import median
@@ -25,7 +26,8 @@ qd = torch.ops.quantized_decomposed
 QUANTIZE = (qd.quantize_per_tensor.default, qd.quantize_per_tensor.tensor)
 
 OTHER_WEIGHTS = 64 << 20  # bytes, more than what two cores have of most processors' caches
-ROUNDS = 15
+ROUNDS = 30
+MEMBERS = 4  # of a kind of layers
 
 BYTES, NIBBLES, WIDE = Choice(8), Choice(4), Choice(8, wide=True)
 """Kernels hold up to 4 bits two to a byte and more as bytes: two times to measure, not one per width."""
@@ -39,31 +41,70 @@ def timed_as(choice: Choice) -> Choice:
 
 
 def measure_layers(
-    twins: Twins, units: list[Unit], tensors: list[Tensor], backend: str, progress: bool
+    twins: Twins, offered: Mapping[Unit, tuple[Choice, ...]], tensors: list[Tensor], backend: str, progress: bool
 ) -> dict[str, dict[Choice, float]]:
-    """path → `FLOAT`, `NIBBLES`, `BYTES`, and `WIDE` where there is it → seconds of the unit's layers by themselves.
+    """path → what times its choices (`timed_as`) → seconds of the unit's layers by themselves.
 
     They take turns, each from weights that no cache holds, and right behind a layer like it, as a network calls them:
     all other weights passed through the caches since the last time, and the kernel was in use a moment ago.
 
+    Layers of the same shapes take the same time, so some of them are measured for all. Choosing among the times of
+    single layers would be choosing among their errors.
+
     Layers that depend on the timestep or on the conditioning alone are remembered by the backend, and count nothing.
     """
     run = twins.on(tensors)
-    times = {}
-    for unit in tqdm(units, desc="timing", unit="layer", disable=not progress):
-        choices = (FLOAT, NIBBLES, BYTES, WIDE) if unit.widens else (FLOAT, NIBBLES, BYTES)
-        total = dict.fromkeys(choices, 0.0)
+    kinds: dict[str, list[str]] = {}
+    wanted: dict[str, set[Choice]] = {}
+    for unit, name in _timed_layers(twins, offered):
+        kind = _kind(twins, name, run)
+        kinds.setdefault(kind, []).append(name)
+        wanted.setdefault(kind, {BYTES}).update(map(timed_as, offered[unit]))
+    seconds = {
+        name: times
+        for kind, names in tqdm(kinds.items(), desc="timing", unit="kind of layer", disable=not progress)
+        for times in [_kind_seconds(twins, names, sorted(wanted[kind]), run, backend)]
+        for name in names
+    }
+    total = {unit.path: dict.fromkeys(map(timed_as, choices), 0.0) for unit, choices in offered.items()}
+    for unit, name in _timed_layers(twins, offered):
+        for choice in total[unit.path]:
+            total[unit.path][choice] += seconds[name][choice]
+    return total
+
+
+def _timed_layers(twins: Twins, units: Iterable[Unit]) -> Iterator[tuple[Unit, str]]:
+    for unit in units:
         for name in unit.layers:
-            if not depends_on_sample(twins.float_graph, twins.float_node(name)):
-                continue
-            for choice, seconds in _layer_seconds(twins, name, choices, run, backend).items():
-                total[choice] += seconds
-        times[unit.path] = total
-    return times
+            if depends_on_sample(twins.float_graph, twins.float_node(name)):
+                yield unit, name
 
 
-def _layer_seconds(twins: Twins, name: str, choices: tuple[Choice, ...], run: Run, backend: str) -> dict[Choice, float]:
-    """One layer: in float from float inputs, and quantized from codes, where the backend takes them.
+def _kind(twins: Twins, name: str, run: Run) -> str:
+    """What decides how long a layer takes: operator, shapes, arguments, bits of its inputs."""
+    node, info = twins.float_node(name), twins.quantized_node(name).meta["layer"]
+    arguments = fx.node.map_arg((node.args, node.kwargs), lambda each: _shape(run.values[each]))
+    return f"{node.target} {arguments} {info.act_bits} {info.softmax_bits}"
+
+
+def _shape(value: object) -> str:
+    return str(tuple(value.shape)) if isinstance(value, Tensor) else str(value)
+
+
+def _kind_seconds(twins: Twins, names: list[str], choices: list[Choice], run: Run, backend: str) -> dict[Choice, float]:
+    """The median of some layers' rounds, of what `BYTES` takes and of what others take more in the same round."""
+    every = range(0, len(names), -(-len(names) // MEMBERS))
+    rounds = [_layer_seconds(twins, names[index], choices, run, backend) for index in every]
+    pooled = {choice: [seconds for each in rounds for seconds in each[choice]] for choice in choices}
+    base = median(pooled[BYTES])
+    return {
+        choice: max(base + median(a - b for a, b in zip(times, pooled[BYTES], strict=True)), 0.0)
+        for choice, times in pooled.items()
+    }
+
+
+def _layer_seconds(twins: Twins, name: str, choices: list[Choice], run: Run, backend: str) -> dict[Choice, list[float]]:
+    """One layer, round by round: in float from float inputs, and quantized from codes, where the backend takes them.
 
     In the whole network codes are written by the kernel before, at the price of float values. The second code of a wide
     input is not, so it is made from those here.
@@ -86,8 +127,7 @@ def _layer_seconds(twins: Twins, name: str, choices: tuple[Choice, ...], run: Ru
         _other_weights().add_(1)
         likes[key](*inputs[key])
 
-    seconds = take_turns(modules, inputs, ROUNDS, in_between)
-    return {key: median(times) for key, times in seconds.items()}
+    return take_turns(modules, inputs, ROUNDS, in_between)
 
 
 def _from_codes(twins: Twins, name: str, values: dict[str, Any], backend: str) -> Excerpt:

@@ -6,12 +6,14 @@ import os
 import sys
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from pathlib import Path
 from statistics import fmean
 from typing import Any
 
 import torch
 from torch import Tensor
+from tqdm import tqdm
 
 from qdiff_fx.backends import LoweringOptions, get_backend
 from qdiff_fx.calibration import CalibrationData
@@ -82,7 +84,7 @@ def tune(
     target_latency: float | None = None,
     target_latency_ratio: float | None = None,
     bits: Iterable[int] = DEFAULT_BITS,
-    allow_float: bool | None = None,
+    allow_float: bool = False,
     allow_wide: bool | None = None,
     probe_steps: int = 5,
     probe_images: int = 1,
@@ -102,8 +104,10 @@ def tune(
         target_latency_ratio: instead of seconds, the share of what a step takes as configured, with all its layers at
             the configuration's bits: 1.0 asks for the best network that is no slower.
         bits: the weight bits to choose from.
-        allow_float: whether a layer may stay in float; by default only under a latency target.
-        allow_wide: whether the input of a layer may have 16 bits, two codes and twice the work; the same default.
+        allow_float: whether a layer may stay in float. By itself that costs little where the layer is small; in the
+            network its neighbours have to convert for it, which the sum of layers' times does not know.
+        allow_wide: whether the input of a layer may have 16 bits, two codes and twice the work; by default only under
+            a latency target.
         probe_steps, probe_images: timesteps, spread over the trajectory, and images that sensitivity is measured on.
         latency_inputs: ``forward`` arguments of the step to be timed; by default a probed batch.
         sensitivity: a JSON file that keeps the measurement, to resume it or to solve for other targets.
@@ -119,14 +123,8 @@ def tune(
     units = units_of(prepared.graph_module)
     if not units:
         raise ConfigError("no layer is quantized, so none can be tuned", where="config")
-    offered = {
-        unit: unit.choices(
-            bits,
-            allow_float=budget.times if allow_float is None else allow_float,
-            allow_wide=budget.times if allow_wide is None else allow_wide,
-        )
-        for unit in units
-    }
+    wide = budget.times if allow_wide is None else allow_wide
+    offered = {unit: unit.choices(bits, allow_float=allow_float, allow_wide=wide) for unit in units}
     probes = probe_batches(prepared, batches, probe_steps, probe_images)
     besides = fixed_bytes(prepared, units, source)
     # An impossible size is found before hours of measuring.
@@ -139,19 +137,27 @@ def tune(
         menu = _menu(offered, found)
         return _tuned(prepared, units, menu, allocate(menu, budget, bytes_besides=besides), besides)
     tensors = probes[0][1] if latency_inputs is None else prepared.signature.bind((), latency_inputs).tensors
-    layers = measure_layers(Twins(prepared.graph_module, config), units, tensors, backend, progress)
+    layers = measure_layers(Twins(prepared.graph_module, config), offered, tensors, backend, progress)
     menu = _menu(offered, found, layers)
 
+    @lru_cache(maxsize=1)  # what met the target is timed twice
     def lowered_as(config: QDiffConfig) -> Callable[[], Step]:
         """What lowers the network under a configuration. Which codes it has makes no difference to time."""
         graph = convert_as(prepared.graph_module, replace(config, weight_range="max"))
         return lambda: get_backend(backend).lower(graph, LoweringOptions()).module
 
     def seconds_of(chosen: Choices) -> float:
-        return yardstick(lowered_as(with_choices(config, units, chosen)))
+        if all(chosen[unit.path] == unit.configured for unit in units):
+            return yardstick.seconds
+        seconds = yardstick(lowered_as(with_choices(config, units, chosen)))
+        bar.set_postfix_str(f"{seconds / yardstick.seconds:.1%} of the untuned network's time")
+        bar.update()
+        return seconds
 
     yardstick = Yardstick(lowered_as(config), tensors)
-    choices, seconds = allocate_measured(menu, budget.at(yardstick.seconds), bytes_besides=besides, step=seconds_of)
+    budget = budget.at(yardstick.seconds)
+    with tqdm(desc="timing", unit="network", disable=not progress) as bar:
+        choices, seconds = allocate_measured(menu, budget, bytes_besides=besides, step=seconds_of)
     return _tuned(prepared, units, menu, choices, besides, seconds, yardstick.seconds)
 
 

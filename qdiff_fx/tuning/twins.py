@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import cache
 from typing import Any
 
@@ -33,16 +33,8 @@ class Twins:
     def __init__(self, prepared: fx.GraphModule, config: QDiffConfig):
         self.config = config
         self.float_graph = without_observers(prepared)
-        # Every weight is given to the twins: its scales need no search here.
-        config = replace(config, weight_range="max")
-        widening = tuple(Rule(unit.path, act_bits=WIDE_BITS) for unit in units_of(prepared) if unit.widens)
-        self._qdq = {
-            False: convert_as(prepared, config),
-            True: convert_as(prepared, replace(config, rules=(*config.rules, *widening))),
-        }
-        self._layers = {wide: paired_layers(prepared, graph) for wide, graph in self._qdq.items()}
+        self._prepared = prepared
         self._by_name = {node.name: node for node in self.float_graph.graph.nodes}
-        self._values = {wide: self._values_of(graph, self._layers[wide]) for wide, graph in self._qdq.items()}
 
     def on(self, tensors: list[Tensor]) -> Run:
         """Both on a batch: the flat inputs of the network, all of one timestep bin."""
@@ -54,15 +46,15 @@ class Twins:
 
     def quantized_node(self, name: str, *, wide: bool = False) -> fx.Node:
         """A layer in the q/dq graph in which inputs have bits as configured, or 16 where they can."""
-        return self._layers[wide][name]
+        return self._quantized(wide).layers[name]
 
     def quantized_excerpt(
         self, node: fx.Node, is_given: Callable[[fx.Node], bool] = lambda _: False, *, wide: bool = False
     ) -> Excerpt:
         """A node of that graph from the float network's values, by their names there, and from what else is given."""
-        names = self._values[wide]
-        piece = excerpt(self._qdq[wide], node, lambda each: each.name in names or is_given(each))
-        return replace(piece, inputs=tuple(names.get(name, name) for name in piece.inputs))
+        quantized = self._quantized(wide)
+        piece = excerpt(quantized.graph, node, lambda each: each.name in quantized.values or is_given(each))
+        return replace(piece, inputs=tuple(quantized.values.get(name, name) for name in piece.inputs))
 
     @cache  # noqa: B019, as long as its owner
     def twin(self, name: str, wide: bool) -> Excerpt:
@@ -91,8 +83,18 @@ class Twins:
                 found.add(node)
         return frozenset(found)
 
+    @cache  # noqa: B019
+    def _quantized(self, wide: bool) -> _Quantized:
+        # Every weight is given to the twins: its scales need no search here.
+        config = replace(self.config, weight_range="max")
+        if wide:
+            widening = (Rule(unit.path, act_bits=WIDE_BITS) for unit in units_of(self._prepared) if unit.widens)
+            config = replace(config, rules=(*config.rules, *widening))
+        graph = convert_as(self._prepared, config)
+        layers = paired_layers(self._prepared, graph)
+        return _Quantized(graph, layers, self._values_of(graph, layers))
+
     def _values_of(self, qdq: fx.GraphModule, layers: dict[str, fx.Node]) -> dict[str, str]:
-        """Name of each node of a q/dq graph that stands for a value of the float network → its name there."""
         computed = {node.name for node in self.float_graph.graph.nodes if node.op != "get_attr"}
         names = {node.name: node.name for node in qdq.graph.nodes if node.name in computed}
         for name, layer in layers.items():
@@ -107,6 +109,20 @@ class Twins:
     def _axis(self, name: str) -> int:
         info: LayerInfo = self.quantized_node(name).meta["layer"]
         return 1 if info.kind == "conv_transpose" else 0
+
+
+@dataclass(frozen=True)
+class _Quantized:
+    """A q/dq graph of all layers.
+
+    Attributes:
+        layers: name of each quantized layer in the float graph → its node here.
+        values: name of each node that stands for a value of the float network → its name there.
+    """
+
+    graph: fx.GraphModule
+    layers: dict[str, fx.Node]
+    values: dict[str, str]
 
 
 class Run:

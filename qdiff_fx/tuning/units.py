@@ -28,6 +28,7 @@ class Unit:
         layers: names of its nodes, in execution order; the same in the prepared and in the float graph.
         counts: number of weights of each weight layer; empty for attention alone.
         float_bytes: size of these weights in the network's own type.
+        configured: the choice that leaves it as configured.
         widens: its inputs can have 16 bits, and do not have them as configured.
     """
 
@@ -35,6 +36,7 @@ class Unit:
     layers: tuple[str, ...]
     counts: tuple[int, ...]
     float_bytes: int
+    configured: Choice = AS_CONFIGURED
     widens: bool = False
 
     def choices(self, bits: tuple[int, ...], *, allow_float: bool, allow_wide: bool) -> tuple[Choice, ...]:
@@ -86,8 +88,10 @@ def _unit(prepared: fx.GraphModule, path: str, nodes: list[fx.Node]) -> Unit:
     ]
     counts = tuple(weight.numel() for weight in weights)
     infos = [node.meta["plan"].info for node in nodes]
+    configured = Choice(infos[0].weight_bits) if counts else AS_CONFIGURED
     widens = all(info.kind != "attention" and info.act_bits != WIDE_BITS for info in infos)
-    return Unit(path, tuple(node.name for node in nodes), counts, sum(weight.nbytes for weight in weights), widens)
+    names = tuple(node.name for node in nodes)
+    return Unit(path, names, counts, sum(weight.nbytes for weight in weights), configured, widens)
 
 
 def with_choices(config: QDiffConfig, units: list[Unit], choices: Mapping[str, Choice]) -> QDiffConfig:

@@ -182,12 +182,13 @@ def test_probes_are_spread_over_the_trajectory_and_never_mix_timesteps(network):
 
 
 @pytest.mark.parametrize("target", [{"target_latency": 60.0}, {"target_latency_ratio": 1e6}])
-def test_a_generous_latency_leaves_everything_in_float(network, tuned, target):
+def test_a_generous_latency_leaves_everything_in_float_that_may_stay(network, tuned, target):
     found = tune(
         network,
         BATCHES,
         **target,
         bits=BITS,
+        allow_float=True,
         probe_steps=3,
         backend="reference",
         sensitivity=tuned[1],
@@ -227,7 +228,14 @@ def test_a_share_of_the_latency_is_of_the_network_as_configured(network, tuned, 
     monkeypatch.setattr("qdiff_fx.tuning.run.convert_as", lambda _, config: config)
     monkeypatch.setattr("qdiff_fx.tuning.run.get_backend", lambda _: LowersNothing(Lowered))
     found = tune(
-        network, BATCHES, target_latency_ratio=1.0, bits=BITS, probe_steps=3, sensitivity=tuned[1], progress=False
+        network,
+        BATCHES,
+        target_latency_ratio=1.0,
+        bits=BITS,
+        allow_float=True,
+        probe_steps=3,
+        sensitivity=tuned[1],
+        progress=False,
     )
     assert made[0].qconfig.rules == network.qconfig.rules
     assert list(found.choices.values()).count(FLOAT) == 3

@@ -19,7 +19,7 @@ constexpr int kStep = 3;  // 3 rows x 4 accumulators + weight + activation fit i
 // Four channels of a vector per register: two partial sums of each lie side by side until the end.
 template <int R>
 __attribute__((noinline)) void tile(const Rows* rows, int64_t row, int64_t taps, int64_t quads, const int8_t* weight,
-                                    int64_t quad_bytes, const int32_t* start, int32_t* out) {
+                                    int64_t group_bytes, const int32_t* start, int32_t* out) {
   __m256i acc[R][4];
 #pragma GCC unroll 4
   for (int r = 0; r < R; ++r) {
@@ -27,7 +27,7 @@ __attribute__((noinline)) void tile(const Rows* rows, int64_t row, int64_t taps,
     for (int i = 0; i < 4; ++i) acc[r][i] = _mm256_setzero_si256();
   }
   for (int64_t t = 0; t < taps; ++t) {
-    for (int64_t k = 0; k < quads; ++k, weight += quad_bytes) {
+    for (int64_t k = 0; k < quads; ++k, weight += group_bytes) {
       __m256i code[R];
 #pragma GCC unroll 4
       for (int r = 0; r < R; ++r) {
@@ -57,14 +57,14 @@ __attribute__((noinline)) void tile(const Rows* rows, int64_t row, int64_t taps,
 
 void dot_tile(const Rows* rows, int64_t taps, int64_t quads, const int8_t* weight, int64_t row_count,
               int64_t vectors, const int32_t* start, int32_t* acc) {
-  const int64_t quad_bytes = vectors * kLanes * 4;
+  const int64_t group_bytes = vectors * kVectorBytes;
   for (int64_t v = 0; v < vectors; ++v) {
-    const int8_t* w = weight + v * kLanes * 4;
+    const int8_t* w = weight + v * kVectorBytes;
     int64_t row = 0;
     for (; row + kStep <= row_count; row += kStep) {
-      tile<kStep>(rows, row, taps, quads, w, quad_bytes, start + v * kLanes, acc + v * kLanes);
+      tile<kStep>(rows, row, taps, quads, w, group_bytes, start + v * kLanes, acc + v * kLanes);
     }
-    for (; row < row_count; ++row) tile<1>(rows, row, taps, quads, w, quad_bytes, start + v * kLanes, acc + v * kLanes);
+    for (; row < row_count; ++row) tile<1>(rows, row, taps, quads, w, group_bytes, start + v * kLanes, acc + v * kLanes);
   }
 }
 

@@ -37,7 +37,7 @@ int64_t blocks_of(const Conv& p) { return ceil_div(p.out_channels, kBlockChannel
 
 // Bytes of the weights, where each has one, of `vectors` vectors of output channels.
 int64_t panel_bytes(const Conv& p, int64_t source, int64_t vectors) {
-  return p.kernel_h * p.kernel_w * p.sources[source].quads * vectors * kLanes * 4;
+  return p.kernel_h * p.kernel_w * p.sources[source].quads * vectors * kVectorBytes;
 }
 
 // Whether the tile reads the 4-bit codes of a source as they are stored: where it can, and sums of code * 255 fit.

@@ -146,17 +146,17 @@ struct SourceMemory {
 
 Tensor with_readable_quads(const Tensor& codes) {
   // (N, C, H, W): the last quad of a pixel is read whole, and so must exist.
-  const int64_t quad_bytes = ceil_div(codes.size(1), 4) * 4;
+  const int64_t pixel_bytes = ceil_div(codes.size(1), 4) * 4;
   const bool side_by_side = codes.size(1) == 1 || codes.stride(1) == 1;
-  bool readable = side_by_side && codes.size(1) == quad_bytes;
+  bool readable = side_by_side && codes.size(1) == pixel_bytes;
   if (side_by_side && !readable) {
     int64_t last = 0;
     for (int64_t dim = 0; dim < 4; ++dim) last += dim == 1 ? 0 : (codes.size(dim) - 1) * codes.stride(dim);
     const int64_t available = int64_t(codes.storage().nbytes()) - codes.storage_offset();
-    readable = last + quad_bytes <= available;
+    readable = last + pixel_bytes <= available;
   }
   if (readable) return codes;
-  const Tensor whole = at::empty({codes.size(0), codes.size(2), codes.size(3), quad_bytes}, codes.options());
+  const Tensor whole = at::empty({codes.size(0), codes.size(2), codes.size(3), pixel_bytes}, codes.options());
   Tensor copy = whole.narrow(3, 0, codes.size(1)).permute({0, 3, 1, 2});
   return copy.copy_(codes);
 }

@@ -13,16 +13,16 @@ namespace {
 void pack_block(const int8_t* codes, int64_t channels, int64_t in_channels, int64_t taps, const int64_t* strides,
                 int8_t* packed, int32_t* sums) {
   const int64_t vectors = ceil_div(channels, kLanes), quads = ceil_div(in_channels, 4);
-  const int64_t quad_bytes = vectors * kLanes * 4;
-  std::memset(packed, 0, size_t(taps * quads * quad_bytes));
+  const int64_t group_bytes = vectors * kVectorBytes;
+  std::memset(packed, 0, size_t(taps * quads * group_bytes));
   std::fill(sums, sums + vectors * kLanes, 0);
   for (int64_t o = 0; o < channels; ++o) {
     for (int64_t i = 0; i < in_channels; ++i) {
       const int8_t* from = codes + o * strides[0] + i * strides[1];
-      int8_t* to = packed + i / 4 * quad_bytes + o * 4 + i % 4;
+      int8_t* to = packed + i / 4 * group_bytes + o * 4 + i % 4;
       for (int64_t t = 0; t < taps; ++t) {
         const int8_t value = from[t * strides[2]];
-        to[t * quads * quad_bytes] = value;
+        to[t * quads * group_bytes] = value;
         sums[o] += value;
       }
     }

@@ -31,14 +31,14 @@ QDIFF_INLINE int32x4_t dot(int32x4_t acc, uint32_t quad, int8x16_t weight) {
 #endif
 }
 
-void dot_vector(const Rows* rows, int64_t taps, int64_t quads, const int8_t* weight, int64_t quad_bytes,
+void dot_vector(const Rows* rows, int64_t taps, int64_t quads, const int8_t* weight, int64_t group_bytes,
                 int64_t row_count, const int32_t* start, int32_t* out) {
   int32x4_t acc[kTileRows][4];
   for (int64_t r = 0; r < row_count; ++r) {
     for (int i = 0; i < 4; ++i) acc[r][i] = vld1q_s32(start + 4 * i);
   }
   for (int64_t t = 0; t < taps; ++t) {
-    for (int64_t k = 0; k < quads; ++k, weight += quad_bytes) {
+    for (int64_t k = 0; k < quads; ++k, weight += group_bytes) {
       int8x16_t w[4];
       for (int i = 0; i < 4; ++i) w[i] = vld1q_s8(weight + 16 * i);
       for (int64_t r = 0; r < row_count; ++r) {
@@ -58,12 +58,12 @@ void dot_vector(const Rows* rows, int64_t taps, int64_t quads, const int8_t* wei
 // Byte j of every channel's quad, as numbers.
 QDIFF_INLINE Ints byte_of(const Ints& quads, int j) { return (quads << (24 - 8 * j)) >> 24; }
 
-void dot_vector(const Rows* rows, int64_t taps, int64_t quads, const int8_t* weight, int64_t quad_bytes,
+void dot_vector(const Rows* rows, int64_t taps, int64_t quads, const int8_t* weight, int64_t group_bytes,
                 int64_t row_count, const int32_t* start, int32_t* out) {
   Ints acc[kTileRows];
   for (int64_t r = 0; r < row_count; ++r) acc[r] = load_raw<Ints>(start);
   for (int64_t t = 0; t < taps; ++t) {
-    for (int64_t k = 0; k < quads; ++k, weight += quad_bytes) {
+    for (int64_t k = 0; k < quads; ++k, weight += group_bytes) {
       const Ints channels = load_raw<Ints>(weight);
       for (int j = 0; j < 4; ++j) {
         const Ints w = byte_of(channels, j);
@@ -79,7 +79,7 @@ void dot_vector(const Rows* rows, int64_t taps, int64_t quads, const int8_t* wei
 void dot_tile(const Rows* rows, int64_t taps, int64_t quads, const int8_t* weight, int64_t row_count,
               int64_t vectors, const int32_t* start, int32_t* acc) {
   for (int64_t v = 0; v < vectors; ++v) {
-    dot_vector(rows, taps, quads, weight + v * kLanes * 4, vectors * kLanes * 4, row_count, start + v * kLanes,
+    dot_vector(rows, taps, quads, weight + v * kVectorBytes, vectors * kVectorBytes, row_count, start + v * kLanes,
                acc + v * kLanes);
   }
 }
