@@ -54,22 +54,16 @@ def measure_layers(
     Layers that depend on the timestep or on the conditioning alone are remembered by the backend, and count nothing.
     """
     run = twins.on(tensors)
-    kinds: dict[str, list[str]] = {}
-    wanted: dict[str, set[Choice]] = {}
+    kinds: dict[str, list[tuple[Unit, str]]] = {}
     for unit, name in _timed_layers(twins, offered):
-        kind = _kind(twins, name, run)
-        kinds.setdefault(kind, []).append(name)
-        wanted.setdefault(kind, {BYTES}).update(map(timed_as, offered[unit]))
-    seconds = {
-        name: times
-        for kind, names in tqdm(kinds.items(), desc="timing", unit="kind of layer", disable=not progress)
-        for times in [_kind_seconds(twins, names, sorted(wanted[kind]), run, backend)]
-        for name in names
-    }
+        kinds.setdefault(_kind(twins, name, run), []).append((unit, name))
     total = {unit.path: dict.fromkeys(map(timed_as, choices), 0.0) for unit, choices in offered.items()}
-    for unit, name in _timed_layers(twins, offered):
-        for choice in total[unit.path]:
-            total[unit.path][choice] += seconds[name][choice]
+    for alike in tqdm(kinds.values(), desc="timing", unit="kind of layer", disable=not progress):
+        choices = {BYTES}.union(*(total[unit.path] for unit, _ in alike))
+        seconds = _kind_seconds(twins, [name for _, name in alike], sorted(choices), run, backend)
+        for unit, _ in alike:
+            for choice in total[unit.path]:
+                total[unit.path][choice] += seconds[choice]
     return total
 
 

@@ -36,8 +36,8 @@ class Unit:
     layers: tuple[str, ...]
     counts: tuple[int, ...]
     float_bytes: int
-    configured: Choice = AS_CONFIGURED
-    widens: bool = False
+    configured: Choice
+    widens: bool
 
     def choices(self, bits: tuple[int, ...], *, allow_float: bool, allow_wide: bool) -> tuple[Choice, ...]:
         """What may be chosen for it.
