@@ -6,8 +6,8 @@ from qdiff_fx.config import QDiffConfig, Rule
 from qdiff_fx.errors import QDiffError
 from qdiff_fx.networks import PreparedUNet, QuantizedUNet
 from qdiff_fx.reconstruction import Reconstruction, ReconstructionConfig, reconstruct
-from qdiff_fx.rounding import round_weights
 from qdiff_fx.tuning import Tuned, tune
+from qdiff_fx.weight_rounding import round_weights
 
 __version__ = "0.1.0"
 

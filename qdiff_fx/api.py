@@ -12,19 +12,19 @@ import torch
 from torch import fx, nn
 
 from qdiff_fx.backends import LoweringOptions, get_backend
+from qdiff_fx.backends.common.memory import release_unused
 from qdiff_fx.capture import capture
 from qdiff_fx.config import QDiffConfig
-from qdiff_fx.convert import convert
 from qdiff_fx.errors import ConfigError
-from qdiff_fx.graph import copy_graph
-from qdiff_fx.memory import release_unused
+from qdiff_fx.ir.edit import copy_graph
 from qdiff_fx.networks import PreparedUNet, QuantizedUNet
-from qdiff_fx.passes.annotate import Annotate
-from qdiff_fx.passes.base import run_passes
-from qdiff_fx.passes.canonicalise import Canonicalise
-from qdiff_fx.passes.insert_observers import InsertObservers
-from qdiff_fx.passes.split_shortcut import SplitShortcut
-from qdiff_fx.serialization import Artifact, load_artifact, save_artifact
+from qdiff_fx.passes.canonicalize.canonicalize import Canonicalize
+from qdiff_fx.passes.framework import run_passes
+from qdiff_fx.passes.quantize.annotate import Annotate
+from qdiff_fx.passes.quantize.convert import convert
+from qdiff_fx.passes.quantize.insert_observers import InsertObservers
+from qdiff_fx.passes.split_shortcut.split_shortcut import SplitShortcut
+from qdiff_fx.storage.artifact import Artifact, load_artifact, save_artifact
 
 
 def prepare_qdiff(
@@ -58,7 +58,7 @@ def prepare_qdiff(
     reports = run_passes(
         graph,
         [
-            Canonicalise(),  # one spelling per operation; attention written out by hand becomes one node
+            Canonicalize(),  # one spelling per operation; attention written out by hand becomes one node
             SplitShortcut(config.split),  # conv(cat([a, b])) becomes conv(a) + conv(b)
             Annotate(config),  # which layers, how many bits
             InsertObservers(config),  # watch their inputs and outputs

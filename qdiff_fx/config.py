@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass, field, fields
 from typing import Any, Literal, get_args
 
 from qdiff_fx.errors import ConfigError
-from qdiff_fx.qparams import ACTIVATION_BITS, SOFTMAX_BITS, WEIGHT_BITS, WIDE_BITS
+from qdiff_fx.quant.qparams import ACTIVATION_BITS, SOFTMAX_BITS, WEIGHT_BITS, WIDE_BITS
 
 SplitPolicy = Literal["shortcut", "all", "off"]
 WeightRange = Literal["max", "mse"]

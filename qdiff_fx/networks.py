@@ -10,9 +10,9 @@ import torch
 from torch import fx
 
 from qdiff_fx.backends import Lowered, LoweringOptions, get_backend
+from qdiff_fx.backends.common.explanation import Explanation
 from qdiff_fx.config import QDiffConfig
-from qdiff_fx.explanation import Explanation
-from qdiff_fx.passes.base import PassReport
+from qdiff_fx.passes.framework import PassReport
 from qdiff_fx.signature import CallSignature, DropIn
 
 

@@ -11,7 +11,7 @@ from torch import nn
 
 from qdiff_fx import QDiffConfig
 from qdiff_fx.backends import LoweringOptions
-from qdiff_fx.numerics import sqnr_db
+from qdiff_fx.quant.numerics import sqnr_db
 
 every_architecture = pytest.mark.parametrize("name", zoo.ARCHITECTURES)
 

@@ -16,7 +16,7 @@ from zoo import resized, tensors_of
 
 from qdiff_fx.capture import CapturedNetwork, capture
 from qdiff_fx.errors import CaptureError, InputError
-from qdiff_fx.graph import get_attr_tensor, insert_call, is_op
+from qdiff_fx.ir.edit import get_attr_tensor, insert_call, is_op
 from qdiff_fx.signature import CaptureMismatchError, DropIn, Size
 
 TOLERANCE = 1e-5

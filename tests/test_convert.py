@@ -6,9 +6,9 @@ from tiny_graphs import Plain, Shortcut, prepared, qdq_graph
 from torch import nn
 
 from qdiff_fx import QDiffConfig, Rule, convert_qdiff, prepare_qdiff
-from qdiff_fx.convert import convert
 from qdiff_fx.errors import BackendError, CalibrationError, ConfigError, ConversionError
-from qdiff_fx.graph import get_attr_tensor, is_op
+from qdiff_fx.ir.edit import get_attr_tensor, is_op
+from qdiff_fx.passes.quantize.convert import convert
 
 X, T = torch.linspace(-2, 3, 2 * 3 * 64).reshape(2, 3, 8, 8), torch.tensor([40.0, 900.0])
 qd = torch.ops.quantized_decomposed

@@ -12,35 +12,30 @@ ROOT = Path(__file__).parents[1] / "qdiff_fx"
 # A file or folder imports only from those before it. `__init__.py` of the package itself comes last.
 LAYERS = (
     "errors",
-    "memory",
-    "numerics",
-    "qparams",
+    "quant",
     "config",
-    "packing",
-    "graph",
-    "excerpt",
+    "ir",
     "signature",
     "capture",
     "kernels",
     "observers",
     "passes",
-    "calibration",
-    "decisions",
-    "convert",
     "backends",
-    "explanation",
-    "graph_json",
-    "serialization",
+    "storage",
     "networks",
-    "rounding",
+    "sampling",
+    "calibration",
+    "weight_rounding",
     "reconstruction",
     "tuning",
     "evaluation",
     "report",
     "bundled",
     "sources",
+    "workflow",
     "api",
     "__init__",
+    "integrations",
     "cli",
     "__main__",
 )
@@ -53,7 +48,7 @@ INSTRUCTION_SET = re.compile(r"\b(avx\w*|\w*vnni|amx(_\w+)?|sse\d\w*|vpmadd\w+|v
 NAMES_OF_OTHERS = re.compile(r"int_attention_vnni|_is_vnni_supported")
 
 # It executes what it wrote, in names it numbered itself; nothing of a saved graph's text gets there.
-WRITES_ITS_OWN_SOURCE = ("backends/native/program.py",)
+WRITES_ITS_OWN_SOURCE = ("backends/native/runtime/program.py",)
 
 FILES = sorted(ROOT.rglob("*.py"))
 
@@ -63,7 +58,7 @@ def name_of(file: Path) -> str:
 
 
 def layer_of(module: str) -> str:
-    """ "qdiff_fx.passes.base" -> "passes"; the package itself is "__init__"."""
+    """ "qdiff_fx.passes.framework" -> "passes"; the package itself is "__init__"."""
     parts = module.split(".")
     return parts[1] if len(parts) > 1 else "__init__"
 

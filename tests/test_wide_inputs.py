@@ -8,8 +8,8 @@ from torch import nn
 
 from qdiff_fx import Rule, convert_qdiff, load_qdiff, save_qdiff
 from qdiff_fx.errors import ConfigError
-from qdiff_fx.graph import is_op
-from qdiff_fx.numerics import sqnr_db
+from qdiff_fx.ir.edit import is_op
+from qdiff_fx.quant.numerics import sqnr_db
 
 X, T = torch.linspace(-2, 3, 2 * 3 * 64).reshape(2, 3, 8, 8).sin() * 3, torch.tensor([40.0, 900.0])
 WIDE = (Rule("layer", act_bits=16),)

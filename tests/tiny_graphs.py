@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import fx, nn
 
 from qdiff_fx import PreparedUNet, QDiffConfig, prepare_qdiff
-from qdiff_fx.convert import convert
+from qdiff_fx.passes.quantize.convert import convert
 
 
 def alike(config: dict[str, Any]) -> dict[str, Any]:

@@ -10,7 +10,7 @@ from torch import Tensor
 from benchmarks.paper.result import Result
 from benchmarks.paper.study import Study
 from qdiff_fx import PreparedUNet
-from qdiff_fx.graph import get_attr_tensor
+from qdiff_fx.ir.edit import get_attr_tensor
 from qdiff_fx.observers import TimestepObserver
 from qdiff_fx.observers.statistics import Statistics
 

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from qdiff_fx.backends.base import Backend, LayerReport, Lowered, LoweringOptions
-from qdiff_fx.backends.inductor import InductorBackend
+from qdiff_fx.backends.common.base import Backend, LayerReport, Lowered, LoweringOptions
+from qdiff_fx.backends.inductor.backend import InductorBackend
 from qdiff_fx.backends.native import NativeBackend
 from qdiff_fx.backends.reference import ReferenceBackend
-from qdiff_fx.backends.torch_ao import TorchAOBackend
+from qdiff_fx.backends.torch_ao.backend import TorchAOBackend
 from qdiff_fx.errors import BackendError
 
 BACKENDS: dict[str, Backend] = {

@@ -5,10 +5,10 @@ from __future__ import annotations
 import torch
 from torch import fx
 
-from qdiff_fx.backends.base import Backend, Lowered, LoweringOptions, quantized_layers, report
-from qdiff_fx.backends.static_scales import use_static_scales
-from qdiff_fx.graph import clean, copy_graph, insert_call
-from qdiff_fx.qparams import LayerInfo
+from qdiff_fx.backends.common.base import Backend, Lowered, LoweringOptions, quantized_layers, report
+from qdiff_fx.backends.common.static_scales import use_static_scales
+from qdiff_fx.ir.edit import clean, copy_graph, insert_call
+from qdiff_fx.quant.qparams import LayerInfo
 
 qd = torch.ops.quantized_decomposed
 

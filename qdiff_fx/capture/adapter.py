@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import fx, nn
 
-from qdiff_fx.graph import is_op
+from qdiff_fx.ir.edit import is_op
 from qdiff_fx.signature.inputs import Size, TensorInput
 from qdiff_fx.signature.outputs import flatten_output
 

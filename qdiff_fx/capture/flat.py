@@ -10,7 +10,7 @@ from torch.export import ExportedProgram
 
 from qdiff_fx.capture.adapter import NETWORK, module_path, unfold_inputs
 from qdiff_fx.capture.regions import inline_regions
-from qdiff_fx.graph import clean, get_attr_tensor, is_op
+from qdiff_fx.ir.edit import clean, get_attr_tensor, is_op
 from qdiff_fx.signature.inputs import TensorInput
 
 _ASSERTIONS = (

@@ -9,7 +9,7 @@ from torch import fx
 
 from qdiff_fx.capture.adapter import module_path
 from qdiff_fx.errors import CaptureError
-from qdiff_fx.graph import is_op
+from qdiff_fx.ir.edit import is_op
 
 _GRAD_REGION = torch.ops.higher_order.wrap_with_set_grad_enabled
 _AUTOCAST_REGION = torch.ops.higher_order.wrap_with_autocast

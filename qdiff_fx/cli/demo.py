@@ -24,8 +24,8 @@ from qdiff_fx.report.files import write_text
 from qdiff_fx.report.page import Section, html_page
 from qdiff_fx.report.ranges import most_varying, save_ranges
 from qdiff_fx.report.sheet import save_sheet
-from qdiff_fx.serialization import artifact_bytes
 from qdiff_fx.sources import DigitsSource, Draw, Source
+from qdiff_fx.storage.artifact import artifact_bytes
 
 FLOAT = "FP32"
 WEIGHT_BITS = {"W8A8": 8, "W4A8": 4}

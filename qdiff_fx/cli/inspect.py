@@ -10,7 +10,7 @@ from qdiff_fx.api import QuantizedUNet, load_qdiff
 from qdiff_fx.cli.options import BackendName, Json, SavedFolder
 from qdiff_fx.cli.output import Output
 from qdiff_fx.report.comparison import megabytes
-from qdiff_fx.serialization import artifact_bytes
+from qdiff_fx.storage.artifact import artifact_bytes
 
 
 def inspect(folder: SavedFolder, backend: BackendName = "native", json: Json = None) -> None:

@@ -20,9 +20,9 @@ from qdiff_fx.networks import PreparedUNet, QuantizedUNet
 from qdiff_fx.reconstruction import Reconstruction, ReconstructionConfig, reconstruct
 from qdiff_fx.report.comparison import megabytes
 from qdiff_fx.report.layers import float_layers_table, layers_json
-from qdiff_fx.rounding import round_weights
-from qdiff_fx.serialization import MANIFEST, artifact_bytes
 from qdiff_fx.sources import Draw, Source, resolve
+from qdiff_fx.storage.artifact import MANIFEST, artifact_bytes
+from qdiff_fx.weight_rounding import round_weights
 
 # Second-order rounding needs the data, which a configuration alone does not have: here it is at hand.
 DEFAULTS = QDiffConfig(weight_rounding="second_order")

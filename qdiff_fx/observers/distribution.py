@@ -7,8 +7,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from qdiff_fx.numerics import choose_qparams, integer_range
 from qdiff_fx.observers.statistics import Statistics
+from qdiff_fx.quant.numerics import choose_qparams, integer_range
 
 
 @dataclass(frozen=True)

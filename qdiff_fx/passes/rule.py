@@ -6,11 +6,11 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Generic, TypeVar
 
-import torch
 from torch import fx
 
 from qdiff_fx.errors import PassError
-from qdiff_fx.passes.base import Change, Refusal
+from qdiff_fx.ir.edit import is_mutable
+from qdiff_fx.passes.framework import Change, Refusal
 
 MAX_SWEEPS = 50
 Found = TypeVar("Found")
@@ -104,8 +104,3 @@ def _is_live(node: fx.Node) -> bool:
     if node.op != "call_function" or node._erased:
         return False
     return bool(node.users) or node.is_impure() or is_mutable(node)
-
-
-def is_mutable(node: fx.Node) -> bool:
-    """Whether the node writes into one of its arguments."""
-    return isinstance(node.target, torch._ops.OpOverload) and node.target._schema.is_mutable

@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from qdiff_fx.decisions import DecidedLayer
-from qdiff_fx.numerics import weight_range
+from qdiff_fx.passes.quantize.decisions import DecidedLayer
+from qdiff_fx.quant.numerics import weight_range
 
 GAMMA, ZETA = -0.1, 1.1
 

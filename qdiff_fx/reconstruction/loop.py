@@ -9,8 +9,8 @@ from collections.abc import Iterable, Iterator
 from tqdm import tqdm
 
 from qdiff_fx.calibration.data import Batch
-from qdiff_fx.decisions import DECIDED, DecidedLayer
 from qdiff_fx.networks import PreparedUNet
+from qdiff_fx.passes.quantize.decisions import DECIDED, DecidedLayer
 from qdiff_fx.reconstruction.cache import ActivationCache
 from qdiff_fx.reconstruction.config import ReconstructionConfig
 from qdiff_fx.reconstruction.data import Samples, gather

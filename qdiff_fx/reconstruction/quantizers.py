@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from qdiff_fx.qparams import QParams
+from qdiff_fx.quant.qparams import QParams
 from qdiff_fx.reconstruction.adaround import AdaRound
 
 

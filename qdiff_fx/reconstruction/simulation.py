@@ -8,9 +8,9 @@ from typing import cast
 from torch import fx, nn
 
 from qdiff_fx.config import QDiffConfig
-from qdiff_fx.decisions import activation_decision, is_wide, layer_decision, weight_axis
-from qdiff_fx.graph import clean, copy_graph, get_attr_tensor
-from qdiff_fx.passes.annotate import LayerPlan
+from qdiff_fx.ir.edit import clean, copy_graph, get_attr_tensor
+from qdiff_fx.passes.quantize.annotate import LayerPlan
+from qdiff_fx.passes.quantize.decisions import activation_decision, is_wide, layer_decision, weight_axis
 from qdiff_fx.reconstruction.adaround import AdaRound
 from qdiff_fx.reconstruction.quantizers import ActivationQuantizer, LayerBias, LayerWeight, Switch
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from qdiff_fx.excerpt import Excerpt, excerpt
+from qdiff_fx.ir.excerpt import Excerpt, excerpt
 from qdiff_fx.reconstruction.adaround import AdaRound
 from qdiff_fx.reconstruction.cache import ActivationCache
 from qdiff_fx.reconstruction.quantizers import ActivationQuantizer, LayerBias

@@ -15,11 +15,11 @@ from typing import Literal
 import torch
 from torch import fx
 
-from qdiff_fx.graph import is_op
-from qdiff_fx.passes.annotate import layer_path
-from qdiff_fx.passes.sample_flow import depends_on_sample
-from qdiff_fx.passes.shapes import is_tensor, value
-from qdiff_fx.qparams import LayerInfo
+from qdiff_fx.ir.edit import is_op
+from qdiff_fx.ir.sample_flow import depends_on_sample
+from qdiff_fx.ir.shapes import is_tensor, value
+from qdiff_fx.passes.quantize.annotate import layer_path
+from qdiff_fx.quant.qparams import LayerInfo
 
 aten = torch.ops.aten
 

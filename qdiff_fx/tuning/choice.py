@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from qdiff_fx.qparams import WIDE_BITS
+from qdiff_fx.quant.qparams import WIDE_BITS
 
 _FLOAT = "float"
 _WIDE = f"a{WIDE_BITS}"

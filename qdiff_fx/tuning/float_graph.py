@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import fx
 
-from qdiff_fx.graph import copy_graph
+from qdiff_fx.ir.edit import copy_graph
 
 
 def without_observers(prepared: fx.GraphModule) -> fx.GraphModule:

@@ -13,10 +13,10 @@ from torch import Tensor, fx, nn
 from tqdm import tqdm
 
 from qdiff_fx.backends import LoweringOptions, get_backend
-from qdiff_fx.backends.base import weight_of
-from qdiff_fx.excerpt import Excerpt, excerpt
-from qdiff_fx.graph import is_op
-from qdiff_fx.passes.sample_flow import depends_on_sample
+from qdiff_fx.backends.common.base import weight_of
+from qdiff_fx.ir.edit import is_op
+from qdiff_fx.ir.excerpt import Excerpt, excerpt
+from qdiff_fx.ir.sample_flow import depends_on_sample
 from qdiff_fx.tuning.choice import FLOAT, Choice
 from qdiff_fx.tuning.timing import Step, take_turns
 from qdiff_fx.tuning.twins import Run, Twins, result_of

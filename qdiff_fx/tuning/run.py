@@ -21,7 +21,7 @@ from qdiff_fx.calibration.data import timestep_argument
 from qdiff_fx.config import QDiffConfig
 from qdiff_fx.errors import CalibrationError, ConfigError
 from qdiff_fx.networks import PreparedUNet
-from qdiff_fx.qparams import WEIGHT_BITS
+from qdiff_fx.quant.qparams import WEIGHT_BITS
 from qdiff_fx.tuning.allocate import (
     Budget,
     Choices,

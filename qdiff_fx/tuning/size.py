@@ -7,7 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from qdiff_fx.networks import PreparedUNet
-from qdiff_fx.serialization import Artifact, artifact_bytes, save_artifact
+from qdiff_fx.storage.artifact import Artifact, artifact_bytes, save_artifact
 from qdiff_fx.tuning.choice import AS_CONFIGURED, Choice
 from qdiff_fx.tuning.units import Unit, convert_as, with_choices
 

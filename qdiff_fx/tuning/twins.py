@@ -10,13 +10,13 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
-from qdiff_fx.backends.base import quantized_layers, weight_of
+from qdiff_fx.backends.common.base import quantized_layers, weight_of
 from qdiff_fx.config import QDiffConfig, Rule
-from qdiff_fx.convert import READS_REST
-from qdiff_fx.excerpt import Excerpt, excerpt
-from qdiff_fx.graph import get_attr_tensor
-from qdiff_fx.numerics import fake_quantize, weight_range, weight_scales
-from qdiff_fx.qparams import WIDE_BITS, LayerInfo
+from qdiff_fx.ir.edit import get_attr_tensor
+from qdiff_fx.ir.excerpt import Excerpt, excerpt
+from qdiff_fx.passes.quantize.convert import READS_REST
+from qdiff_fx.quant.numerics import fake_quantize, weight_range, weight_scales
+from qdiff_fx.quant.qparams import WIDE_BITS, LayerInfo
 from qdiff_fx.tuning.choice import Choice
 from qdiff_fx.tuning.float_graph import all_values, without_observers
 from qdiff_fx.tuning.units import Unit, convert_as, planned_layers, units_of

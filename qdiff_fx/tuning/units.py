@@ -8,12 +8,12 @@ from dataclasses import dataclass, replace
 from torch import fx
 
 from qdiff_fx.config import QDiffConfig, Rule
-from qdiff_fx.convert import convert
-from qdiff_fx.graph import copy_graph, get_attr_tensor
-from qdiff_fx.packing import packed_size
-from qdiff_fx.passes.annotate import Annotate, LayerPlan
-from qdiff_fx.passes.insert_observers import renew_activation_plans
-from qdiff_fx.qparams import WIDE_BITS
+from qdiff_fx.ir.edit import copy_graph, get_attr_tensor
+from qdiff_fx.passes.quantize.annotate import Annotate, LayerPlan
+from qdiff_fx.passes.quantize.convert import convert
+from qdiff_fx.passes.quantize.insert_observers import renew_activation_plans
+from qdiff_fx.quant.packing import packed_size
+from qdiff_fx.quant.qparams import WIDE_BITS
 from qdiff_fx.tuning.choice import AS_CONFIGURED, FLOAT, Choice
 
 DEFAULT_BITS = (2, 3, 4, 6, 8)

@@ -14,10 +14,10 @@ from tiny_graphs import Plain, Shortcut, prepared, qdq_graph, run
 from torch import nn
 
 from qdiff_fx.backends import LoweringOptions, get_backend
-from qdiff_fx.backends.native import layers
+from qdiff_fx.backends.native.fusion import layers
 from qdiff_fx.config import Rule
-from qdiff_fx.convert import convert
-from qdiff_fx.numerics import sqnr_db
+from qdiff_fx.passes.quantize.convert import convert
+from qdiff_fx.quant.numerics import sqnr_db
 
 aten = torch.ops.aten
 X = torch.linspace(-2, 3, 2 * 4 * 6 * 5).reshape(2, 4, 6, 5)

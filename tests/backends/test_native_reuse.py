@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from qdiff_fx.backends import LoweringOptions
-from qdiff_fx.backends.native.reuse import MODULES, Depends, Remembered
+from qdiff_fx.backends.native.runtime.reuse import MODULES, Depends, Remembered
 
 
 class Counting(nn.Module):

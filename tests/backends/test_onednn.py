@@ -8,9 +8,9 @@ from tiny_graphs import Plain, Shortcut, qdq_graph, run
 from torch import nn
 
 from qdiff_fx.backends import LoweringOptions, get_backend
-from qdiff_fx.backends.onednn import LAYER_OPS, SUM_OPS, accumulate_sums, lower_to_onednn, refusal
-from qdiff_fx.backends.output_quantization import hide_from_inductor, write_codes
-from qdiff_fx.graph import clean, copy_graph, is_op
+from qdiff_fx.backends.inductor.onednn import LAYER_OPS, SUM_OPS, accumulate_sums, lower_to_onednn, refusal
+from qdiff_fx.backends.inductor.output_quantization import hide_from_inductor, write_codes
+from qdiff_fx.ir.edit import clean, copy_graph, is_op
 
 EAGER = LoweringOptions(compile=False)
 qd = torch.ops.quantized_decomposed

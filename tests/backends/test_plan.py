@@ -8,8 +8,8 @@ import pytest
 import torch
 from torch import Tensor, fx
 
-from qdiff_fx.backends.native.program import _pieces, compile_graph
-from qdiff_fx.graph import add_buffer
+from qdiff_fx.backends.native.runtime.program import _pieces, compile_graph
+from qdiff_fx.ir.edit import add_buffer
 from qdiff_fx.kernels import status
 
 pytestmark = pytest.mark.skipif(not status().available, reason=status().reason or "-")

@@ -18,17 +18,17 @@ from tiny_graphs import alike
 from torch import fx, nn
 
 from qdiff_fx.backends import LoweringOptions, get_backend
-from qdiff_fx.backends.base import activation_of, quantized_layers, weight_of
-from qdiff_fx.backends.torch_ao import TorchAOBackend
+from qdiff_fx.backends.common.base import activation_of, quantized_layers, weight_of
+from qdiff_fx.backends.torch_ao.backend import TorchAOBackend
 from qdiff_fx.config import QDiffConfig, Rule
-from qdiff_fx.convert import convert
-from qdiff_fx.graph import clean, get_attr_tensor
-from qdiff_fx.numerics import sqnr_db
-from qdiff_fx.passes.annotate import Annotate
-from qdiff_fx.passes.base import run_passes
-from qdiff_fx.passes.canonicalise import Canonicalise
-from qdiff_fx.passes.insert_observers import InsertObservers
-from qdiff_fx.passes.split_shortcut import SplitShortcut
+from qdiff_fx.ir.edit import clean, get_attr_tensor
+from qdiff_fx.passes.canonicalize.canonicalize import Canonicalize
+from qdiff_fx.passes.framework import run_passes
+from qdiff_fx.passes.quantize.annotate import Annotate
+from qdiff_fx.passes.quantize.convert import convert
+from qdiff_fx.passes.quantize.insert_observers import InsertObservers
+from qdiff_fx.passes.split_shortcut.split_shortcut import SplitShortcut
+from qdiff_fx.quant.numerics import sqnr_db
 
 qd, qdiff = torch.ops.quantized_decomposed, torch.ops.qdiff
 nnq = torch.ao.nn.quantized
@@ -60,7 +60,7 @@ def quantized_graph(net: nn.Module, *inputs: torch.Tensor, **config) -> fx.Graph
     defaults = {"weight_bits": SAFE_BITS, "split": "off", "weight_range": "max", "act_range": "minmax"}
     chosen = QDiffConfig(**alike(defaults | config))
     gm = _export(net, *inputs)
-    run_passes(gm, [Canonicalise(), SplitShortcut(chosen.split), Annotate(chosen), InsertObservers(chosen)])
+    run_passes(gm, [Canonicalize(), SplitShortcut(chosen.split), Annotate(chosen), InsertObservers(chosen)])
     with torch.no_grad():
         gm(*inputs)
     return convert(gm, chosen)
@@ -469,7 +469,7 @@ def test_the_engine_is_restored_after_a_failure(engine, monkeypatch):
         seen.append(torch.backends.quantized.engine)
         raise RuntimeError("no")
 
-    monkeypatch.setattr("qdiff_fx.backends.torch_ao.convert_fx", fail)
+    monkeypatch.setattr("qdiff_fx.backends.torch_ao.backend.convert_fx", fail)
     before = torch.backends.quantized.engine
     with pytest.raises(RuntimeError, match="no"):
         get_backend(engine).lower(gm, PLAIN)

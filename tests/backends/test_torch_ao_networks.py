@@ -9,7 +9,7 @@ import torch
 
 from qdiff_fx import QDiffConfig, calibrate, convert_qdiff, prepare_qdiff
 from qdiff_fx.backends import LoweringOptions
-from qdiff_fx.numerics import sqnr_db
+from qdiff_fx.quant.numerics import sqnr_db
 
 
 def load_zoo():

@@ -3,9 +3,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from qdiff_fx.numerics import choose_qparams, fake_quantize, integer_range
 from qdiff_fx.observers import TimestepObserver
 from qdiff_fx.observers.distribution import distribution_at, pooled_distribution, quantile, quantization_error
+from qdiff_fx.quant.numerics import choose_qparams, fake_quantize, integer_range
 
 
 def record(*tensors, histogram_bins=2048):

@@ -6,7 +6,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from qdiff_fx.errors import CalibrationError, ConfigError
-from qdiff_fx.numerics import choose_qparams, fake_quantize, integer_range
 from qdiff_fx.observers import (
     MinMaxObserver,
     RangeMethod,
@@ -17,6 +16,7 @@ from qdiff_fx.observers import (
     mse_range,
     percentile_range,
 )
+from qdiff_fx.quant.numerics import choose_qparams, fake_quantize, integer_range
 
 METHODS = get_args(RangeMethod)
 

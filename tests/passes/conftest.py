@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import fx, nn
 
-from qdiff_fx.graph import clean
+from qdiff_fx.ir.edit import clean
 
 
 class Call(nn.Module):

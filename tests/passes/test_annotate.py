@@ -8,16 +8,16 @@ from torch import nn
 
 from qdiff_fx.config import QDiffConfig, Rule
 from qdiff_fx.errors import ConfigError, PassError
-from qdiff_fx.passes.annotate import Annotate
-from qdiff_fx.passes.base import run_passes
-from qdiff_fx.passes.canonicalise import Canonicalise
-from qdiff_fx.passes.split_shortcut import SplitShortcut
-from qdiff_fx.qparams import TensorSpec
+from qdiff_fx.passes.canonicalize.canonicalize import Canonicalize
+from qdiff_fx.passes.framework import run_passes
+from qdiff_fx.passes.quantize.annotate import Annotate
+from qdiff_fx.passes.split_shortcut.split_shortcut import SplitShortcut
+from qdiff_fx.quant.qparams import TensorSpec
 
 
 def annotate(gm, **config):
     """The plans by path, and the report; a second run must plan the same."""
-    passes = [Canonicalise(), SplitShortcut(), Annotate(QDiffConfig(**alike(config)))]
+    passes = [Canonicalize(), SplitShortcut(), Annotate(QDiffConfig(**alike(config)))]
     report = run_passes(gm, passes)[-1]
     found = plans(gm)
     assert run_passes(gm, passes[-1:])[-1] == report

@@ -6,10 +6,10 @@ import torch.nn.functional as F
 from torch import nn
 
 from qdiff_fx.config import QDiffConfig, Rule
-from qdiff_fx.passes.annotate import Annotate
-from qdiff_fx.passes.base import run_passes
-from qdiff_fx.passes.canonicalise import Canonicalise
-from qdiff_fx.passes.split_shortcut import SplitShortcut
+from qdiff_fx.passes.canonicalize.canonicalize import Canonicalize
+from qdiff_fx.passes.framework import run_passes
+from qdiff_fx.passes.quantize.annotate import Annotate
+from qdiff_fx.passes.split_shortcut.split_shortcut import SplitShortcut
 
 IMAGE = (2, 4, 6, 6)
 
@@ -34,7 +34,7 @@ def bits(net, shape=IMAGE, **config):
             gm.graph.erase_node(node)
         node.meta["path"] = list((node.meta.get("nn_module_stack") or {"": ("", None)}).values())[-1][0]
         node.meta["sample"] = node.op == "placeholder"
-    run_passes(gm, [Canonicalise(), SplitShortcut(), Annotate(QDiffConfig(**config))])
+    run_passes(gm, [Canonicalize(), SplitShortcut(), Annotate(QDiffConfig(**config))])
     infos = [node.meta["plan"].info for node in gm.graph.nodes if "plan" in node.meta]
     return {info.path: (info.weight_bits, info.act_bits) for info in infos}
 

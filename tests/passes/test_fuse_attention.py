@@ -7,9 +7,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from qdiff_fx.passes.base import run_passes
-from qdiff_fx.passes.canonicalise import Canonicalise
-from qdiff_fx.passes.format import format_graph
+from qdiff_fx.ir.text import format_graph
+from qdiff_fx.passes.canonicalize.canonicalize import Canonicalize
+from qdiff_fx.passes.framework import run_passes
 
 quick = settings(deadline=None, max_examples=25)
 aten = torch.ops.aten
@@ -17,9 +17,9 @@ BATCH, HEADS, L, S, D, E = 2, 3, 6, 5, 8, 4
 
 
 def canonical(gm):
-    report = run_passes(gm, [Canonicalise()])[0]
+    report = run_passes(gm, [Canonicalize()])[0]
     text = format_graph(gm)
-    assert run_passes(gm, [Canonicalise()])[0].changed == ()
+    assert run_passes(gm, [Canonicalize()])[0].changed == ()
     assert format_graph(gm) == text
     return report
 

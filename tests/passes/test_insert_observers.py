@@ -8,11 +8,11 @@ from torch import nn
 from qdiff_fx.config import QDiffConfig, Rule
 from qdiff_fx.errors import CalibrationError, PassError
 from qdiff_fx.observers import TimestepObserver
-from qdiff_fx.passes.annotate import Annotate
-from qdiff_fx.passes.base import run_passes
-from qdiff_fx.passes.canonicalise import Canonicalise
-from qdiff_fx.passes.insert_observers import InsertObservers
-from qdiff_fx.passes.split_shortcut import SplitShortcut
+from qdiff_fx.passes.canonicalize.canonicalize import Canonicalize
+from qdiff_fx.passes.framework import run_passes
+from qdiff_fx.passes.quantize.annotate import Annotate
+from qdiff_fx.passes.quantize.insert_observers import InsertObservers
+from qdiff_fx.passes.split_shortcut.split_shortcut import SplitShortcut
 
 X, T = torch.linspace(-2, 3, 2 * 5 * 8).reshape(2, 5, 8), torch.tensor([0.0, 700.0])
 
@@ -35,7 +35,7 @@ def observe(gm, timestep=True, **config):
     config = QDiffConfig(timestep_bins=10, **config)
     if timestep:
         [node for node in gm.graph.nodes if node.op == "placeholder"][-1].meta["timestep"] = True
-    report = run_passes(gm, [Canonicalise(), Annotate(config), InsertObservers(config)])[-1]
+    report = run_passes(gm, [Canonicalize(), Annotate(config), InsertObservers(config)])[-1]
     before = str(gm.graph)
     assert run_passes(gm, [InsertObservers(config)])[-1].changed == ()
     assert str(gm.graph) == before
@@ -92,7 +92,7 @@ def test_the_parts_of_a_split_shortcut_are_told_apart(export):
             return self.conv(torch.cat([deep, shallow], 1))
 
     gm = export(Shortcut(), torch.randn(2, 3, 6, 6), torch.randn(2, 2, 6, 6))
-    run_passes(gm, [Canonicalise(), SplitShortcut()])
+    run_passes(gm, [Canonicalize(), SplitShortcut()])
     observe(gm, timestep=False)
     assert {"conv[0:3] input", "conv[3:5] input"} <= set(observers(gm))
 
@@ -156,4 +156,4 @@ def test_errors_name_the_layer(gm, call):
 
 def test_only_an_annotated_graph_is_observed(gm):
     with pytest.raises(PassError, match="the graph is not annotated"):
-        run_passes(gm, [Canonicalise(), InsertObservers(QDiffConfig())])
+        run_passes(gm, [Canonicalize(), InsertObservers(QDiffConfig())])

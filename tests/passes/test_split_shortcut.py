@@ -9,20 +9,20 @@ from hypothesis import strategies as st
 from torch import nn
 
 from qdiff_fx.errors import PassError
-from qdiff_fx.passes.base import Pass, PassReport, properties, run_passes
-from qdiff_fx.passes.canonicalise import Canonicalise
-from qdiff_fx.passes.format import format_graph
-from qdiff_fx.passes.split_shortcut import SplitShortcut
+from qdiff_fx.ir.text import format_graph
+from qdiff_fx.passes.canonicalize.canonicalize import Canonicalize
+from qdiff_fx.passes.framework import Pass, PassReport, properties, run_passes
+from qdiff_fx.passes.split_shortcut.split_shortcut import SplitShortcut
 
 quick = settings(deadline=None, max_examples=25)
 aten = torch.ops.aten
 
 
 def split(gm, policy="shortcut"):
-    """Canonicalise and split in place; a second run must change nothing. Returns the report of the split."""
-    report = run_passes(gm, [Canonicalise(), SplitShortcut(policy)])[1]
+    """Canonicalize and split in place; a second run must change nothing. Returns the report of the split."""
+    report = run_passes(gm, [Canonicalize(), SplitShortcut(policy)])[1]
     text = format_graph(gm)
-    again = run_passes(gm, [Canonicalise(), SplitShortcut(policy)])
+    again = run_passes(gm, [Canonicalize(), SplitShortcut(policy)])
     assert [r.changed for r in again] == [(), ()]
     assert again[1].refused == report.refused
     assert format_graph(gm) == text

@@ -7,10 +7,10 @@ from torch.utils._pytree import tree_leaves
 from zoo import ARCHITECTURES
 
 from qdiff_fx.capture import capture
-from qdiff_fx.graph import clean, copy_graph
-from qdiff_fx.passes.base import run_passes
-from qdiff_fx.passes.canonicalise import Canonicalise
-from qdiff_fx.passes.split_shortcut import SplitShortcut
+from qdiff_fx.ir.edit import clean, copy_graph
+from qdiff_fx.passes.canonicalize.canonicalize import Canonicalize
+from qdiff_fx.passes.framework import run_passes
+from qdiff_fx.passes.split_shortcut.split_shortcut import SplitShortcut
 from qdiff_fx.signature import DropIn
 
 aten = torch.ops.aten
@@ -46,7 +46,7 @@ def outputs(gm, inputs):
 def test_the_up_path_is_split_and_the_attention_found(network):
     architecture, inputs, captured, expected = network
     gm = copy_graph(captured)
-    canonicalised, split = run_passes(gm, [Canonicalise(), SplitShortcut()])
+    canonicalised, split = run_passes(gm, [Canonicalize(), SplitShortcut()])
     attentions = [node for node in gm.graph.nodes if node.target is aten.scaled_dot_product_attention.default]
     assert len(attentions) == architecture.attentions
     assert len(split.changed) == architecture.up_concats
@@ -55,20 +55,20 @@ def test_the_up_path_is_split_and_the_attention_found(network):
         "the concat holds only conditioning, the sample does not reach it"
     }
     torch.testing.assert_close(outputs(gm, inputs), expected, rtol=1e-4, atol=2e-5)
-    assert [r.changed for r in run_passes(gm, [Canonicalise(), SplitShortcut()])] == [(), ()]
+    assert [r.changed for r in run_passes(gm, [Canonicalize(), SplitShortcut()])] == [(), ()]
 
 
 def test_splitting_all_finds_more_and_computes_the_same(network):
     architecture, inputs, captured, expected = network
     gm = copy_graph(captured)
-    split = run_passes(gm, [Canonicalise(), SplitShortcut("all")])[1]
+    split = run_passes(gm, [Canonicalize(), SplitShortcut("all")])[1]
     assert len(split.changed) >= architecture.up_concats
     torch.testing.assert_close(outputs(gm, inputs), expected, rtol=1e-4, atol=2e-5)
 
 
 def test_the_captured_graph_is_left_alone(network):
     _, inputs, captured, expected = network
-    run_passes(copy_graph(captured), [Canonicalise(), SplitShortcut()])
+    run_passes(copy_graph(captured), [Canonicalize(), SplitShortcut()])
     torch.testing.assert_close(outputs(captured, inputs), expected)
 
 
@@ -77,7 +77,7 @@ def test_a_captured_network_with_open_sizes():
     model, inputs = architecture()
     captured = capture(model, inputs)
     gm = copy_graph(captured.module)
-    split = run_passes(gm, [Canonicalise(), SplitShortcut()])[1]
+    split = run_passes(gm, [Canonicalize(), SplitShortcut()])[1]
     assert len(split.changed) == architecture.up_concats
     assert [refusal.path for refusal in split.refused] == ["time_embedding.linear_1"]
     larger = {"sample": torch.randn(3, 3, 24, 24), "timestep": torch.tensor([1, 50, 900])}

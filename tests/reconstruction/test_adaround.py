@@ -5,8 +5,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
-from qdiff_fx.decisions import DecidedLayer
-from qdiff_fx.numerics import quantize, weight_range, weight_scales
+from qdiff_fx.passes.quantize.decisions import DecidedLayer
+from qdiff_fx.quant.numerics import quantize, weight_range, weight_scales
 from qdiff_fx.reconstruction.adaround import AdaRound
 
 

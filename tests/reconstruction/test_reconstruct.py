@@ -8,10 +8,10 @@ import torch
 from residual_net import QUICK, Net, batches, make_prepared
 
 from qdiff_fx import QDiffConfig, Reconstruction, convert_qdiff, load_qdiff, prepare_qdiff, reconstruct, save_qdiff
-from qdiff_fx.decisions import DECIDED
 from qdiff_fx.errors import ArtifactError, CalibrationError, InputError
-from qdiff_fx.graph import get_attr_tensor, is_op
-from qdiff_fx.numerics import sqnr_db
+from qdiff_fx.ir.edit import get_attr_tensor, is_op
+from qdiff_fx.passes.quantize.decisions import DECIDED
+from qdiff_fx.quant.numerics import sqnr_db
 from qdiff_fx.reconstruction import learning
 
 dequantize = torch.ops.quantized_decomposed.dequantize_per_channel.default

@@ -6,7 +6,7 @@ from residual_net import make_prepared
 from zoo import ARCHITECTURES, prepared
 
 from qdiff_fx import QDiffConfig
-from qdiff_fx.excerpt import Excerpt, excerpt
+from qdiff_fx.ir.excerpt import Excerpt, excerpt
 from qdiff_fx.reconstruction.units import find_units, is_quantized
 
 

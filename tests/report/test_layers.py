@@ -7,7 +7,7 @@ import io
 from rich.console import Console
 
 from qdiff_fx.backends import LayerReport
-from qdiff_fx.qparams import LayerInfo
+from qdiff_fx.quant.qparams import LayerInfo
 from qdiff_fx.report.layers import float_layers_table, layers_json
 
 INTEGER = LayerReport(LayerInfo("conv_in", "conv", 8, 8), "kernel")

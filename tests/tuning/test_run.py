@@ -9,10 +9,10 @@ import torch
 from tiny_graphs import Shortcut, prepared
 
 from qdiff_fx import QDiffConfig, calibrate, convert_qdiff, prepare_qdiff, save_qdiff, tune
-from qdiff_fx.backends.base import quantized_layers
+from qdiff_fx.backends.common.base import quantized_layers
 from qdiff_fx.errors import CalibrationError, ConfigError
-from qdiff_fx.numerics import sqnr_db
-from qdiff_fx.serialization import artifact_bytes
+from qdiff_fx.quant.numerics import sqnr_db
+from qdiff_fx.storage.artifact import artifact_bytes
 from qdiff_fx.tuning.choice import AS_CONFIGURED, FLOAT, Choice
 from qdiff_fx.tuning.latency import BYTES, NIBBLES, WIDE
 from qdiff_fx.tuning.run import probe_batches

@@ -5,20 +5,20 @@ from __future__ import annotations
 import torch
 from torch import fx
 
-from qdiff_fx.backends.base import ATTENTION, Backend, Lowered, LoweringOptions, quantized_layers, report
-from qdiff_fx.backends.native import layers
-from qdiff_fx.backends.native.absorb_input import absorb_inputs
-from qdiff_fx.backends.native.absorb_output import absorb_outputs
-from qdiff_fx.backends.native.dtypes import settle_dtypes
-from qdiff_fx.backends.native.hoist import hoist_quantizers
-from qdiff_fx.backends.native.numbers import numbers_from_tables
-from qdiff_fx.backends.native.program import Program
-from qdiff_fx.backends.native.rests import join_rests
-from qdiff_fx.backends.native.reuse import remember_what_repeats
-from qdiff_fx.backends.native.sizes import ask_inputs_for_sizes
-from qdiff_fx.backends.native.window import absorb_windows
-from qdiff_fx.backends.onednn import dequantize_remaining_weights
-from qdiff_fx.graph import clean, copy_graph, is_op
+from qdiff_fx.backends.common.base import ATTENTION, Backend, Lowered, LoweringOptions, quantized_layers, report
+from qdiff_fx.backends.inductor.onednn import dequantize_remaining_weights
+from qdiff_fx.backends.native.fusion import layers
+from qdiff_fx.backends.native.fusion.absorb_input import absorb_inputs
+from qdiff_fx.backends.native.fusion.absorb_output import absorb_outputs
+from qdiff_fx.backends.native.fusion.dtypes import settle_dtypes
+from qdiff_fx.backends.native.fusion.hoist import hoist_quantizers
+from qdiff_fx.backends.native.fusion.numbers import numbers_from_tables
+from qdiff_fx.backends.native.fusion.rests import join_rests
+from qdiff_fx.backends.native.fusion.sizes import ask_inputs_for_sizes
+from qdiff_fx.backends.native.fusion.window import absorb_windows
+from qdiff_fx.backends.native.runtime.program import Program
+from qdiff_fx.backends.native.runtime.reuse import remember_what_repeats
+from qdiff_fx.ir.edit import clean, copy_graph, is_op
 from qdiff_fx.kernels import status
 
 REWRITES = (join_rests, hoist_quantizers, absorb_inputs, ask_inputs_for_sizes, absorb_windows, absorb_outputs)

@@ -1,0 +1,77 @@
+"""Choose the float type that flows between integer operations."""
+
+from __future__ import annotations
+
+import torch
+from torch import fx
+
+from qdiff_fx.backends.common.base import DEQUANTIZE_ACTIVATION, DEQUANTIZE_WEIGHT
+from qdiff_fx.ir.edit import add_buffer, get_attr_tensor, is_op
+
+aten, qd = torch.ops.aten, torch.ops.quantized_decomposed
+
+# These read float32 whatever the rest of the network computes in: scales, and the bias of integer kernels.
+KEEPS_FLOAT32 = (
+    qd.quantize_per_tensor.tensor,
+    qd.dequantize_per_tensor.tensor,
+    qd.dequantize_per_channel.default,
+    torch.ops.onednn.qconv_pointwise.default,
+    torch.ops.onednn.qconv_pointwise.tensor,
+    torch.ops.onednn.qlinear_pointwise.default,
+    torch.ops.onednn.qlinear_pointwise.tensor,
+    torch.ops.qdiff.int_attention.default,
+    torch.ops.qdiff.int_attention_vnni.default,
+    aten.index_select.default,
+)
+
+
+def set_compute_dtype(gm: fx.GraphModule, dtype: torch.dtype) -> None:
+    """Run everything between the integer operations of a lowered float32 graph in ``dtype``, in place.
+
+    Inputs are cast on the way in (the timestep is not: bf16 holds no integer above 256 exactly), parameters once,
+    here, and outputs back to float32.
+    """
+    for node in list(gm.graph.nodes):
+        if node.op == "placeholder" and not node.meta.get("timestep"):
+            _cast_after(node, dtype)
+        elif node.op == "get_attr":
+            _cast_parameter(gm, node, dtype)
+        elif is_op(node, *DEQUANTIZE_ACTIVATION, DEQUANTIZE_WEIGHT):
+            _cast_after(node, dtype)
+        elif node.op == "output":
+            _cast_outputs(node)
+
+
+def _is_float(node: fx.Node) -> bool:
+    value = node.meta.get("val")
+    return isinstance(value, torch.Tensor) and value.is_floating_point()
+
+
+def _cast_after(node: fx.Node, dtype: torch.dtype) -> None:
+    if not _is_float(node) or not node.users:
+        return
+    with node.graph.inserting_after(node):
+        cast = node.graph.call_function(aten.to.dtype, (node, dtype))
+    cast.meta = {"path": node.meta.get("path", ""), "val": node.meta["val"].to(dtype)}
+    node.replace_all_uses_with(cast, delete_user_cb=lambda user: user is not cast and not is_op(user, *KEEPS_FLOAT32))
+
+
+def _cast_parameter(gm: fx.GraphModule, node: fx.Node, dtype: torch.dtype) -> None:
+    users = [user for user in node.users if not is_op(user, *KEEPS_FLOAT32)]
+    tensor = get_attr_tensor(gm, node)
+    if not users or tensor.layout != torch.strided or not tensor.is_floating_point():
+        return
+    name = add_buffer(gm, f"{node.target}_{str(dtype).removeprefix('torch.')}", tensor.detach().to(dtype))
+    with gm.graph.inserting_after(node):
+        cast = gm.graph.get_attr(name)
+    cast.meta = {**node.meta, "val": node.meta["val"].to(dtype)} if "val" in node.meta else dict(node.meta)
+    for user in users:
+        user.replace_input_with(node, cast)
+
+
+def _cast_outputs(output: fx.Node) -> None:
+    with output.graph.inserting_before(output):
+        output.args = fx.map_arg(
+            output.args,
+            lambda node: output.graph.call_function(aten.to.dtype, (node, torch.float32)),
+        )

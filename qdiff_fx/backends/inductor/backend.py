@@ -1,0 +1,83 @@
+"""oneDNN int8 convolutions and linears and int8 attention under ``torch.compile``."""
+
+from __future__ import annotations
+
+import hashlib
+import inspect
+
+import torch
+import torch._inductor.config
+from torch import fx, nn
+from torch._inductor.custom_graph_pass import CustomGraphPass
+
+from qdiff_fx.backends.common.base import ATTENTION, Backend, Lowered, LoweringOptions, quantized_layers, report
+from qdiff_fx.backends.common.compute_dtype import set_compute_dtype
+from qdiff_fx.backends.inductor import onednn
+from qdiff_fx.backends.inductor.output_quantization import hide_from_inductor, write_codes
+from qdiff_fx.ir.edit import clean, copy_graph, is_op
+
+
+class AccumulateSums(CustomGraphPass):
+    """Runs ``onednn.accumulate_sums`` on Inductor's graph, where post-ops may write in place."""
+
+    def __call__(self, graph: fx.Graph) -> None:
+        onednn.accumulate_sums(graph)
+
+    def uuid(self) -> bytes:
+        return hashlib.sha256(inspect.getsource(onednn).encode()).digest()
+
+
+class InductorBackend(Backend):
+    """Quantize and dequantize become part of the generated loops around the integer kernels."""
+
+    name = "inductor"
+
+    def unavailable(self) -> str:
+        if not torch.backends.mkldnn.is_available():
+            return "this build of torch has no oneDNN"
+        if not hasattr(torch.ops.onednn, "qconv_pointwise"):
+            return "this build of torch has no int8 oneDNN operators"
+        return ""
+
+    def supports(self, layer: fx.Node) -> str:
+        return onednn.refusal(layer)
+
+    def lower(self, gm: fx.GraphModule, options: LoweringOptions) -> Lowered:
+        layers = tuple(report(gm, node, _kernel_name(node), self.supports(node)) for node in quantized_layers(gm))
+        lowered = copy_graph(gm)
+        onednn.lower_to_onednn(lowered, options.float_type)
+        onednn.dequantize_remaining_weights(lowered)
+        write_codes(lowered)
+        hide_from_inductor(lowered)
+        for node in lowered.graph.nodes:
+            if is_op(node, ATTENTION):
+                node.target = torch.ops.qdiff.int_attention_vnni.default
+                node.update_arg(10, options.float_type)
+        if options.float_type != torch.float32:
+            set_compute_dtype(lowered, options.float_type)
+        clean(lowered)
+        return Lowered(Compiled(lowered) if options.compile else lowered, layers)
+
+
+class Compiled(nn.Module):
+    """A lowered graph that is compiled on its first call, and again for shapes it has not seen."""
+
+    def __init__(self, lowered: fx.GraphModule):
+        super().__init__()
+        self.lowered = lowered
+        # Compiling removes nodes from the graph and leaves its code; with this map Dynamo would look up nodes by line
+        # when it compiles again for another shape, and fail.
+        lowered._lineno_map = None
+        self.compiled = torch.compile(lowered, options={"post_grad_custom_pre_pass": AccumulateSums()})
+
+    def forward(self, *inputs: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        # Dynamo too reads `freezing`, to tell constants from inputs, and sees no per-compile options. Without it
+        # the packed weights would be inputs, which Inductor's int8 linear refuses.
+        with torch.no_grad(), torch._inductor.config.patch(freezing=True):
+            return self.compiled(*inputs)
+
+
+def _kernel_name(layer: fx.Node) -> str:
+    if is_op(layer, ATTENTION):
+        return "qdiff::int_attention_vnni"
+    return f"onednn::q{layer.meta['layer'].kind}_pointwise"

@@ -1,0 +1,216 @@
+"""Rewrite the q/dq graph onto oneDNN's int8 convolution and linear, weights packed ahead of time."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import fx
+from torch.fx.node import Argument
+
+from qdiff_fx.backends.common.base import (
+    ATTENTION,
+    DEQUANTIZE_WEIGHT,
+    activation_of,
+    quantized_layers,
+    weight_codes,
+    weight_of,
+)
+from qdiff_fx.ir.edit import add_buffer, get_attr_tensor, is_op
+from qdiff_fx.quant.numerics import dequantize
+from qdiff_fx.quant.qparams import LayerInfo
+
+aten, onednn = torch.ops.aten, torch.ops.onednn
+
+CONVS: dict[object, int] = {aten.conv1d.default: 1, aten.conv2d.default: 2}
+NO_POST_OP: tuple[Argument, ...] = ("none", [], "")
+
+
+def refusal(layer: fx.Node) -> str:
+    """Why oneDNN's int8 kernels do not take a quantized layer; empty when they do."""
+    info: LayerInfo = layer.meta["layer"]
+    if info.float_reason or is_op(layer, ATTENTION):
+        return info.float_reason
+    if layer.target not in CONVS and not is_op(layer, aten.linear.default):
+        return f"oneDNN has no int8 kernel for {info.kind} ({layer.target})"
+    if activation_of(layer) is None or weight_of(layer) is None:
+        return "its input or weight is not a dequantized tensor"
+    return ""
+
+
+def lower_to_onednn(gm: fx.GraphModule, output_dtype: torch.dtype) -> None:
+    """Replace, in place, every layer oneDNN takes; the others keep dequantized values."""
+    for layer in quantized_layers(gm):
+        if refusal(layer):
+            continue
+        if layer.target in CONVS:
+            _replace(gm, layer, _lower_conv, output_dtype)
+        elif is_op(layer, aten.linear.default):
+            _replace(gm, layer, _lower_linear, output_dtype)
+
+
+def dequantize_remaining_weights(gm: fx.GraphModule) -> None:
+    """Dequantize now, in place, the weights of layers that stay in float.
+
+    Inductor would do it at every call, and its dequantize per channel does not take weights without zero-points.
+    """
+    for node in [n for n in gm.graph.nodes if is_op(n, DEQUANTIZE_WEIGHT) and n.users]:
+        codes, scales, _, axis = node.args[:4]
+        weight = dequantize(weight_codes(gm, codes), get_attr_tensor(gm, scales), 0, axis=axis)
+        name = add_buffer(gm, f"{codes.target}_dequantized", weight)
+        with gm.graph.inserting_before(node):
+            constant = gm.graph.get_attr(name)
+        constant.meta.update(node.meta)
+        node.replace_all_uses_with(constant)
+        gm.graph.erase_node(node)
+
+
+def _replace(
+    gm: fx.GraphModule,
+    layer: fx.Node,
+    lower: Callable[[fx.GraphModule, fx.Node, torch.dtype], fx.Node],
+    output_dtype: torch.dtype,
+) -> None:
+    with gm.graph.inserting_before(layer):
+        integer = lower(gm, layer, output_dtype)
+    integer.meta.update({key: layer.meta[key] for key in ("path", "layer") if key in layer.meta})
+    layer.replace_all_uses_with(integer)
+    gm.graph.erase_node(layer)
+
+
+def _lower_conv(gm: fx.GraphModule, layer: fx.Node, output_dtype: torch.dtype) -> fx.Node:
+    dims = CONVS[layer.target]
+    stride, padding, dilation, groups = conv_geometry(layer, dims)
+    codes, scales = _weight_tensors(gm, layer)
+    # oneDNN packs for a zero-point that is not known yet; any value does, the real one comes with the call.
+    packed = onednn.qconv_prepack(codes, scales, 1.0, 128, stride, padding, dilation, groups, None)
+    geometry = (stride, padding, dilation, groups)
+    return _call(gm, layer, onednn.qconv_pointwise, packed, geometry, output_dtype)
+
+
+def _lower_linear(gm: fx.GraphModule, layer: fx.Node, output_dtype: torch.dtype) -> fx.Node:
+    codes, _ = _weight_tensors(gm, layer)
+    packed = onednn.qlinear_prepack(codes, None)
+    return _call(gm, layer, onednn.qlinear_pointwise, packed, (), output_dtype)
+
+
+def _call(
+    gm: fx.GraphModule,
+    layer: fx.Node,
+    op: torch._ops.OpOverloadPacket,
+    packed: torch.Tensor,
+    geometry: tuple[Argument, ...],
+    output_dtype: torch.dtype,
+) -> fx.Node:
+    activation, weight = activation_of(layer), weight_of(layer)
+    assert activation is not None
+    assert weight is not None
+    quantized, scale, zero_point = activation.args[:3]
+    overload = op.tensor if isinstance(scale, fx.Node) else op.default
+    base = str(weight.args[0].target)  # type: ignore[union-attr]
+    packed_node = gm.graph.get_attr(add_buffer(gm, f"{base}_packed", packed))
+    scales = weight.args[1]
+    channels = get_attr_tensor(gm, scales).numel()  # type: ignore[arg-type]
+    zeros = add_buffer(gm, f"{base}_zero_points", torch.zeros(channels, dtype=torch.int32))
+    zeros_node = gm.graph.get_attr(zeros)
+    bias = layer.args[2] if len(layer.args) > 2 else None
+    return gm.graph.call_function(
+        overload,
+        (
+            *(quantized, scale, zero_point, packed_node, scales, zeros_node, bias),
+            *geometry,
+            *(1.0, 0, output_dtype, *NO_POST_OP),
+        ),
+    )
+
+
+def _weight_tensors(gm: fx.GraphModule, layer: fx.Node) -> tuple[torch.Tensor, torch.Tensor]:
+    weight = weight_of(layer)
+    assert weight is not None
+    codes, scales = weight.args[:2]
+    return get_attr_tensor(gm, codes), get_attr_tensor(gm, scales)  # type: ignore[arg-type]
+
+
+def conv_geometry(layer: fx.Node, dims: int) -> tuple[list[int], list[int], list[int], int]:
+    """Stride, padding, dilation and groups; arguments left out at the end have their defaults."""
+    given: list[Any] = [*layer.args[3:]]
+    stride, padding, dilation, groups = given + [[1], [0], [1], 1][len(given) :]
+    return _expand(stride, dims), _expand(padding, dims), _expand(dilation, dims), groups
+
+
+def _expand(value: int | Sequence[int], dims: int) -> list[int]:
+    values = [value] if isinstance(value, int) else list(value)
+    return values * dims if len(values) == 1 else values
+
+
+def accumulate_sums(graph: fx.Graph) -> int:
+    """``add(x, int8_layer(…))`` becomes the layer's sum post-op on x, where nothing else reads either.
+
+    This is how the halves of a split shortcut are summed, and residuals, without a pass over memory of their own.
+    Runs on the functional graph Inductor is about to schedule: the post-op writes into ``x``.
+
+    Returns:
+        How many adds were absorbed.
+    """
+    absorbed = 0
+    for add in [n for n in graph.nodes if is_op(n, aten.add.Tensor)]:
+        pair = _accumulation(add)
+        if pair is None:
+            continue
+        into, layer = pair
+        with graph.inserting_before(add):
+            fused = graph.call_function(*_with_sum(layer, into))
+        fused.meta.update(add.meta)
+        add.replace_all_uses_with(fused)
+        graph.erase_node(add)
+        graph.erase_node(layer)
+        absorbed += 1
+    return absorbed
+
+
+LAYER_OPS = (
+    onednn.qconv_pointwise.default,
+    onednn.qconv_pointwise.tensor,
+    onednn.qlinear_pointwise.default,
+    onednn.qlinear_pointwise.tensor,
+)
+SUM_OPS = (
+    onednn.qconv2d_pointwise.binary,
+    onednn.qconv2d_pointwise.binary_tensor,
+    onednn.qlinear_pointwise.binary,
+    onednn.qlinear_pointwise.binary_tensor,
+)
+
+
+def _accumulation(add: fx.Node) -> tuple[fx.Node, fx.Node] | None:
+    """(x, layer) when the add can be the layer's post-op. x must be a fresh buffer: another layer's output."""
+    left, right = add.args[:2]
+    if not isinstance(left, fx.Node) or not isinstance(right, fx.Node) or add.kwargs.get("alpha", 1) != 1:
+        return None
+    for into, layer in ((left, right), (right, left)):
+        same_layout = _same_shape(into, layer) and _same_shape(into, add)
+        fresh = is_op(into, *LAYER_OPS, *SUM_OPS) and len(into.users) == 1
+        if fresh and same_layout and is_op(layer, *LAYER_OPS) and len(layer.users) == 1 and into < layer:
+            return (into, layer) if _takes_sum(layer) else None
+    return None
+
+
+def _takes_sum(layer: fx.Node) -> bool:
+    is_conv = is_op(layer, onednn.qconv_pointwise.default, onednn.qconv_pointwise.tensor)
+    return not is_conv or len(layer.args[7]) == 2  # type: ignore[arg-type]
+
+
+def _same_shape(a: fx.Node, b: fx.Node) -> bool:
+    left, right = a.meta.get("val"), b.meta.get("val")
+    return left is not None and right is not None and left.shape == right.shape and left.dtype == right.dtype
+
+
+def _with_sum(layer: fx.Node, into: fx.Node) -> tuple[Callable[..., object], tuple[Argument, ...]]:
+    per_timestep = is_op(layer, onednn.qconv_pointwise.tensor, onednn.qlinear_pointwise.tensor)
+    args = layer.args
+    if is_op(layer, onednn.qconv_pointwise.default, onednn.qconv_pointwise.tensor):
+        op = onednn.qconv2d_pointwise.binary_tensor if per_timestep else onednn.qconv2d_pointwise.binary
+        return op, (*args[:6], into, *args[6:14], 1.0, 0, "sum", 1.0, *NO_POST_OP)
+    op = onednn.qlinear_pointwise.binary_tensor if per_timestep else onednn.qlinear_pointwise.binary
+    return op, (*args[:6], into, *args[6:10], 1.0, 0, "sum", 1.0, *NO_POST_OP)

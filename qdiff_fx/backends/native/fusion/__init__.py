@@ -1,0 +1,1 @@
+"""Rewrites of the q/dq graph: layers become kernels, what surrounds a layer is done by its kernel."""

@@ -1,0 +1,181 @@
+"""Quantize nodes and integer layers as calls of our kernels, one for one: what the other rewrites start from.
+
+All of a kernel's arguments are keyword arguments until the end, so that a rewrite changes one by its name.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import Any
+
+import torch
+from torch import fx
+
+from qdiff_fx.backends.common.base import activation_of, quantized_layers, weight_codes, weight_of
+from qdiff_fx.backends.common.memory import trim
+from qdiff_fx.backends.inductor.onednn import CONVS, conv_geometry
+from qdiff_fx.backends.native.fusion.numbers import ATTENTION_NUMBERS, NO_OUTPUT_QUANTIZER
+from qdiff_fx.ir.edit import add_buffer, get_attr_tensor, is_op
+from qdiff_fx.kernels.integer import Activation
+from qdiff_fx.quant.qparams import LayerInfo
+
+aten, qd, qdiff = torch.ops.aten, torch.ops.quantized_decomposed, torch.ops.qdiff
+
+CONV, LINEAR = qdiff.int_conv.default, qdiff.int_linear.default
+QUANTIZE, QUANTIZE_REST, GROUP_NORM, LAYER_NORM = (
+    qdiff.act_quantize.default,
+    qdiff.act_quantize_rest.default,
+    qdiff.group_norm_act.default,
+    qdiff.layer_norm_act.default,
+)
+LAYERS = (CONV, LINEAR)
+QUANTIZERS = (QUANTIZE, QUANTIZE_REST)
+TRIM_EVERY = 32 << 20  # bytes freed: packed weights would otherwise take new memory beside what freed ones leave
+NO_QUANTIZER = {"scale": 1.0, "zero_point": 0, "low": 0, "high": 0}
+
+
+def refusal(layer: fx.Node) -> str:
+    """Why the kernels do not take a layer of the q/dq graph; empty when they do."""
+    info: LayerInfo = layer.meta["layer"]
+    if info.float_reason or info.kind == "attention":
+        return info.float_reason
+    is_conv = layer.target in CONVS
+    if not is_conv and not is_op(layer, aten.linear.default):
+        return f"there is no integer kernel for {info.kind} ({layer.target})"
+    activation = activation_of(layer)
+    if activation is None or weight_of(layer) is None:
+        return "its input or weight is not a dequantized tensor"
+    if activation.args[5] != torch.uint8:
+        return "its input is not quantized to uint8"
+    if is_conv and conv_geometry(layer, CONVS[layer.target])[3] != 1:
+        return "grouped convolutions have no integer kernel"
+    return ""
+
+
+def args_of(node: fx.Node) -> list[Any]:
+    """The positional arguments of any call, to be read."""
+    return list(node.args)
+
+
+def call(graph: fx.Graph, target: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None) -> fx.Node:
+    """A call where the graph is being written; `target` may be another node's."""
+    return graph.call_function(target, args, kwargs)
+
+
+def named(node: fx.Node) -> dict[str, Any]:
+    """The keyword arguments of a kernel call, to be read."""
+    return dict(node.kwargs)
+
+
+def lower_layers(gm: fx.GraphModule, *, release: bool = False) -> None:
+    """Rewrite every layer the kernels take and every quantize node, in place.
+
+    Args:
+        release: free the codes of a weight once they are packed, unless somebody else reads them.
+    """
+    readers = Counter(str(n.target) for n in gm.graph.nodes if n.op == "get_attr")
+    # Both layers of a 16-bit input read the same codes through one node.
+    layers_of = Counter(str(_codes_node(n).target) for n in quantized_layers(gm) if weight_of(n) is not None)
+    for quantize in [n for n in gm.graph.nodes if is_op(n, qd.quantize_per_tensor.default)]:
+        _lower_quantize(quantize)
+    untrimmed = 0
+    for layer in quantized_layers(gm):
+        if is_op(layer, ATTENTION_NUMBERS) or refusal(layer):
+            continue
+        lower = _lower_linear if is_op(layer, aten.linear.default) else _lower_conv
+        with gm.graph.inserting_before(layer):
+            integer = lower(gm, layer)
+        integer.meta.update(layer.meta)
+        codes = _codes_node(layer)
+        if release and readers[str(codes.target)] == layers_of[str(codes.target)] == 1:
+            storage = get_attr_tensor(gm, codes).untyped_storage()
+            untrimmed += storage.nbytes()
+            storage.resize_(0)
+            if untrimmed >= TRIM_EVERY:
+                trim()
+                untrimmed = 0
+        layer.replace_all_uses_with(integer)
+        gm.graph.erase_node(layer)
+
+
+def _lower_quantize(node: fx.Node) -> None:
+    value, scale, zero_point, low, high, dtype = node.args
+    node.target = QUANTIZE
+    node.args = ()
+    node.kwargs = {
+        "x": value,
+        "activation": Activation.NONE.value,
+        "out_dtype": dtype,
+        **{"scale": scale, "zero_point": zero_point, "low": low, "high": high},
+    }
+
+
+def _lower_linear(gm: fx.GraphModule, layer: fx.Node) -> fx.Node:
+    codes, scale, zero_point = _activation(layer)
+    weight, weight_scale, weight_sum, channels = _weight(gm, layer)
+    return gm.graph.call_function(
+        LINEAR,
+        kwargs={
+            **{"codes": codes, "scale": scale, "zero_point": zero_point},
+            **{"weights": [weight], "weight_scales": [weight_scale], "weight_sums": [weight_sum]},
+            "out_features": channels,
+            **{"bias": _bias(layer), "residual": None, "activation": Activation.NONE.value},
+            **{"out_dtype": torch.float32, **NO_OUTPUT_QUANTIZER},
+        },
+    )
+
+
+def _lower_conv(gm: fx.GraphModule, layer: fx.Node) -> fx.Node:
+    codes, scale, zero_point = _activation(layer)
+    weight, weight_scale, weight_sum, channels = _weight(gm, layer)
+    dims = CONVS[layer.target]
+    stride, padding, dilation, _ = conv_geometry(layer, dims)
+    kernel = list(_codes_node(layer).meta["val"].shape[2:])
+    if dims == 1:
+        codes = gm.graph.call_function(aten.unsqueeze.default, (codes, 2))  # an image of one line
+        kernel, stride, padding, dilation = [1, *kernel], [1, *stride], [0, *padding], [1, *dilation]
+    node = gm.graph.call_function(
+        CONV,
+        kwargs={
+            **{"codes": [codes], "scales": [scale], "zero_points": [zero_point]},
+            **{"weights": [weight], "weight_scales": [weight_scale], "weight_sums": [weight_sum]},
+            **{"out_channels": channels, "kernel": kernel, "stride": stride},
+            **{"padding": [side for pad in padding for side in (pad, pad)], "dilation": dilation, "enlarge": [1, 1]},
+            **{"bias": _bias(layer), "shift": None, "residual": None, "activation": Activation.NONE.value},
+            **{"out_dtype": torch.float32, **NO_OUTPUT_QUANTIZER},
+        },
+    )
+    if dims == 2:
+        return node
+    node.meta["path"] = layer.meta.get("path", "")
+    return gm.graph.call_function(aten.squeeze.dim, (node, 2))
+
+
+def _activation(layer: fx.Node) -> tuple[fx.Node, Any, Any]:
+    activation = activation_of(layer)
+    assert activation is not None
+    codes, scale, zero_point = activation.args[:3]
+    return codes, scale, zero_point  # type: ignore[return-value]
+
+
+def _bias(layer: fx.Node) -> Any:
+    return layer.args[2] if len(layer.args) > 2 else None
+
+
+def _codes_node(layer: fx.Node) -> fx.Node:
+    weight = weight_of(layer)
+    assert weight is not None
+    return weight.args[0]  # type: ignore[return-value]
+
+
+def _weight(gm: fx.GraphModule, layer: fx.Node) -> tuple[fx.Node, fx.Node, fx.Node, int]:
+    """Packed weight, scales and sums as get_attr nodes, and the number of output channels."""
+    codes_node, scales_node = _codes_node(layer), weight_of(layer).args[1]  # type: ignore[union-attr]
+    codes = weight_codes(gm, codes_node)
+    packed, sums = qdiff.pack_weight(codes, layer.meta["layer"].weight_bits)
+    scales = torch.zeros(sums.numel())
+    scales[: codes.shape[0]] = get_attr_tensor(gm, scales_node).float()  # type: ignore[arg-type]
+    base = str(codes_node.target)
+    named = {"packed": packed, "padded_scales": scales, "sums": sums}
+    nodes = [gm.graph.get_attr(add_buffer(gm, f"{base}_{name}", tensor)) for name, tensor in named.items()]
+    return nodes[0], nodes[1], nodes[2], codes.shape[0]

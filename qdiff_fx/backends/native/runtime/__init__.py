@@ -1,0 +1,1 @@
+"""How a lowered graph runs: one function, plans, what repeats remembered."""

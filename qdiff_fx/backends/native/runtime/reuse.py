@@ -1,0 +1,175 @@
+"""Compute once what does not depend on the image: the time embedding per timestep, keys and values per prompt.
+
+What is remembered is found by comparing the inputs themselves, so a changed prompt is always noticed, also one that was
+changed in place.
+"""
+
+from __future__ import annotations
+
+import operator
+import threading
+from collections import OrderedDict
+from enum import IntEnum
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+
+from qdiff_fx.backends.native.fusion.sizes import SIZE
+from qdiff_fx.backends.native.runtime.program import Program
+from qdiff_fx.ir.edit import is_op
+
+SMALL = 64  # elements of a tensor that is compared as part of a key
+LIMIT_BYTES = 128 << 20
+
+
+class Depends(IntEnum):
+    """What a value depends on, in the order in which it changes."""
+
+    NOTHING = 0
+    CONDITIONING = 1
+    TIMESTEP = 2
+    SAMPLE = 3
+
+
+MODULES = {Depends.CONDITIONING: "of_the_conditioning", Depends.TIMESTEP: "of_the_timestep"}
+
+
+class Remembered(nn.Module):
+    """Calls a module once per distinct inputs, tensors and numbers; the results must not be written to.
+
+    The least recently used are forgotten when inputs and results take more than `limit_bytes`.
+    """
+
+    def __init__(self, module: nn.Module, limit_bytes: int = LIMIT_BYTES):
+        super().__init__()
+        self.module, self.limit_bytes = module, limit_bytes
+        self.entries: OrderedDict[tuple[Any, ...], _Entry] = OrderedDict()
+        self._lock = threading.Lock()
+
+    def forward(self, *inputs: Any) -> tuple[Any, ...]:
+        key = tuple(_key(value) for value in inputs)
+        large = [value for value in inputs if _is_large(value)]
+        with self._lock:
+            entry = self.entries.get(key)
+            if entry is not None and all(map(torch.equal, entry.large, large)):
+                self.entries.move_to_end(key)
+                return entry.results
+        results = self.module(*inputs)
+        with self._lock:
+            # One entry per key: of two prompts of one shape the last is kept.
+            self.entries[key] = _Entry([value.clone() for value in large], results)
+            self.entries.move_to_end(key)
+            while len(self.entries) > 1 and sum(each.nbytes for each in self.entries.values()) > self.limit_bytes:
+                self.entries.popitem(last=False)
+        return results
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Remembered:
+        return Remembered(self.module, self.limit_bytes)
+
+
+class _Entry:
+    def __init__(self, large: list[Tensor], results: tuple[Any, ...]):
+        self.large, self.results = large, results
+        self.nbytes = sum(value.nbytes for value in (*large, *results) if isinstance(value, Tensor))
+
+
+def _is_large(value: Any) -> bool:
+    return isinstance(value, Tensor) and value.numel() > SMALL
+
+
+def _key(value: Any) -> Any:
+    if not isinstance(value, Tensor):
+        return value
+    content = None if _is_large(value) else tuple(value.flatten().tolist())
+    return value.dtype, tuple(value.shape), content
+
+
+def remember_what_repeats(gm: fx.GraphModule) -> None:
+    """Move what depends on the conditioning only, or on it and the timestep, behind `Remembered`, in place."""
+    for kind in (Depends.CONDITIONING, Depends.TIMESTEP):
+        depends = _classify(gm)
+        nodes = [n for n in gm.graph.nodes if depends[n] == kind and n.op in ("call_function", "call_module")]
+        if any(_is_work(node) for node in nodes):
+            _move_out(gm, MODULES[kind], nodes, depends)
+
+
+def _is_work(node: fx.Node) -> bool:
+    return node.op == "call_module" or "qdiff" in str(node.target)
+
+
+def _classify(gm: fx.GraphModule) -> dict[fx.Node, Depends]:
+    """Sizes of inputs count as nothing: they are handed over as numbers."""
+    found: dict[fx.Node, Depends] = {}
+    placeholders = [node for node in gm.graph.nodes if node.op == "placeholder"]
+    samples = [node for node in placeholders if node.meta.get("sample")] or placeholders[:1]
+    for node in gm.graph.nodes:
+        if node.op == "placeholder":
+            given = Depends.SAMPLE if node in samples else Depends.CONDITIONING
+            found[node] = Depends.TIMESTEP if node.meta.get("timestep") else given
+        elif node.op == "output" or is_op(node, SIZE):
+            known = node.op != "output" and node.args[0].op == "placeholder"
+            found[node] = Depends.NOTHING if known else Depends.SAMPLE
+        else:
+            found[node] = max((found[each] for each in node.all_input_nodes), default=Depends.NOTHING)
+    return found
+
+
+def _move_out(gm: fx.GraphModule, name: str, nodes: list[fx.Node], depends: dict[fx.Node, Depends]) -> None:
+    inside = set(nodes)
+    results = [node for node in nodes if any(user not in inside for user in node.users)]
+    graph, copies, handed = fx.Graph(), {}, []
+
+    def copy(node: fx.Node) -> fx.Node:
+        if node not in copies:
+            if node in inside or _is_constant(node, depends):
+                copies[node] = graph.node_copy(node, copy)
+            else:
+                handed.append(node)
+                copies[node] = graph.placeholder(node.name)
+        return copies[node]
+
+    graph.output(tuple(map(copy, results)))
+    # Inputs turn up where they are first read; a graph has them at its beginning.
+    _placeholders_first(graph)
+    graph.lint()
+    _placeholders_first(gm.graph)
+    gm.add_module(name, Remembered(Program(fx.GraphModule(gm, graph))))
+    with gm.graph.inserting_after(_hoist(handed)):
+        call = gm.graph.call_module(name, tuple(handed))
+    with gm.graph.inserting_before(call.next):
+        replacements = [gm.graph.call_function(operator.getitem, (call, index)) for index in range(len(results))]
+    for node, replacement in zip(results, replacements, strict=True):
+        replacement.meta = dict(node.meta)
+        node.replace_all_uses_with(replacement, delete_user_cb=lambda user: user not in inside)
+    for node in reversed(nodes):
+        gm.graph.erase_node(node)
+
+
+def _is_constant(node: fx.Node, depends: dict[fx.Node, Depends]) -> bool:
+    """A parameter, or a tensor made from nothing but those and sizes; sizes themselves are handed over."""
+    made = depends[node] == Depends.NOTHING and isinstance(node.meta.get("val"), Tensor)
+    return node.op == "get_attr" or (made and node.op != "placeholder")
+
+
+def _placeholders_first(graph: fx.Graph) -> None:
+    root = next(iter(graph.nodes)).prev
+    for node in reversed([each for each in graph.nodes if each.op == "placeholder"]):
+        root.append(node)
+
+
+def _hoist(nodes: list[fx.Node]) -> fx.Node:
+    """Move sizes and what is computed from them, and earlier results, to the top; returns the last node there."""
+    needed: set[fx.Node] = set()
+    pending = list(nodes)
+    while pending:
+        node = pending.pop()
+        if node.op != "placeholder" and node not in needed:
+            needed.add(node)
+            pending.extend(node.all_input_nodes)
+    graph = nodes[0].graph
+    last = [node for node in graph.nodes if node.op == "placeholder"][-1]
+    for node in [each for each in graph.nodes if each in needed]:
+        last.append(node)
+        last = node
+    return last

@@ -1,0 +1,216 @@
+"""``x86`` and ``qnnpack``: torch.ao's ``prepare_fx``/``convert_fx`` with our parameters. All of torch.ao is in here.
+
+torch.ao's integer layers take u8 and return u8, so each layer's output is quantized too, with the parameters in
+``LayerInfo.output``. Everything between layers stays in float; attention runs on our own kernel.
+"""
+
+from __future__ import annotations
+
+import copy
+import threading
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, cast
+
+import torch
+from torch import Tensor, fx, nn
+from torch.ao.quantization import QConfig, QConfigMapping
+from torch.ao.quantization.observer import ObserverBase
+from torch.ao.quantization.quantize_fx import convert_fx, prepare_fx
+
+from qdiff_fx.backends.common.base import ATTENTION, Backend, Lowered, LoweringOptions, quantized_layers, report
+from qdiff_fx.backends.common.compute_dtype import set_compute_dtype
+from qdiff_fx.backends.common.static_scales import use_static_scales
+from qdiff_fx.backends.torch_ao.module_graph import TRANSPOSED_CONVS, LayerConstants, constants_of, refusal, to_modules
+from qdiff_fx.ir.edit import clean, copy_graph, is_op
+from qdiff_fx.quant.qparams import LayerInfo
+
+aten, qdiff = torch.ops.aten, torch.ops.qdiff
+
+INT32_MAX = 2**31 - 1
+# From more groups on, torch's x86 engine leaves oneDNN for FBGEMM's depthwise kernels.
+ONEDNN_GROUPS = 100
+_engine_lock = threading.RLock()
+
+
+class TorchAOBackend(Backend):
+    """One engine of ``torch.backends.quantized``.
+
+    ``x86`` needs AVX-512 VNNI: on other processors its kernels add u8·s8 products in 16 bits, which saturate with
+    8-bit weights (7-bit weights never do). ``qnnpack`` is the ARM engine; it runs on x86 too, slowly.
+
+    Packed weights remember the engine they were packed for. The process-wide engine is switched only while packing,
+    and a lowered module may run in any thread, under any engine.
+    """
+
+    def __init__(self, engine: str):
+        self.name = engine
+
+    def unavailable(self) -> str:
+        if self.name not in torch.backends.quantized.supported_engines:
+            return f"this build of torch has no {self.name} engine"
+        return ""
+
+    def supports(self, layer: fx.Node) -> str:
+        """As for every backend; ``lower`` asks after it has put static scales in the place of tables."""
+        info: LayerInfo = layer.meta["layer"]
+        if is_op(layer, ATTENTION):
+            return info.float_reason
+        reason = refusal(layer)
+        if reason:
+            return reason
+        constants = constants_of(cast(fx.GraphModule, layer.graph.owning_module), layer)
+        return _qnnpack_refusal(layer, constants) if self.name == "qnnpack" else _x86_refusal(layer, constants)
+
+    def lower(self, gm: fx.GraphModule, options: LoweringOptions) -> Lowered:
+        """Lower a q/dq graph, which is left as it is. Warns (UserWarning) where 8-bit weights may saturate."""
+        lowered = copy_graph(gm)
+        use_static_scales(lowered)
+        layers = {node: self.supports(node) for node in quantized_layers(lowered)}
+        rows = tuple(report(lowered, node, self._kernel(node), reason) for node, reason in layers.items())
+        if self.name == "x86" and any(row.integer and row.info.weight_bits == 8 for row in rows):
+            _warn_without_vnni()
+        integer = [node for node, reason in layers.items() if not reason and not is_op(node, ATTENTION)]
+        _use_attention_kernel(lowered, options.float_type)
+        constants = to_modules(lowered, integer, options.float_type)
+        clean(lowered)
+        if options.float_type != torch.float32:
+            set_compute_dtype(lowered, options.float_type)
+        with _engine(self.name):
+            converted = _convert(clean(lowered), constants)
+        return Lowered(EngineModule(clean(converted), self.name), rows)
+
+    def _kernel(self, layer: fx.Node) -> str:
+        if is_op(layer, ATTENTION):
+            return "qdiff::int_attention_vnni"
+        return f"quantized::{str(layer.target).split('.')[1]} ({self.name})"
+
+
+class EngineModule(nn.Module):
+    """A lowered graph; copies of it are packed for the same engine, whichever is current."""
+
+    def __init__(self, graph_module: fx.GraphModule, engine: str):
+        super().__init__()
+        self.graph_module, self.engine = graph_module, engine
+
+    def forward(self, *inputs: Tensor) -> Any:
+        return self.graph_module(*inputs)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> EngineModule:
+        with _engine(self.engine):
+            return EngineModule(copy.deepcopy(self.graph_module, memo), self.engine)
+
+
+class FixedParameters(ObserverBase):
+    """An observer that reports what it was told, whatever it sees."""
+
+    def __init__(
+        self,
+        dtype: torch.dtype,
+        qscheme: torch.qscheme,
+        scales: tuple[float, ...] = (1.0,),
+        zero_point: int = 0,
+        ch_axis: int = -1,
+    ):
+        super().__init__(dtype)
+        self.qscheme, self.ch_axis = qscheme, ch_axis
+        self.scales, self.zero_point = scales, zero_point
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x
+
+    def calculate_qparams(self, **_: Any) -> tuple[Tensor, Tensor]:  # type: ignore[override]
+        scales = torch.tensor(self.scales, dtype=torch.float32)
+        return scales, torch.full_like(scales, self.zero_point, dtype=torch.int64)
+
+
+def _convert(gm: fx.GraphModule, constants: dict[str, LayerConstants]) -> fx.GraphModule:
+    """Replace the named float modules of ``gm`` by ``torch.ao.nn.quantized`` ones; everything else stays in float."""
+    mapping = QConfigMapping()
+    for name, layer in constants.items():
+        mapping.set_module_name(name, _qconfig(layer))
+    with warnings.catch_warnings(), torch.no_grad():
+        warnings.simplefilter("ignore")
+        prepared = prepare_fx(gm, mapping, example_inputs=())
+        _set_activation_parameters(prepared, constants)
+        return convert_fx(prepared)
+
+
+def _qconfig(layer: LayerConstants) -> QConfig:
+    activation = FixedParameters.with_args(dtype=torch.quint8, qscheme=torch.per_tensor_affine)
+    weight = FixedParameters.with_args(
+        dtype=torch.qint8,
+        qscheme=torch.per_channel_symmetric,
+        scales=tuple(layer.scales.tolist()),
+        ch_axis=layer.axis,
+    )
+    return QConfig(activation=activation, weight=weight)
+
+
+def _set_activation_parameters(prepared: fx.GraphModule, constants: dict[str, LayerConstants]) -> None:
+    """Every observer watches either the output of one of our modules or the input of some of them."""
+    modules = dict(prepared.named_modules())
+    for node in prepared.graph.nodes:
+        observer = modules.get(str(node.target)) if node.op == "call_module" else None
+        if not isinstance(observer, FixedParameters):
+            continue
+        source, reader = node.args[0], next(iter(node.users))
+        made_by = constants.get(str(source.target)) if source.op == "call_module" else None
+        parameters = made_by.output if made_by else constants[str(reader.target)].input
+        observer.scales, observer.zero_point = (parameters.scale,), parameters.zero_point
+
+
+def _use_attention_kernel(gm: fx.GraphModule, compute_dtype: torch.dtype) -> None:
+    for node in gm.graph.nodes:
+        if is_op(node, ATTENTION):
+            node.target = qdiff.int_attention_vnni.default
+            if compute_dtype != torch.float32:
+                node.update_arg(10, compute_dtype)
+
+
+@contextmanager
+def _engine(name: str) -> Iterator[None]:
+    """Pack weights for an engine. The setting is one per process, so one thread packs at a time."""
+    with _engine_lock:
+        previous = torch.backends.quantized.engine
+        torch.backends.quantized.engine = name
+        try:
+            yield
+        finally:
+            torch.backends.quantized.engine = previous
+
+
+def _x86_refusal(layer: fx.Node, constants: LayerConstants) -> str:
+    if layer.target in TRANSPOSED_CONVS:
+        return "torch.ao's x86 engine has no transposed convolution with one weight scale per channel"
+    depthwise = constants.options.get("groups", 1) > ONEDNN_GROUPS
+    if depthwise and constants.codes.int().abs().max() > 64:
+        return f"above {ONEDNN_GROUPS} groups torch.ao's x86 engine sums in 16 bits, which 8-bit weights overflow"
+    return ""
+
+
+def _qnnpack_refusal(layer: fx.Node, constants: LayerConstants) -> str:
+    """QNNPACK holds the bias and the whole sum in int32, and multiplies it by ``scale`` in float32."""
+    if is_op(layer, aten.conv_transpose3d.input):
+        return "torch.ao's qnnpack engine computes 3-d transposed convolutions wrongly"
+    scale = constants.input.scale * constants.scales.double()
+    if scale.min() < torch.finfo(torch.float32).tiny:
+        return "its input and weight scales multiply to less than float32 holds"
+    other_axes = [axis for axis in range(constants.codes.dim()) if axis != constants.axis]
+    largest_sum = 255 * constants.codes.double().abs().sum(other_axes)
+    if constants.bias is not None:
+        largest_sum += constants.bias.double().abs() / scale
+    requantized = largest_sum * (scale / constants.output.scale).clamp(min=1)
+    if requantized.max() > INT32_MAX:
+        return "qnnpack's 32-bit sums may overflow: a bias or weight is large for its scale"
+    return ""
+
+
+def _warn_without_vnni() -> None:
+    if not torch.cpu._is_vnni_supported():
+        warnings.warn(
+            "this processor has no AVX-512 VNNI: torch.ao's x86 kernels may saturate with 8-bit weights. "
+            'Use backend="qnnpack", weight_bits=7 or backend="reference"',
+            stacklevel=3,
+        )

@@ -1,0 +1,1 @@
+"""What a graph is: facts about its nodes, the operators it is made of, and how it is edited."""

@@ -1,0 +1,161 @@
+"""The few torch.fx helpers every rewrite needs."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import fx, nn
+from torch._dispatch.python import enable_python_dispatcher
+from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
+
+
+def is_op(node: object, *targets: Callable[..., Any]) -> bool:
+    """Whether `node` is a call_function of one of `targets`, e.g. `torch.ops.aten.cat.default`."""
+    return isinstance(node, fx.Node) and node.op == "call_function" and node.target in targets
+
+
+def is_mutable(node: fx.Node) -> bool:
+    """Whether the node writes into one of its arguments."""
+    return isinstance(node.target, torch._ops.OpOverload) and node.target._schema.is_mutable
+
+
+def ancestors(node: fx.Node) -> set[fx.Node]:
+    """Every node that `node` depends on, itself excluded."""
+    found: set[fx.Node] = set()
+    pending = list(node.all_input_nodes)
+    while pending:
+        current = pending.pop()
+        if current not in found:
+            found.add(current)
+            pending.extend(current.all_input_nodes)
+    return found
+
+
+def get_attr_tensor(gm: fx.GraphModule, node: fx.Node) -> torch.Tensor:
+    """The parameter or buffer a get_attr node reads. Raises TypeError when it is something else."""
+    if node.op != "get_attr":
+        raise TypeError(f"{node.name} is a {node.op}, not a get_attr")
+    owner, _, name = str(node.target).rpartition(".")
+    value = getattr(gm.get_submodule(owner), name)
+    if not isinstance(value, torch.Tensor):
+        raise TypeError(f"{node.target} is a {type(value).__name__}, not a tensor")
+    return value
+
+
+def add_buffer(gm: fx.GraphModule, name: str, tensor: torch.Tensor) -> str:
+    """Register `tensor` under the dotted `name`, made unique by a numeric suffix; returns the name used."""
+    path, _, leaf = name.rpartition(".")
+    owner = _owner(gm, path)
+    unique, count = leaf, 0
+    while hasattr(owner, unique):
+        count += 1
+        unique = f"{leaf}_{count}"
+    owner.register_buffer(unique, tensor)
+    return f"{path}.{unique}" if path else unique
+
+
+def _owner(gm: nn.Module, path: str) -> nn.Module:
+    """The submodule at the dotted `path`; missing ones are made empty."""
+    owner: nn.Module = gm
+    for part in path.split(".") if path else ():
+        if part not in owner._modules:
+            owner.add_module(part, nn.Module())
+        owner = owner.get_submodule(part)
+    return owner
+
+
+def insert_get_attr(gm: fx.GraphModule, before: fx.Node, name: str, like: fx.Node | None = None) -> fx.Node:
+    """A get_attr of the tensor registered at `name`, placed before `before`, with meta val and path."""
+    with gm.graph.inserting_before(before):
+        node = gm.graph.get_attr(name)
+    node.meta["path"] = _path(like, before)
+    node.meta["val"] = fake_mode(gm.graph).from_tensor(get_attr_tensor(gm, node), static_shapes=True)
+    return node
+
+
+def insert_call(
+    graph: fx.Graph,
+    before: fx.Node,
+    target: Callable[..., Any],
+    args: Sequence[Any] = (),
+    kwargs: Mapping[str, Any] | None = None,
+    like: fx.Node | None = None,
+) -> fx.Node:
+    """A call_function placed before `before`.
+
+    meta["val"] comes from running `target` on the inputs' fake tensors; meta["path"] from `like`, or from
+    `before` when `like` is not given.
+    """
+    with graph.inserting_before(before):
+        node = graph.call_function(target, tuple(args), dict(kwargs or {}))
+    node.meta["path"] = _path(like, before)
+    refresh_value(node)
+    return node
+
+
+def refresh_value(node: fx.Node) -> None:
+    """Recompute meta["val"] of a call_function from its inputs' values."""
+    values = fx.map_arg((node.args, node.kwargs), lambda n: n.meta["val"])
+    # Without the Python dispatcher, composite ops (pad, linear) read sizes as plain integers in C++, which
+    # pins a symbolic batch to the value it was captured with.
+    with fake_mode(node.graph), enable_python_dispatcher(), torch.no_grad():
+        node.meta["val"] = node.target(*values[0], **values[1])  # type: ignore[operator]
+
+
+def fake_mode(graph: fx.Graph) -> FakeTensorMode:
+    """The mode the graph's fake tensors belong to. Raises ValueError when no node has a fake value."""
+    for node in graph.nodes:
+        value = node.meta.get("val")
+        if isinstance(value, FakeTensor):
+            return value.fake_mode
+    raise ValueError("the graph holds no fake tensor values: was it captured?")
+
+
+def _path(like: fx.Node | None, before: fx.Node) -> str:
+    return (before if like is None else like).meta.get("path", "")
+
+
+def clean(gm: fx.GraphModule) -> fx.GraphModule:
+    """Drop dead nodes and the tensors nobody reads, check the graph, regenerate the code; returns `gm`."""
+    gm.graph.eliminate_dead_code()
+    # Modules first: one that is no longer called may still be called, and needed whole, by another graph.
+    gm.delete_all_unused_submodules()
+    _drop_unread_tensors(gm)
+    gm.graph.lint()
+    gm.recompile()
+    return gm
+
+
+def _drop_unread_tensors(gm: fx.GraphModule) -> None:
+    read = {str(node.target) for node in gm.graph.nodes if node.op == "get_attr"}
+    called = tuple(f"{node.target}." for node in gm.graph.nodes if node.op == "call_module")
+    for path, module in list(gm.named_modules()):
+        if f"{path}.".startswith(called):
+            continue
+        for name in [*module._parameters, *module._buffers]:
+            if (f"{path}.{name}" if path else name) not in read:
+                delattr(module, name)
+
+
+def copy_graph(gm: fx.GraphModule) -> fx.GraphModule:
+    """A copy to rewrite freely: its own graph and module tree, the same tensors; called modules are shared."""
+    root = nn.Module()
+    called = {str(node.target) for node in gm.graph.nodes if node.op == "call_module"}
+    for path in called:
+        owner, _, name = path.rpartition(".")
+        _owner(root, owner).add_module(name, gm.get_submodule(path))
+    for node in gm.graph.nodes:
+        if node.op == "get_attr":
+            owner, _, name = str(node.target).rpartition(".")
+            tensor = get_attr_tensor(gm, node)
+            holder = _owner(root, owner)
+            if isinstance(tensor, nn.Parameter):
+                holder.register_parameter(name, tensor)
+            else:
+                holder.register_buffer(name, tensor)
+    copied = fx.GraphModule(root, copy.deepcopy(gm.graph))
+    copied.meta.update(gm.meta)
+    return copied

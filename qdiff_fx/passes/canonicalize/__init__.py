@@ -1,0 +1,1 @@
+"""One spelling per operation: a rule per rewrite."""

@@ -1,0 +1,152 @@
+"""Decide which tensors are quantized, at how many bits; write it on the nodes, change nothing else."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import fx
+
+from qdiff_fx.config import ActRange, LayerSettings, QDiffConfig
+from qdiff_fx.errors import ConfigError
+from qdiff_fx.ir.edit import is_op
+from qdiff_fx.passes.framework import Change, Pass, PassReport, Refusal
+from qdiff_fx.passes.quantize.edges import makes_prediction, reads_sample
+from qdiff_fx.quant.qparams import WIDE_BITS, LayerInfo, LayerKind, TensorSpec
+
+aten = torch.ops.aten
+
+WEIGHT_OPS: dict[object, LayerKind] = {
+    aten.conv1d.default: "conv",
+    aten.conv2d.default: "conv",
+    aten.conv3d.default: "conv",
+    aten.conv_transpose1d.default: "conv_transpose",
+    aten.conv_transpose2d.input: "conv_transpose",
+    aten.conv_transpose3d.input: "conv_transpose",
+    aten.linear.default: "linear",
+}
+ATTENTION_OP = aten.scaled_dot_product_attention.default
+
+
+@dataclass(frozen=True)
+class ActivationPlan:
+    """How one input of a layer is to be quantized."""
+
+    spec: TensorSpec
+    act_range: ActRange
+
+
+@dataclass(frozen=True)
+class LayerPlan:
+    """What is planned for one layer.
+
+    Attributes:
+        info: the row ``explain()`` prints, before measuring.
+        inputs: argument index → plan of that activation; empty when the layer stays in float.
+    """
+
+    info: LayerInfo
+    inputs: dict[int, ActivationPlan]
+
+
+def layer_path(node: fx.Node) -> str:
+    """The module path of a layer, with its channel slice when it is one part of a split shortcut."""
+    path, channels = node.meta.get("path", ""), node.meta.get("channels")
+    return f"{path}[{channels[0]}:{channels[1]}]" if channels else path
+
+
+class Annotate(Pass):
+    """Writes ``node.meta["plan"]`` on every weight layer and attention, following the configuration's rules."""
+
+    name = "annotate"
+    requires = frozenset({"canonical"})
+    ensures = frozenset({"annotated"})
+
+    def __init__(self, config: QDiffConfig):
+        self.config = config
+
+    def run(self, gm: fx.GraphModule) -> PassReport:
+        layers = [node for node in gm.graph.nodes if node.target in WEIGHT_OPS or is_op(node, ATTENTION_OP)]
+        self._check_rules(layers)
+        changes, refusals = [], []
+        for node in layers:
+            plan = self._plan(node)
+            node.meta["plan"] = plan
+            if plan.info.quantized:
+                changes.append(Change(node.name, plan.info.path, f"{plan.info.kind} annotated"))
+            else:
+                refusals.append(Refusal(node.name, plan.info.path, plan.info.float_reason))
+        return PassReport(self.name, tuple(changes), tuple(refusals))
+
+    def _check_rules(self, layers: list[fx.Node]) -> None:
+        paths = [node.meta.get("path", "") for node in layers]
+        for rule in self.config.rules:
+            if not any(rule.matches(path) for path in paths):
+                raise ConfigError(
+                    "the rule matches no layer of this network",
+                    where=f"Rule({rule.pattern!r})",
+                    fix=f"Layers have paths such as {', '.join(sorted(set(paths))[:4])}",
+                )
+
+    def _plan(self, node: fx.Node) -> LayerPlan:
+        path = node.meta.get("path", "")
+        if is_op(node, ATTENTION_OP):
+            return _plan_attention(node, self.config.settings_for(path), self.config.quantize_attention)
+        first = reads_sample(node)
+        edge = first or makes_prediction(node)
+        return _plan_weight_layer(node, self.config.settings_for(path, at_edge=edge, reads_sample=first))
+
+
+def _plan_weight_layer(node: fx.Node, settings: LayerSettings) -> LayerPlan:
+    kind = WEIGHT_OPS[node.target]
+    reason = _weight_layer_refusal(node, settings)
+    if reason:
+        return LayerPlan(LayerInfo(layer_path(node), kind, float_reason=reason), {})
+    info = LayerInfo(layer_path(node), kind, weight_bits=settings.weight_bits, act_bits=settings.act_bits)
+    activation = ActivationPlan(TensorSpec(settings.act_bits), settings.act_range)
+    return LayerPlan(info, {0: activation})
+
+
+def _weight_layer_refusal(node: fx.Node, settings: LayerSettings) -> str:
+    if not settings.quantize:
+        return "a rule of the configuration keeps it in float"
+    weight = node.args[1]
+    if not isinstance(weight, fx.Node) or weight.op != "get_attr":
+        return "its weight is not a constant"
+    if not node.meta["val"].is_floating_point():
+        return "it does not compute in floating point"
+    if WEIGHT_OPS[node.target] == "conv_transpose" and len(node.args) > 6 and node.args[6] != 1:
+        return "the weight of a grouped transposed convolution has no output-channel axis to scale along"
+    return ""
+
+
+def _plan_attention(node: fx.Node, settings: LayerSettings, enabled: bool) -> LayerPlan:
+    path = layer_path(node)
+    reason = _attention_refusal(node, settings, enabled)
+    if reason:
+        return LayerPlan(LayerInfo(path, "attention", float_reason=reason), {})
+    info = LayerInfo(path, "attention", act_bits=settings.act_bits, softmax_bits=settings.softmax_bits)
+    query = ActivationPlan(TensorSpec(settings.act_bits), settings.act_range)
+    # The kernel multiplies u8 by s8: the query and the probabilities are u8, keys and values s8.
+    other = ActivationPlan(TensorSpec(settings.act_bits, signed=True, symmetric=True), settings.act_range)
+    return LayerPlan(info, {0: query, 1: other, 2: other})
+
+
+def _attention_refusal(node: fx.Node, settings: LayerSettings, enabled: bool) -> str:
+    if not enabled:
+        return "quantize_attention is off"
+    if not settings.quantize:
+        return "a rule of the configuration keeps it in float"
+    if settings.act_bits == WIDE_BITS:
+        return f"attention has no {WIDE_BITS}-bit activations"
+    if len(node.args) > 5 and node.args[5]:
+        return "causal attention is not supported"
+    if node.kwargs.get("is_causal") or node.kwargs.get("enable_gqa"):
+        return "causal or grouped-query attention is not supported"
+    query, key, value = (node.args[i] for i in range(3))
+    if any(not isinstance(n, fx.Node) for n in (query, key, value)):
+        return "its operands are not tensors of the graph"
+    return ""
+
+
+__all__ = ["ATTENTION_OP", "WEIGHT_OPS", "ActivationPlan", "Annotate", "LayerPlan", "layer_path"]

@@ -1,0 +1,54 @@
+"""Which layers are at the edges of the network: what they read is the sample, or what they make the prediction."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import fx
+
+from qdiff_fx.ir.edit import is_op
+from qdiff_fx.passes.canonicalize.noops import ALIASES, CASTS, COPIES, RESHAPES
+from qdiff_fx.passes.split_shortcut.channel_flow import PADS
+
+aten = torch.ops.aten
+
+SCALINGS = frozenset(
+    {
+        *(aten.mul.Tensor, aten.mul.Scalar, aten.div.Tensor, aten.div.Scalar, aten.neg.default),
+        *(aten.add.Tensor, aten.add.Scalar, aten.sub.Tensor, aten.sub.Scalar),
+    }
+)
+MOVES = frozenset({*ALIASES, *COPIES, *CASTS, *RESHAPES, *PADS, aten.permute.default, aten.transpose.int})
+
+
+def reads_sample(layer: fx.Node) -> bool:
+    """Whether a layer's input is the image being denoised, moved, cast or scaled at most."""
+    current = _observed(layer.args[0])
+    while is_op(current, *MOVES, *SCALINGS):
+        tensors = [node for node in current.all_input_nodes if isinstance(node.meta.get("val"), torch.Tensor)]  # type: ignore[union-attr]
+        if len(tensors) != 1:
+            return False
+        current = _observed(tensors[0])
+    return isinstance(current, fx.Node) and current.op == "placeholder" and bool(current.meta.get("sample"))
+
+
+def makes_prediction(layer: fx.Node) -> bool:
+    """Whether a layer's result is what the network returns, moved, cast, scaled or added to at most."""
+    readers = list(layer.users)
+    while readers:
+        reader = readers.pop()
+        if reader.op == "output":
+            return True
+        if is_op(reader, *MOVES, *SCALINGS) or _is_observer(reader):
+            readers += reader.users
+    return False
+
+
+def _is_observer(node: object) -> bool:
+    """The only modules that a graph calls are observers, which hand on what they see."""
+    return isinstance(node, fx.Node) and node.op == "call_module"
+
+
+def _observed(node: Any) -> Any:
+    return node.args[0] if _is_observer(node) else node

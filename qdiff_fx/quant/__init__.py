@@ -1,0 +1,1 @@
+"""Pure numerics of quantization: ranges, scales, zero-points, codes. Nothing in here knows a graph."""

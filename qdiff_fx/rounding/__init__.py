@@ -1,5 +1,0 @@
-"""Weight rounding that looks at what the layer's output becomes, without gradients."""
-
-from qdiff_fx.rounding.second_order import RoundingReport, round_weights
-
-__all__ = ["RoundingReport", "round_weights"]

@@ -1,0 +1,235 @@
+"""A q/dq graph as JSON and back: node names, operators from an allow-list, arguments, shapes. No code is stored."""
+
+from __future__ import annotations
+
+import keyword
+import math
+import operator
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import fx
+from torch._subclasses.fake_tensor import FakeTensorMode
+
+from qdiff_fx.errors import ArtifactError
+from qdiff_fx.quant.qparams import LayerInfo
+
+NAMESPACES = ("aten", "quantized_decomposed", "qdiff", "prims")
+FUNCTIONS: dict[str, Callable[..., Any]] = {
+    f"{module.__name__}.{name}": getattr(module, name)
+    for module, names in (
+        (
+            operator,
+            (
+                "getitem",
+                "add",
+                "sub",
+                "mul",
+                "floordiv",
+                "truediv",
+                "mod",
+                "neg",
+                "pow",
+                "eq",
+                "ne",
+                "le",
+                "lt",
+                "ge",
+                "gt",
+            ),
+        ),
+        (math, ("ceil", "floor", "trunc")),
+        (torch, ("sym_int", "sym_float", "sym_max", "sym_min", "sym_not", "sym_ite")),
+    )
+    for name in names
+}
+FUNCTION_NAMES = {function: name for name, function in FUNCTIONS.items()}
+ENUMS: dict[str, type] = {
+    "dtype": torch.dtype,
+    "memory_format": torch.memory_format,
+    "layout": torch.layout,
+}
+# Meta entries that are plain values and mean something to the passes that run after loading.
+META_KEYS = ("path", "timestep", "sample", "channels", "weight_bits", "static_qparams")
+
+
+def graph_to_json(graph: fx.Graph) -> list[dict[str, Any]]:
+    """One dictionary per node, in execution order.
+
+    Raises:
+        ArtifactError: a node calls something outside the allow-list, or has an argument of an unknown type.
+    """
+    return [_node_to_json(node) for node in graph.nodes]
+
+
+def graph_from_json(rows: list[dict[str, Any]]) -> fx.Graph:
+    """The graph ``graph_to_json`` wrote; every tensor node gets a fake tensor as ``meta["val"]``.
+
+    Raises:
+        ArtifactError: the description is malformed or calls something outside the allow-list.
+    """
+    if not isinstance(rows, list):
+        raise ArtifactError(f"the nodes are a {type(rows).__name__}, not a list", where="graph.json")
+    graph, mode = fx.Graph(), FakeTensorMode()
+    nodes: dict[str, fx.Node] = {}
+    for index, row in enumerate(rows):
+        try:
+            node = _node_from_json(graph, row, nodes)
+            nodes[row["name"]] = node
+            node.meta.update(_meta_from_json(row, mode))
+        except (LookupError, TypeError, ValueError, AttributeError, RuntimeError) as error:
+            cause = f"{type(error).__name__}: {error}"
+            raise ArtifactError(f"node {index} is malformed ({cause})", where="graph.json") from error
+    graph.lint()
+    return graph
+
+
+def _node_to_json(node: fx.Node) -> dict[str, Any]:
+    row: dict[str, Any] = {"name": node.name, "op": node.op, "target": _target_name(node)}
+    row["args"] = [_encode(node, arg) for arg in node.args]
+    if node.kwargs:
+        row["kwargs"] = {key: _encode(node, value) for key, value in node.kwargs.items()}
+    row |= {key: node.meta[key] for key in META_KEYS if node.meta.get(key)}
+    if "layer" in node.meta:
+        row["layer"] = node.meta["layer"].to_json()
+    value = node.meta.get("val")
+    if isinstance(value, torch.Tensor):
+        row["val"] = [str(value.dtype).removeprefix("torch."), [_hint(size) for size in value.shape]]
+    return row
+
+
+def _hint(size: int | torch.SymInt) -> int:
+    return size if isinstance(size, int) else int(size.node.hint)
+
+
+def _node_from_json(graph: fx.Graph, row: dict[str, Any], nodes: dict[str, fx.Node]) -> fx.Node:
+    args = tuple(_decode(arg, nodes) for arg in row["args"])
+    kwargs = {key: _decode(value, nodes) for key, value in row.get("kwargs", {}).items()}
+    for key in kwargs:
+        _check_name(key)
+    if row["op"] not in ("placeholder", "get_attr", "call_function", "output"):
+        raise ArtifactError(f"node {row['name']!r} has operation {row['op']!r}", where="graph.json")
+    target: Callable[..., Any] | str = row["target"]
+    if row["op"] == "call_function":
+        target = _target(row["target"])
+    elif row["op"] == "get_attr":
+        _check_attribute(row["target"])
+    else:
+        _check_name(row["target"])
+    _check_name(row["name"])
+    return graph.create_node(row["op"], target, args, kwargs, name=row["name"])
+
+
+def _check_name(text: str) -> None:
+    """torch.fx writes names into the code it generates for a graph, so only a Python name may pass."""
+    if not text.isidentifier() or keyword.iskeyword(text):
+        raise ArtifactError(f"{text!r} is not a name", where="graph.json")
+
+
+def _check_attribute(path: str) -> None:
+    """torch.fx quotes the parts of a path that are no names, so none of them may end the quotes."""
+    if not path.isprintable() or set(path) & set("\"'\\"):
+        raise ArtifactError(f"{path!r} is not the path of a tensor", where="graph.json")
+
+
+def _meta_from_json(row: dict[str, Any], mode: FakeTensorMode) -> dict[str, Any]:
+    meta = {key: row[key] for key in META_KEYS if key in row}
+    meta.setdefault("path", "")
+    meta |= {key: tuple(meta[key]) for key in ("channels", "static_qparams") if key in meta}
+    if "layer" in row:
+        meta["layer"] = LayerInfo.from_json(row["layer"])
+    if "val" in row:
+        dtype, shape = row["val"]
+        with mode:
+            meta["val"] = torch.empty(shape, dtype=_named(torch.dtype, dtype))
+    return meta
+
+
+def _target_name(node: fx.Node) -> str:
+    target = node.target
+    if isinstance(target, str):
+        return target
+    if isinstance(target, torch._ops.OpOverload) and _only_computes(target):
+        return str(target)
+    if target in FUNCTION_NAMES:
+        return FUNCTION_NAMES[target]
+    raise ArtifactError(f"{target} is not an operator that can be saved", where=f"node {node.name}")
+
+
+def _target(name: str) -> Callable[..., Any]:
+    if name in FUNCTIONS:
+        return FUNCTIONS[name]
+    namespace, _, rest = name.partition(".")
+    packet, _, overload = rest.partition(".")
+    if namespace not in NAMESPACES:
+        raise ArtifactError(f"{name!r} is not an operator that may be loaded", where="graph.json")
+    try:
+        target = getattr(getattr(getattr(torch.ops, namespace), packet), overload)
+    except AttributeError as error:
+        raise ArtifactError(
+            f"this build of torch has no operator {name!r}", where="graph.json", fix="Use the torch it was saved with"
+        ) from error
+    if not _only_computes(target):
+        raise ArtifactError(f"{name!r} is not an operator that may be loaded", where="graph.json")
+    return target
+
+
+def _only_computes(target: object) -> bool:
+    """Whether this is an operator that writes to none of its arguments and names no file.
+
+    What the dispatcher does not know are functions of TorchScript, `save` among them.
+    """
+    if not isinstance(target, torch._ops.OpOverload) or target.namespace not in NAMESPACES:
+        return False
+    schema = target._schema
+    known = torch._C._dispatch_has_kernel(target.name())
+    return known and not schema.is_mutable and not any(argument.name == "filename" for argument in schema.arguments)
+
+
+def _encode(node: fx.Node, value: Any) -> Any:
+    """JSON for one argument; anything JSON lacks becomes a one-key dictionary."""
+    if value is None or isinstance(value, bool | int | str):
+        return value
+    if isinstance(value, float):
+        return value if math.isfinite(value) else {"float": str(value)}
+    if isinstance(value, fx.Node):
+        return {"node": value.name}
+    if isinstance(value, tuple):
+        return {"tuple": [_encode(node, item) for item in value]}
+    if isinstance(value, list):
+        return [_encode(node, item) for item in value]
+    if isinstance(value, slice):
+        return {"slice": [_encode(node, item) for item in (value.start, value.stop, value.step)]}
+    if isinstance(value, torch.device):
+        return {"device": str(value)}
+    for key, kind in ENUMS.items():
+        if isinstance(value, kind):
+            return {key: str(value).removeprefix("torch.")}
+    raise ArtifactError(f"an argument of type {type(value).__name__} cannot be saved", where=f"node {node.name}")
+
+
+def _decode(value: Any, nodes: dict[str, fx.Node]) -> Any:
+    if isinstance(value, list):
+        return [_decode(item, nodes) for item in value]
+    if not isinstance(value, dict):
+        return value
+    ((key, content),) = value.items()
+    if key == "node":
+        return nodes[content]
+    if key == "tuple":
+        return tuple(_decode(item, nodes) for item in content)
+    if key == "slice":
+        return slice(*(_decode(item, nodes) for item in content))
+    if key == "float":
+        return float(content)
+    if key == "device":
+        return torch.device(content)
+    return _named(ENUMS[key], content)
+
+
+def _named(kind: type, name: str) -> Any:
+    value = getattr(torch, name)
+    if not isinstance(value, kind):
+        raise ArtifactError(f"torch.{name} is not a {kind.__name__}", where="graph.json")
+    return value

@@ -1,0 +1,159 @@
+"""The loop over a network: what gets codes, that they arrive, and that they help."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+from tiny_graphs import Plain, Shortcut, alike
+from torch import nn
+
+from qdiff_fx import QDiffConfig, Rule, calibrate, convert_qdiff, load_qdiff, prepare_qdiff, round_weights, save_qdiff
+from qdiff_fx.errors import CalibrationError, ConfigError, ConversionError
+from qdiff_fx.ir.edit import get_attr_tensor
+from qdiff_fx.passes.quantize.decisions import DECIDED
+from qdiff_fx.quant.numerics import sqnr_db
+from qdiff_fx.weight_rounding import second_order
+
+TIMES = (40.0, 900.0)
+
+
+def images(seed, count=4):
+    """Smooth, so that neighbouring pixels and channels say much the same."""
+    noise = torch.randn(count, 3, 16, 16, generator=torch.Generator().manual_seed(seed))
+    return F.avg_pool2d(noise, 5, 1, 2) * 4
+
+
+def batches(seed):
+    return [{"x": images(seed + 10 * i), "t": torch.full((4,), t)} for i, t in enumerate(TIMES)]
+
+
+def prepared(net, data, **config):
+    config = {"weight_bits": 4, "weight_rounding": "second_order"} | config
+    network = prepare_qdiff(net.eval(), QDiffConfig(**alike(config)), data[0])
+    calibrate(network, data, progress=False)
+    return network
+
+
+def rounded(net, data, **config):
+    network = prepared(net, data, **config)
+    return network, round_weights(network, data, progress=False)
+
+
+@pytest.fixture(autouse=True)
+def seed():
+    torch.manual_seed(0)
+
+
+def chosen(network):
+    return {n.name: n.meta[DECIDED] for n in network.graph_module.graph.nodes if DECIDED in n.meta}
+
+
+@pytest.mark.parametrize("bits", [3, 4])
+def test_a_network_is_closer_to_float_than_with_nearest_rounding_on_other_data(bits):
+    net, data = Shortcut(), batches(1)
+    better = convert_qdiff(rounded(net, data, weight_bits=bits)[0], "reference")
+    nearest = convert_qdiff(prepared(net, data, weight_bits=bits, weight_rounding="nearest"), "reference")
+    for test in batches(77):
+        with torch.no_grad():
+            exact = net(**test)
+        assert sqnr_db(exact, better(**test)) > sqnr_db(exact, nearest(**test)) + 1
+
+
+def test_every_part_of_a_split_layer_gets_codes_of_its_own():
+    network, report = rounded(Shortcut(), batches(1))
+    assert {"shortcut[0:16]", "shortcut[16:32]", "conv_in", "to_q", "time"} <= set(report.rounded)
+    assert not report.refused
+    assert len(chosen(network)) == len(report.rounded)
+
+
+def test_codes_arrive_bit_for_bit_in_the_graph_and_in_the_file(tmp_path):
+    network, _ = rounded(Shortcut(), batches(1))
+    saved = save_qdiff(convert_qdiff(network, "reference"), tmp_path / "saved")
+    graph = load_qdiff(saved, "reference").graph_module
+    layers = {n.name: n for n in graph.graph.nodes if "layer" in n.meta}
+    found = chosen(network)
+    assert found
+    for name, expected in found.items():
+        codes, scales = (get_attr_tensor(graph, node) for node in layers[name].args[1].args[:2])
+        torch.testing.assert_close((codes, scales), (expected.codes, expected.scales), rtol=0, atol=0)
+    packed = load_qdiff(saved, "native")
+    torch.testing.assert_close(packed(**batches(5)[0]), convert_qdiff(network)(**batches(5)[0]), rtol=0, atol=0)
+
+
+def test_layers_that_read_one_tensor_share_a_moment(monkeypatch):
+    made = []
+    factorise = second_order.factorise
+    monkeypatch.setattr(second_order, "factorise", lambda *a, **k: made.append(1) or factorise(*a, **k))
+    _, report = rounded(Shortcut(), batches(1))
+    assert len(made) == len(report.rounded) - 2  # to_q, to_k and to_v
+
+
+def test_a_small_cap_takes_more_passes_and_leaves_out_what_never_fits():
+    one_by_one = 4 * (16 * 9) ** 2
+    _, report = rounded(Shortcut(), batches(1), rules=(Rule("conv_out", weight_bits=8),))
+    network = prepared(Shortcut(), batches(1))
+    capped = round_weights(network, batches(1), memory_cap_bytes=one_by_one, progress=False)
+    assert set(capped.rounded) == set(report.rounded)
+    network = prepared(Shortcut(), batches(1))
+    smaller = round_weights(network, batches(1), memory_cap_bytes=one_by_one - 1, progress=False)
+    assert set(smaller.refused) == {"deep", "conv_out"}
+    assert "cap" in smaller.refused["deep"]
+    assert all(row.integer for row in convert_qdiff(network, "reference").explain())
+
+
+def test_layers_with_codes_keep_them():
+    network, first = rounded(Shortcut(), batches(1))
+    before = chosen(network)
+    again = round_weights(network, batches(2), progress=False)
+    assert first.rounded
+    assert not again.rounded
+    assert all(chosen(network)[name] is codes for name, codes in before.items())
+
+
+@pytest.mark.parametrize(
+    ("layer", "reason"),
+    [
+        (nn.Conv2d(3, 6, 3, groups=3), "grouped"),
+        (nn.ConvTranspose2d(3, 6, 3), "2-d"),
+    ],
+)
+def test_other_layers_are_rounded_to_nearest_and_say_why(layer, reason):
+    data = [{"x": images(1)}]
+    network, report = rounded(Plain(layer), data)
+    assert reason in report.refused["layer"]
+    nearest = convert_qdiff(prepared(Plain(layer), data, weight_rounding="nearest"), "reference")
+    torch.testing.assert_close(convert_qdiff(network, "reference")(images(1)), nearest(images(1)), rtol=0, atol=0)
+
+
+def test_rows_of_a_batch_may_lie_at_different_timesteps():
+    data = [{"x": images(1), "t": torch.tensor([40.0, 900.0, 40.0, 900.0])}]
+    _, report = rounded(Shortcut(), data)
+    assert report.rounded
+
+
+def test_the_prepared_network_still_computes_in_float():
+    net, data = Shortcut(), batches(1)
+    network, _ = rounded(net, data)
+    with torch.no_grad():
+        torch.testing.assert_close(network(**data[0]), net(**data[0]))
+
+
+def test_asking_for_it_and_not_doing_it_is_an_error():
+    with pytest.raises(ConversionError, match="round_weights"):
+        convert_qdiff(prepared(Shortcut(), batches(1)), "reference")
+
+
+def test_doing_it_without_asking_for_it_is_an_error():
+    network = prepared(Shortcut(), batches(1), weight_rounding="nearest")
+    with pytest.raises(ConfigError, match="second_order"):
+        round_weights(network, batches(1))
+
+
+def test_without_batches_is_an_error():
+    with pytest.raises(CalibrationError, match="no batches"):
+        round_weights(prepared(Shortcut(), batches(1)), [])
+
+
+def test_before_calibration_is_an_error():
+    config = QDiffConfig(weight_rounding="second_order")
+    with pytest.raises(CalibrationError, match="saw no data"):
+        round_weights(prepare_qdiff(Shortcut().eval(), config, batches(1)[0]), batches(1))
