@@ -1,0 +1,173 @@
+"""The facts passes write on nodes, in the order of the stages that write them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import ClassVar, Literal
+
+from torch import fx
+
+from qdiff_fx.config import ActRange
+from qdiff_fx.ir.annotations import Fact, fact, nodes_with, path_of, require
+from qdiff_fx.quant.qparams import LayerInfo, TensorSpec
+
+Role = Literal["sample", "timestep"]
+
+
+@dataclass(frozen=True)
+class Input(Fact):
+    """Of a placeholder: it is the image being denoised, or the timestep. One without is conditioning."""
+
+    stage: ClassVar[str] = "capture"
+
+    role: Role
+
+
+@dataclass(frozen=True)
+class Part(Fact):
+    """Of a layer: it is one part of a layer over a concatenation.
+
+    Attributes:
+        channels: the slice [k0, k1) of the whole layer's input channels.
+        split_of: name of the node that the whole layer was; parts of one layer share it. Not stored in a saved folder.
+    """
+
+    stage: ClassVar[str] = "the split_shortcut pass"
+
+    channels: tuple[int, int]
+    split_of: str = ""
+
+
+@dataclass(frozen=True)
+class ActivationPlan(Fact):
+    """How one activation is to be quantized: of an observer's call what it observes for."""
+
+    stage: ClassVar[str] = "the insert_observers pass"
+
+    spec: TensorSpec
+    act_range: ActRange
+
+
+@dataclass(frozen=True)
+class LayerPlan(Fact):
+    """What is planned for one layer.
+
+    Attributes:
+        info: the row ``explain()`` prints, before measuring.
+        inputs: argument index → plan of that activation; empty when the layer stays in float.
+    """
+
+    stage: ClassVar[str] = "the annotate pass"
+
+    info: LayerInfo
+    inputs: Mapping[int, ActivationPlan]
+
+
+@dataclass(frozen=True)
+class Observed(Fact):
+    """Of a layer: its inputs have observers.
+
+    Attributes:
+        output_observer: dotted path of the module that observes its output; "" when none does.
+    """
+
+    stage: ClassVar[str] = "the insert_observers pass"
+
+    output_observer: str = ""
+
+
+@dataclass(frozen=True)
+class QuantizedLayer(Fact):
+    """Of a weight layer or attention of a q/dq graph: what became of it.
+
+    Attributes:
+        info: the row ``explain()`` prints.
+        reads_rest: it reads the second code of a 16-bit input, what the first leaves over. Not stored in a folder.
+    """
+
+    stage: ClassVar[str] = "conversion"
+
+    info: LayerInfo
+    reads_rest: bool = False
+
+
+@dataclass(frozen=True)
+class WeightCodes(Fact):
+    """Of a get_attr: it reads the integer codes of a weight.
+
+    Attributes:
+        bits: width of one code.
+        packed_shape: shape of the codes where memory holds them packed (`quant/packing.py`); None when it does not.
+    """
+
+    stage: ClassVar[str] = "conversion"
+
+    bits: int
+    packed_shape: tuple[int, ...] | None = None
+
+
+@dataclass(frozen=True)
+class StaticQParams(Fact):
+    """Of a quantize node that looks its parameters up by timestep: those over all timesteps.
+
+    For backends whose kernels take one scale only.
+    """
+
+    stage: ClassVar[str] = "conversion"
+
+    scale: float
+    zero_point: int
+
+
+def is_sample(node: fx.Node) -> bool:
+    """Whether `node` is the placeholder of the image being denoised."""
+    found = fact(node, Input)
+    return found is not None and found.role == "sample"
+
+
+def is_timestep(node: fx.Node) -> bool:
+    """Whether `node` is the placeholder of the timestep."""
+    found = fact(node, Input)
+    return found is not None and found.role == "timestep"
+
+
+def timestep_input(gm: fx.GraphModule) -> fx.Node | None:
+    """The placeholder of the timestep; None for a network without one."""
+    return next((node for node in gm.graph.nodes if is_timestep(node)), None)
+
+
+def layer_info(node: fx.Node) -> LayerInfo:
+    """What became of a layer of a q/dq graph. Raises PassError where `node` is no such layer."""
+    return require(node, QuantizedLayer).info
+
+
+def quantized_layers(gm: fx.GraphModule) -> list[fx.Node]:
+    """Every weight layer and attention of a q/dq graph, in execution order."""
+    return nodes_with(gm, QuantizedLayer)
+
+
+def planned_info(node: fx.Node) -> LayerInfo | None:
+    """What is planned for a layer of an annotated graph; None where `node` is no layer."""
+    plan = fact(node, LayerPlan)
+    return plan.info if plan else None
+
+
+def part_path(node: fx.Node) -> str:
+    """The module path of a layer, with its channel slice where it is one part of a split shortcut."""
+    part = fact(node, Part)
+    return f"{path_of(node)}[{part.channels[0]}:{part.channels[1]}]" if part else path_of(node)
+
+
+def layer_id(node: fx.Node) -> str:
+    """The name of a layer in reports, rules, tuning files and artifacts, unique within its graph.
+
+    Its module's path, "[k0:k1]" of a part, and "#2", "#3", … in execution order where several layers would share
+    that: "mid.attn#2". A layer outside every module goes by the name of its node. It is given once, when the graph is
+    annotated, and stays through conversion, saving and loading.
+
+    Raises:
+        PassError: `node` is no layer of an annotated or converted graph.
+    """
+    quantized = fact(node, QuantizedLayer)
+    return quantized.info.path if quantized else require(node, LayerPlan).info.path

@@ -1,0 +1,48 @@
+"""What is known about a graph as a whole: the stages it has reached, and how they were reached."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import cast
+
+from torch import fx
+
+from qdiff_fx.config import SplitPolicy, WeightRounding
+
+_PROPERTIES, _ROUNDING, _SPLIT = "properties", "weight_rounding", "split_policy"
+
+
+def properties(gm: fx.GraphModule) -> frozenset[str]:
+    """The properties the passes run so far have given this graph."""
+    return frozenset(gm.meta.get(_PROPERTIES, ()))
+
+
+def set_properties(gm: fx.GraphModule, held: Iterable[str]) -> None:
+    """Make these the properties of the graph."""
+    # A new set, never an update in place: copies of a GraphModule share the objects in their meta.
+    gm.meta[_PROPERTIES] = frozenset(held)
+
+
+def weight_rounding(gm: fx.GraphModule) -> WeightRounding:
+    """How the weights of a calibrated graph have been rounded so far."""
+    return cast(WeightRounding, gm.meta.get(_ROUNDING, "nearest"))
+
+
+def set_weight_rounding(gm: fx.GraphModule, rounding: WeightRounding) -> None:
+    """Write down that the weights have been rounded this way."""
+    gm.meta[_ROUNDING] = rounding
+
+
+def split_policy(gm: fx.GraphModule) -> SplitPolicy:
+    """Which layers over concatenations have been split."""
+    return cast(SplitPolicy, gm.meta.get(_SPLIT, "off"))
+
+
+def set_split_policy(gm: fx.GraphModule, policy: SplitPolicy) -> None:
+    """Write down which layers over concatenations are being split."""
+    gm.meta[_SPLIT] = policy
+
+
+def copy_notes(gm: fx.GraphModule, source: fx.GraphModule) -> None:
+    """Give `gm` everything that is known about `source` as a whole."""
+    gm.meta.update(source.meta)
