@@ -9,6 +9,7 @@ from typing import Any, Literal, get_args
 
 from qdiff_fx.errors import ConfigError
 from qdiff_fx.quant.qparams import ACTIVATION_BITS, SOFTMAX_BITS, WEIGHT_BITS, WIDE_BITS
+from qdiff_fx.quant.timestep_bins import TimestepBins
 
 SplitPolicy = Literal["shortcut", "all", "off"]
 WeightRange = Literal["max", "mse"]
@@ -136,11 +137,12 @@ class QDiffConfig:
                 raise ConfigError(f"{rule!r} is not a Rule", where="rules", fix="Write Rule(pattern, ...)")
         if self.num_train_timesteps < 1:
             raise ConfigError(f"{self.num_train_timesteps} is not a schedule length", where="num_train_timesteps")
-        if not 1 <= self.timestep_bins <= self.num_train_timesteps:
-            raise ConfigError(
-                f"{self.timestep_bins} bins do not fit a schedule of {self.num_train_timesteps} timesteps",
-                where="timestep_bins",
-            )
+        TimestepBins(self.num_train_timesteps, self.timestep_bins)
+
+    @property
+    def schedule(self) -> TimestepBins:
+        """Which part of the schedule a timestep belongs to."""
+        return TimestepBins(self.num_train_timesteps, self.timestep_bins)
 
     @staticmethod
     def qdiffusion(**changes: Any) -> QDiffConfig:

@@ -101,8 +101,4 @@ class QuantizedUNet(DropIn):
         position = next((i for i, spec in enumerate(self.signature.inputs) if spec.role == "timestep"), None)
         if position is None or self.qconfig.act_granularity != "timestep" or tensors[position].numel() < 2:
             return []
-        count, schedule = self.qconfig.timestep_bins, self.qconfig.num_train_timesteps
-        bins = torch.div(tensors[position].double() * count, schedule, rounding_mode="floor").clamp(0, count - 1)
-        if bool((bins == bins[0]).all()):
-            return []
-        return [torch.nonzero(bins == value).flatten() for value in bins.unique()]
+        return self.qconfig.schedule.split(tensors[position])

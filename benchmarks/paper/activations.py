@@ -9,6 +9,7 @@ from benchmarks.paper.study import Study
 from qdiff_fx.observers import TimestepObserver
 from qdiff_fx.observers.distribution import distribution_at, quantile
 from qdiff_fx.observers.statistics import Statistics
+from qdiff_fx.quant.timestep_bins import TimestepBins
 
 QUANTILES = (0.01, 0.25, 0.5, 0.75, 0.99)
 
@@ -23,7 +24,7 @@ def over_timesteps(study: Study) -> Result:
     name = max(moves, key=moves.__getitem__)
     stats = inputs[name]
     bins = [int(each) for each in torch.nonzero(stats.seen).flatten()]
-    width = study.source.num_train_timesteps / len(stats.seen)
+    width = TimestepBins(study.source.num_train_timesteps, len(stats.seen)).width
     table = {at: [_quantile(stats, at, q) for q in QUANTILES] for at in bins}
     rows = [
         {

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
 
 from qdiff_fx.errors import KernelError
+from qdiff_fx.quant import timestep_bins
 
 
 def timestep_bin(timestep: Tensor, bins: int, num_train_timesteps: int) -> Tensor:
-    """Bin of the batch's first timestep: ``clamp(floor(t * bins / num_train_timesteps), 0, bins - 1)``.
+    """Bin of the batch's first timestep, as `quant.timestep_bins` counts them.
 
     Args:
         timestep: [batch] or scalar, integer or floating; a sampler gives the whole batch one timestep.
@@ -25,8 +25,4 @@ def timestep_bin(timestep: Tensor, bins: int, num_train_timesteps: int) -> Tenso
     if bins < 1 or num_train_timesteps < 1:
         what = f"bins and num_train_timesteps must be at least 1, not {bins} and {num_train_timesteps}"
         raise KernelError(what, where="timestep_bin")
-    first = timestep.reshape(-1)[:1]
-    # Narrow integers would overflow in the product, half precision would lose the timestep.
-    wide = first.to(torch.float32 if first.is_floating_point() else torch.int64)
-    index = torch.div(wide * bins, num_train_timesteps, rounding_mode="floor")
-    return index.clamp(0, bins - 1).to(torch.int64)
+    return timestep_bins.timestep_bin(timestep.reshape(-1)[:1], bins, num_train_timesteps)

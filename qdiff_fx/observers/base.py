@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from qdiff_fx.errors import CalibrationError, ConfigError
 from qdiff_fx.observers.statistics import SMALLEST_EXPONENT, Statistics, merge_statistics
+from qdiff_fx.quant.timestep_bins import TimestepBins
 
 MAX_HISTOGRAM_BINS = 1 << 15  # bin numbers are counted as int16
 
@@ -24,7 +25,7 @@ class Observer(nn.Module):
     recording, `name` to say in errors where in the network it sits.
 
     Args:
-        timestep_bins: T; timestep t belongs to bin `floor(t * T / num_train_timesteps)`.
+        timestep_bins: T, the parts of the schedule, see `TimestepBins`.
         num_train_timesteps: length of the training schedule.
         histogram_bins: N, a power of two up to 32768, or 0 for no histogram.
     Raises:
@@ -42,19 +43,13 @@ class Observer(nn.Module):
 
     def __init__(self, timestep_bins: int, num_train_timesteps: int, histogram_bins: int, *, name: str = ""):
         super().__init__()
-        if not 1 <= timestep_bins <= num_train_timesteps:
-            raise ConfigError(
-                f"{timestep_bins} bins do not fit a schedule of {num_train_timesteps} timesteps",
-                where="timestep_bins",
-                fix="Use 1 to num_train_timesteps",
-            )
+        self.schedule = TimestepBins(num_train_timesteps, timestep_bins)
         if histogram_bins and not (2 <= histogram_bins <= MAX_HISTOGRAM_BINS and histogram_bins.bit_count() == 1):
             raise ConfigError(
                 f"{histogram_bins} bins cannot be halved exactly",
                 where="histogram_bins",
                 fix=f"Use a power of two up to {MAX_HISTOGRAM_BINS}",
             )
-        self.timestep_bins, self.num_train_timesteps = timestep_bins, num_train_timesteps
         self.histogram_bins, self.name, self.enabled = histogram_bins, name, True
         self.register_buffer("min_val", torch.full((timestep_bins,), torch.inf, dtype=torch.float32))
         self.register_buffer("max_val", torch.full((timestep_bins,), -torch.inf, dtype=torch.float32))
@@ -62,6 +57,14 @@ class Observer(nn.Module):
         self.register_buffer("hist", torch.zeros(timestep_bins, histogram_bins, dtype=torch.int64))
         self.register_buffer("exponent", torch.full((timestep_bins,), SMALLEST_EXPONENT, dtype=torch.int64))
         self.register_buffer("count", torch.zeros(timestep_bins, dtype=torch.int64))
+
+    @property
+    def timestep_bins(self) -> int:
+        return self.schedule.bins
+
+    @property
+    def num_train_timesteps(self) -> int:
+        return self.schedule.num_train_timesteps
 
     def forward(self, x: Tensor, timestep: Tensor | float) -> Tensor:
         """Return x; while enabled, record each sample under its timestep.
@@ -107,15 +110,16 @@ class Observer(nn.Module):
         return f"{self.name!r}, timestep_bins={self.timestep_bins}, num_train_timesteps={self.num_train_timesteps}"
 
     def _bins_of(self, timestep: Tensor | float) -> list[int]:
-        values = torch.as_tensor(timestep).reshape(-1).tolist()
-        for value in values:
-            if not 0 <= value < self.num_train_timesteps:
-                raise CalibrationError(
-                    f"timestep {value} is outside the schedule [0, {self.num_train_timesteps})",
-                    where=self.name,
-                    fix="Set num_train_timesteps to the length of the schedule that the timesteps come from",
-                )
-        return [math.floor(value * self.timestep_bins / self.num_train_timesteps) for value in values]
+        timesteps = torch.as_tensor(timestep).reshape(-1)
+        outside = self.schedule.outside(timesteps)
+        if outside is not None:
+            raise CalibrationError(
+                f"timestep {outside} is outside the schedule [0, {self.num_train_timesteps})",
+                where=self.name,
+                fix="Set num_train_timesteps to the length of the schedule that the timesteps come from",
+            )
+        bins: list[int] = self.schedule.bin_of(timesteps).tolist()
+        return bins
 
     def _record_range(self, index: int, rows: Tensor) -> None:
         lo, hi = (float(end) for end in rows.aminmax())

@@ -84,12 +84,12 @@ def _check_timesteps(prepared: PreparedUNet, timesteps: Tensor) -> None:
     observers = [module for module in prepared.modules() if isinstance(module, TimestepObserver)]
     if not observers:
         return
-    bins, schedule = observers[0].timestep_bins, observers[0].num_train_timesteps
-    given = set(torch.div(timesteps.double() * bins, schedule, rounding_mode="floor").long().tolist())
+    schedule = observers[0].schedule
+    given = set(schedule.bin_of(timesteps).tolist())
     seen = torch.stack([observer.count > 0 for observer in observers]).any(0).nonzero().flatten().tolist()
     missing = sorted(set(seen) - given)
     if missing:
-        first, last = (round(edge * schedule / bins) for edge in (missing[0], missing[0] + 1))
+        first, last = (round(edge * schedule.width) for edge in (missing[0], missing[0] + 1))
         raise CalibrationError(
             f"no sample has a timestep in [{first}, {last}), where calibration saw some "
             f"({len(missing)} of {len(seen)} parts of the schedule are missing)",

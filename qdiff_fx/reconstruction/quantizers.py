@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from qdiff_fx.quant.qparams import QParams
+from qdiff_fx.quant.timestep_bins import TimestepBins
 from qdiff_fx.reconstruction.adaround import AdaRound
 
 
@@ -81,10 +82,7 @@ class ActivationQuantizer(nn.Module):
         count = len(self.table)
         if count == 1:
             return torch.zeros(x.shape[0], dtype=torch.int64)
-        bins = torch.div(timestep.double() * count, self.num_train_timesteps, rounding_mode="floor").long()
-        bins = bins.clamp(0, count - 1)
-        repeats, remainder = divmod(x.shape[0], len(bins))
-        return bins[:1].expand(x.shape[0]) if remainder or not repeats else bins.repeat_interleave(repeats)
+        return TimestepBins(self.num_train_timesteps, count).rows_of(timestep, x.shape[0])
 
 
 class LayerWeight(nn.Module):

@@ -12,6 +12,7 @@ from matplotlib.figure import Figure
 from qdiff_fx.errors import InputError
 from qdiff_fx.observers.distribution import distribution_at, quantile
 from qdiff_fx.observers.statistics import Statistics
+from qdiff_fx.quant.timestep_bins import TimestepBins
 from qdiff_fx.report.files import replacing
 
 TAIL = 0.01
@@ -81,7 +82,7 @@ def _spread(record: Statistics) -> float:
 
 def _draw(panel: Axes, record: Statistics, num_train_timesteps: int) -> None:
     bins = record.seen.nonzero().flatten().tolist()
-    width = num_train_timesteps / len(record.count)
+    width = TimestepBins(num_train_timesteps, len(record.count)).width
     centres = [(index + 0.5) * width for index in bins]
     low, high = record.min_val[record.seen].tolist(), record.max_val[record.seen].tolist()
     panel.fill_between(centres, low, high, color=BAND, label="min to max")
