@@ -4,7 +4,7 @@ PYTHON ?= $(shell for p in python3.11 python3.12 python3.13 python3; do \
 	$$p -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))' 2>/dev/null && echo $$p && break; done)
 BIN := .venv/bin
 # Two workers of one thread each beat one worker of two on small tensors.
-PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadgroup
 
 .PHONY: demo test test-all sanitize lint format bench clean
 
@@ -20,7 +20,7 @@ test: .venv/.ready
 	$(PYTEST) -m "not slow"
 
 test-all: .venv/.ready
-	$(PYTEST)
+	$(PYTEST) --hypothesis-profile=thorough
 
 # The kernels under AddressSanitizer and UBSan. Python is not built with them, so their libraries go before it.
 SANITIZE := QDIFF_KERNELS_FLAGS="-fsanitize=address,undefined -fno-sanitize-recover=all -g -O1" ASAN_OPTIONS=detect_leaks=0

@@ -9,11 +9,12 @@ import pytest
 import torch
 import torch.nn.functional as F
 import zoo
-from hypothesis import HealthCheck, Phase, given, settings
+from hypothesis import HealthCheck, Phase, given
 from hypothesis import strategies as st
 from torch import fx, nn
 from zoo import resized, tensors_of
 
+from examples import examples
 from qdiff_fx.capture import CapturedNetwork, capture
 from qdiff_fx.errors import CaptureError, InputError
 from qdiff_fx.ir.edit import get_attr_tensor, insert_call, is_op
@@ -435,7 +436,7 @@ class TestCapturedNetwork:
 
 
 # No shrinking: every example is a capture of seconds.
-@settings(max_examples=4, deadline=None, phases=[Phase.generate], suppress_health_check=[HealthCheck.too_slow])
+@examples(4, phases=[Phase.generate], suppress_health_check=[HealthCheck.too_slow])
 @given(
     widths=st.lists(st.sampled_from([8, 16, 24]), min_size=1, max_size=2),
     attention=st.booleans(),

@@ -8,11 +8,12 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 import torch
 import torch.nn.functional as F
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from tiny_graphs import Plain, Shortcut, prepared, qdq_graph, run
 from torch import nn
 
+from examples import examples
 from qdiff_fx.backends import LoweringOptions, get_backend
 from qdiff_fx.backends.native.fusion import layers
 from qdiff_fx.config import Rule
@@ -88,7 +89,7 @@ def conv(inputs=4, outputs=4, size=3, **options):
 
 
 @given(st.data())
-@settings(max_examples=20, deadline=None)
+@examples(20)
 def test_a_convolution_agrees_with_the_reference(data):
     layer = nn.Conv2d(
         data.draw(st.integers(1, 9)),
@@ -107,7 +108,7 @@ def test_a_convolution_agrees_with_the_reference(data):
 
 
 @given(st.integers(1, 40), st.integers(1, 40), st.sampled_from([(3,), (2, 5), (2, 3, 4)]), st.integers(2, 8))
-@settings(max_examples=8, deadline=None)
+@examples(8)
 def test_a_linear_layer_agrees_with_the_reference(features, outputs, rows, bits):
     module = check(Plain(nn.Linear(features, outputs)), torch.randn(*rows, features), weight_bits=bits)
     assert kernels(module) == {"quantize": 1, "linear": 1}

@@ -7,7 +7,7 @@ import copy
 import pytest
 import torch
 import zoo
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
@@ -29,7 +29,6 @@ class Counting(nn.Module):
 
 class TestRemembered:
     @given(st.lists(st.tuples(st.integers(0, 2), st.integers(0, 2), st.booleans()), max_size=30))
-    @settings(deadline=None)
     def test_it_answers_as_the_module_does(self, calls):
         module = Counting()
         remembered = Remembered(module)

@@ -2,11 +2,12 @@
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from tiny_graphs import Plain, Shortcut, qdq_graph, run
 from torch import nn
 
+from examples import examples
 from qdiff_fx.backends import LoweringOptions, get_backend
 from qdiff_fx.backends.inductor.onednn import LAYER_OPS, SUM_OPS, accumulate_sums, lower_to_onednn, refusal
 from qdiff_fx.backends.inductor.output_quantization import hide_from_inductor, write_codes
@@ -23,7 +24,7 @@ def both(gm: torch.fx.GraphModule, *inputs: torch.Tensor) -> tuple[torch.Tensor,
 
 
 @given(st.data())
-@settings(max_examples=12, deadline=None)
+@examples(12)
 def test_a_convolution_agrees_with_the_reference(data):
     groups = data.draw(st.sampled_from([1, 1, 2, 4]))
     dilation = data.draw(st.integers(1, 2))
@@ -48,7 +49,7 @@ def test_a_convolution_agrees_with_the_reference(data):
 
 
 @given(st.integers(1, 40), st.integers(1, 40), st.sampled_from([(3,), (2, 5), (2, 3, 4)]), st.integers(2, 8))
-@settings(max_examples=6, deadline=None)
+@examples(6)
 def test_a_linear_layer_agrees_with_the_reference(features, outputs, rows, bits):
     x = torch.randn(*rows, features)
     gm = qdq_graph(Plain(nn.Linear(features, outputs)), x, weight_bits=bits)

@@ -12,11 +12,12 @@ from dataclasses import replace
 import pytest
 import torch
 import torch.nn.functional as F
-from hypothesis import HealthCheck, assume, given, settings
+from hypothesis import HealthCheck, assume, given
 from hypothesis import strategies as st
 from tiny_graphs import alike
 from torch import fx, nn
 
+from examples import examples
 from qdiff_fx.backends import LoweringOptions, get_backend
 from qdiff_fx.backends.common.base import activation_of, quantized_layers, weight_of
 from qdiff_fx.backends.torch_ao.backend import TorchAOBackend
@@ -255,7 +256,7 @@ def test_calibrated_input_parameters_are_used(engine):
 # hypothesis runs the examples of one call of the fixture, which holds nothing but the name.
 # The same examples every time: once in some runs torch's own x86 convolution ended the process on a drawn one, inside
 # its kernel, and an example that kills its process is not replayed.
-@settings(deadline=None, max_examples=12, derandomize=True, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@examples(12, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data())
 def test_any_convolution_agrees_to_one_code(engine, data):
     dims = data.draw(st.sampled_from([1, 2]))

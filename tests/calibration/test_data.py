@@ -2,10 +2,11 @@ import json
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.torch import save_file
 
+from examples import examples
 from qdiff_fx.calibration import CalibrationData
 from qdiff_fx.calibration.data import timestep_argument
 from qdiff_fx.calibration.nested import flatten, unflatten
@@ -43,7 +44,6 @@ trees = st.dictionaries(
 
 
 @given(trees)
-@settings(deadline=None)
 def test_unflatten_inverts_flatten(tree):
     def comparable(node):
         if isinstance(node, dict):
@@ -106,7 +106,7 @@ class TestRecords:
 
 class TestBatches:
     @given(st.lists(st.integers(1, 4), min_size=1, max_size=4), st.integers(1, 9))
-    @settings(deadline=None, max_examples=30)
+    @examples(30)
     def test_keep_every_sample_and_never_mix_timesteps(self, runs, batch_size):
         data = CalibrationData([b for seed, rows in enumerate(runs) for b in trajectory([9, 5], rows, seed)])
         batches = list(data.batches(batch_size))

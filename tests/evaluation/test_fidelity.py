@@ -5,10 +5,11 @@ import math
 import pytest
 import torch
 from diffusers import DDIMScheduler
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
+from examples import examples
 from qdiff_fx.errors import InputError
 from qdiff_fx.evaluation import eps_sqnr, images_psnr_db, psnr_db, sqnr_db, trajectory
 
@@ -17,7 +18,7 @@ def draw(*shape: int, seed: int = 0) -> torch.Tensor:
     return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
 
 
-@settings(max_examples=25, deadline=None)
+@examples(25)
 @given(ratio=st.floats(1e-4, 10), scale=st.floats(1e-3, 1e3), seed=st.integers(0, 1000))
 def test_sqnr_of_a_relative_error(ratio: float, scale: float, seed: int) -> None:
     signal = draw(3, 5, seed=seed).double() * scale

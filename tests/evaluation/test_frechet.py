@@ -2,9 +2,10 @@
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
+from examples import examples
 from qdiff_fx.errors import InputError
 from qdiff_fx.evaluation import frechet_distance
 
@@ -47,7 +48,7 @@ def test_one_dimensional_gaussians() -> None:
     assert frechet_distance(a, b) == pytest.approx(float(expected))
 
 
-@settings(max_examples=30, deadline=None)
+@examples(30)
 @given(rows_a=st.integers(3, 40), rows_b=st.integers(3, 40), columns=st.integers(2, 12), seed=st.integers(0, 999))
 def test_agrees_with_the_matrix_square_root(rows_a: int, rows_b: int, columns: int, seed: int) -> None:
     a = draw(rows_a, columns, seed) @ draw(columns, columns, seed + 1)
@@ -56,7 +57,7 @@ def test_agrees_with_the_matrix_square_root(rows_a: int, rows_b: int, columns: i
     assert frechet_distance(a, b) == pytest.approx(float(with_square_root(a, b)), rel=1e-5, abs=1e-5)
 
 
-@settings(max_examples=20, deadline=None)
+@examples(20)
 @given(rows=st.integers(2, 20), columns=st.integers(1, 8), seed=st.integers(0, 10_000))
 def test_symmetric_and_blind_to_rotation(rows: int, columns: int, seed: int) -> None:
     a, b = draw(rows, columns, seed), 2 * draw(rows + 3, columns, seed + 1)

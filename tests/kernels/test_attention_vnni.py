@@ -12,10 +12,11 @@ import math
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
+from examples import examples
 from qdiff_fx.kernels import int_attention, int_attention_vnni, status
 
 pytestmark = pytest.mark.skipif(not status().available, reason=status().reason or "-")
@@ -117,7 +118,7 @@ def calls(draw) -> tuple:
     return (q, k, v, mask, q_scale, zero_point, k_scale, v_scale, softmax_scale, bits, dtype)
 
 
-@settings(max_examples=150, deadline=None)
+@examples(150)
 @given(calls())
 def test_kernel_and_reference_are_exact(args: tuple) -> None:
     for op in (int_attention_vnni, int_attention):

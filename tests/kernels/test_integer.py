@@ -9,10 +9,11 @@ from pathlib import Path
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
+from examples import examples
 from qdiff_fx.errors import KernelError
 from qdiff_fx.kernels import integer, status
 from qdiff_fx.kernels.integer import Activation
@@ -78,7 +79,7 @@ def padded(scales: Tensor, sums: Tensor) -> Tensor:
 
 
 @given(st.data())
-@settings(max_examples=60, deadline=None)
+@examples(60)
 def test_convolution(data):
     """Any number of sources, window, padding, upsampling, and everything that may be added to the sum."""
     draw = data.draw
@@ -120,7 +121,7 @@ def test_convolution(data):
 
 
 @given(st.data())
-@settings(max_examples=30, deadline=None)
+@examples(30)
 def test_linear(data):
     draw = data.draw
     torch.manual_seed(draw(seeds))
@@ -142,7 +143,7 @@ def test_linear(data):
 
 
 @given(st.data())
-@settings(max_examples=40, deadline=None)
+@examples(40)
 def test_group_norm(data):
     draw = data.draw
     torch.manual_seed(draw(seeds))
@@ -165,7 +166,7 @@ def test_group_norm(data):
 
 
 @given(st.data())
-@settings(max_examples=30, deadline=None)
+@examples(30)
 def test_layer_norm(data):
     draw = data.draw
     torch.manual_seed(draw(seeds))
@@ -177,7 +178,7 @@ def test_layer_norm(data):
 
 
 @given(st.data())
-@settings(max_examples=60, deadline=None)
+@examples(60)
 def test_activation_and_quantizer(data):
     draw = data.draw
     torch.manual_seed(draw(seeds))
@@ -192,7 +193,7 @@ def test_activation_and_quantizer(data):
 
 
 @given(st.data())
-@settings(max_examples=40, deadline=None)
+@examples(40)
 def test_two_codes_hold_sixteen_bits(data):
     """The second code is that of the plain kernel, and both together are 255 times as close as the first."""
     draw = data.draw

@@ -1,8 +1,9 @@
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
+from examples import examples
 from qdiff_fx.observers import TimestepObserver
 from qdiff_fx.observers.distribution import distribution_at, pooled_distribution, quantile, quantization_error
 from qdiff_fx.quant.numerics import choose_qparams, fake_quantize, integer_range
@@ -30,7 +31,7 @@ def measured_error(x, lo, hi, bits, symmetric, p):
     st.floats(0.3, 1.0),
     st.floats(0.3, 1.0),
 )
-@settings(deadline=None, max_examples=40)
+@examples(40)
 def test_error_agrees_with_quantizing_the_samples(seed, bits, symmetric, p, shrink_lo, shrink_hi):
     generator = torch.Generator().manual_seed(seed)
     x = torch.nn.functional.silu(torch.randn(60_000, generator=generator) * 3)
@@ -60,7 +61,7 @@ def test_several_candidates_at_once_equal_one_by_one():
 
 
 @given(st.integers(0, 2**31), st.lists(st.sampled_from([1e-20, 0.01, 0.3, 1.0, 7.0, 300.0]), min_size=1, max_size=4))
-@settings(deadline=None, max_examples=40)
+@examples(40)
 def test_pooling_is_the_even_mixture_exactly(seed, magnitudes):
     generator = torch.Generator().manual_seed(seed)
     sizes = torch.randint(1, 500, (len(magnitudes),), generator=generator).tolist()

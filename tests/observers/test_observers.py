@@ -2,10 +2,11 @@ import pkgutil
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from torch import fx
 
+from examples import examples
 from qdiff_fx import observers
 from qdiff_fx.errors import CalibrationError, ConfigError
 from qdiff_fx.observers import MinMaxObserver, Observer, TimestepObserver, merge, observer_types
@@ -39,7 +40,7 @@ def samples(draw):
 class TestMergeEqualsOneBigObserver:
     @pytest.mark.parametrize("kind", KINDS)
     @given(data=samples(), seed=st.integers(0, 2**31))
-    @settings(deadline=None, max_examples=60)
+    @examples(60)
     def test_whatever_the_split_and_the_order(self, kind, data, seed):
         rows, timesteps = data
         whole = observer(kind)
@@ -56,7 +57,7 @@ class TestMergeEqualsOneBigObserver:
             assert_same_state(merged, whole)
 
     @given(data=samples())
-    @settings(deadline=None, max_examples=30)
+    @examples(30)
     def test_an_empty_observer_is_neutral(self, data):
         seen = observer()
         seen(*data)
@@ -92,7 +93,6 @@ class TestHistogram:
         st.lists(st.floats(-(2.0**30), 2.0**30, width=32), min_size=1, max_size=50),
         st.sampled_from([-100, -9, 0, 7, 25]),
     )
-    @settings(deadline=None)
     def test_bins_are_floor_of_value_over_width(self, values, exponent):
         inside = [v for v in values if -8 * 2.0**exponent <= v < 8 * 2.0**exponent]
         hist = count_on_grid(torch.tensor(inside, dtype=torch.float32), exponent, 16)

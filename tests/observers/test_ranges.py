@@ -2,9 +2,10 @@ from typing import get_args
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
+from examples import examples
 from qdiff_fx.errors import CalibrationError, ConfigError
 from qdiff_fx.observers import (
     MinMaxObserver,
@@ -47,7 +48,7 @@ def l24_error(x, lo, hi, bits, symmetric=False):
 @pytest.mark.parametrize("method", METHODS)
 class TestEveryMethod:
     @given(st.integers(0, 2**31), st.integers(2, 8), st.booleans())
-    @settings(deadline=None, max_examples=15)
+    @examples(15)
     def test_range_is_ordered_and_inside_what_was_seen(self, method, seed, bits, per_timestep):
         stats = record(normal(50, 1.0, seed), normal(500, 5.0, seed + 1), skewed(70, seed))
         lo, hi = choose_range(stats, method, bits, per_timestep)
@@ -124,7 +125,7 @@ def test_percentile_refuses_nonsense():
 
 class TestMse:
     @given(st.integers(0, 2**31), st.sampled_from([4, 8]), st.booleans())
-    @settings(deadline=None, max_examples=20)
+    @examples(20)
     def test_better_than_minmax(self, seed, bits, symmetric):
         x = torch.cat([skewed(20_000, seed), torch.tensor([60.0, -8.0])])
         stats = record(x)

@@ -2,7 +2,7 @@ import math
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from qdiff_fx.errors import CalibrationError
@@ -18,7 +18,6 @@ finite = st.floats(-(2.0**120), 2.0**120, width=32)
 
 
 @given(finite, finite, st.sampled_from([2, 16, 2048]))
-@settings(deadline=None)
 def test_smallest_exponent_holds_both_ends_and_no_finer_one_does(a, b, bins):
     lo, hi = min(a, b), max(a, b)
 
@@ -36,7 +35,6 @@ def test_coarsen_adds_neighbours_on_either_side_of_zero():
 
 
 @given(st.lists(st.integers(0, 2**40), min_size=16, max_size=16), st.integers(0, 300), st.integers(0, 300))
-@settings(deadline=None)
 def test_coarsening_in_steps_equals_coarsening_at_once(row, first, second):
     hist = torch.tensor([row])
     stepwise = coarsen(coarsen(hist, torch.tensor([first])), torch.tensor([second]))

@@ -1,16 +1,17 @@
 import pytest
 import torch
 import torch.nn.functional as F
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
+from examples import examples
 from qdiff_fx.ir.edit import insert_call
 from qdiff_fx.ir.text import format_graph
 from qdiff_fx.passes.canonicalize.canonicalize import Canonicalize
 from qdiff_fx.passes.framework import properties, run_passes
 
-quick = settings(deadline=None, max_examples=25)
+quick = examples(25)
 aten = torch.ops.aten
 
 

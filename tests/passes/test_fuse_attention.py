@@ -3,15 +3,16 @@ import math
 import pytest
 import torch
 import torch.nn.functional as F
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
+from examples import examples
 from qdiff_fx.ir.text import format_graph
 from qdiff_fx.passes.canonicalize.canonicalize import Canonicalize
 from qdiff_fx.passes.framework import run_passes
 
-quick = settings(deadline=None, max_examples=25)
+quick = examples(25)
 aten = torch.ops.aten
 BATCH, HEADS, L, S, D, E = 2, 3, 6, 5, 8, 4
 

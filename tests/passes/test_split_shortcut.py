@@ -4,17 +4,18 @@ import itertools
 import pytest
 import torch
 import torch.nn.functional as F
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
+from examples import examples
 from qdiff_fx.errors import PassError
 from qdiff_fx.ir.text import format_graph
 from qdiff_fx.passes.canonicalize.canonicalize import Canonicalize
 from qdiff_fx.passes.framework import Pass, PassReport, properties, run_passes
 from qdiff_fx.passes.split_shortcut.split_shortcut import SplitShortcut
 
-quick = settings(deadline=None, max_examples=25)
+quick = examples(25)
 aten = torch.ops.aten
 
 

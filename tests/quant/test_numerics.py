@@ -1,9 +1,10 @@
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from torch.ao.quantization.fx import _decomposed  # noqa: F401  (registers quantized_decomposed)
 
+from examples import examples
 from qdiff_fx.errors import CalibrationError, ConfigError, ConversionError
 from qdiff_fx.quant import numerics
 from qdiff_fx.quant.numerics import (
@@ -44,7 +45,6 @@ def test_weight_range_uses_every_code_below_eight_bits_only():
 
 class TestChooseQParams:
     @given(reasonable, reasonable, bits_of_activations, st.booleans(), st.booleans(), st.floats(0, 1))
-    @settings(deadline=None)
     def test_everything_in_the_range_is_within_half_a_step(self, a, b, bits, symmetric, signed, where):
         lo, hi = min(a, b), max(a, b)
         scale, zero_point = choose_qparams(lo, hi, bits, symmetric=symmetric, signed=signed)
@@ -53,7 +53,6 @@ class TestChooseQParams:
         assert bool((error <= 0.501 * scale).all())
 
     @given(reasonable, reasonable, bits_of_activations, st.booleans(), st.booleans())
-    @settings(deadline=None)
     def test_zero_is_exact_and_parameters_are_valid(self, a, b, bits, symmetric, signed):
         scale, zero_point = choose_qparams(min(a, b), max(a, b), bits, symmetric=symmetric, signed=signed)
         qmin, qmax = integer_range(bits, signed=signed)
@@ -65,7 +64,6 @@ class TestChooseQParams:
         assert fake_quantize(torch.zeros(1), scale, zero_point, qmin, qmax) == 0
 
     @given(reasonable, reasonable, st.integers(2, 15))
-    @settings(deadline=None)
     def test_more_bits_never_mean_a_coarser_step(self, a, b, bits):
         lo, hi = min(a, b), max(a, b)
         for symmetric in (False, True):
@@ -108,7 +106,6 @@ class TestChooseQParams:
 
 class TestQuantize:
     @given(st.integers(0, 2**31), st.floats(2**-20, 2**10, width=32), st.integers(0, 255), st.booleans())
-    @settings(deadline=None)
     def test_equals_the_operator_per_tensor(self, seed, scale, zero_point, half):
         x = torch.randn(257, generator=torch.Generator().manual_seed(seed)) * scale * 100
         x = x.half().clamp(-6e4, 6e4) if half else x
@@ -121,7 +118,6 @@ class TestQuantize:
         assert torch.equal(values, fake_quantize(x, torch.tensor(scale), torch.tensor(zero_point), *args))
 
     @given(st.integers(0, 2**31), st.integers(0, 2), st.integers(2, 8))
-    @settings(deadline=None)
     def test_equals_the_operator_per_channel(self, seed, axis, bits):
         generator = torch.Generator().manual_seed(seed)
         x = torch.randn(3, 4, 5, generator=generator)
@@ -158,7 +154,6 @@ def rounding_error(w, scales, bits, p=2.4):
 
 class TestWeightScales:
     @given(st.integers(0, 2**31), st.integers(2, 8), st.integers(1, 40))
-    @settings(deadline=None)
     def test_max_covers_every_weight_and_uses_the_last_code(self, seed, bits, inputs):
         w = torch.randn(5, inputs, generator=torch.Generator().manual_seed(seed))
         scales = weight_scales(w, bits)
@@ -168,7 +163,7 @@ class TestWeightScales:
         assert bool(((codes == qmin) | (codes == qmax)).any(dim=1).all())
 
     @given(st.integers(0, 2**31), st.integers(2, 8))
-    @settings(max_examples=25, deadline=None)
+    @examples(25)
     def test_search_equals_trying_every_candidate(self, seed, bits):
         w = torch.randn(6, 3, 3, 3, generator=torch.Generator().manual_seed(seed)).pow(3)
         tried = torch.stack([weight_scales(w, bits) * (1 - 0.01 * i) for i in range(80)])
@@ -183,7 +178,7 @@ class TestWeightScales:
         assert gain[1] > gain[0] > 1
 
     @given(st.integers(0, 2**31))
-    @settings(max_examples=10, deadline=None)
+    @examples(10)
     def test_axis_names_the_output_channels(self, seed):
         w = torch.randn(4, 6, 3, 3, generator=torch.Generator().manual_seed(seed))
         for method in ("max", "mse"):
@@ -209,7 +204,6 @@ class TestWeightScales:
         assert max(sizes) <= numerics.CHUNK_ELEMENTS
 
     @given(st.sampled_from([1e-30, 1e-12, 1.0, 1e12, 1e30]))
-    @settings(deadline=None)
     def test_scales_with_the_weight(self, factor):
         w = torch.randn(4, 100, generator=torch.Generator().manual_seed(0))
         unit = weight_scales(w, 4, method="mse")

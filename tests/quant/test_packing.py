@@ -1,6 +1,6 @@
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from qdiff_fx.errors import ArtifactError, ConfigError, ConversionError
@@ -16,7 +16,6 @@ def random_codes(bits, shape, seed):
 
 
 @given(all_bits, shapes, st.integers(0, 2**31))
-@settings(deadline=None)
 def test_round_trip(bits, shape, seed):
     codes = random_codes(bits, shape, seed)
     packed = pack_codes(codes, bits)
@@ -26,7 +25,6 @@ def test_round_trip(bits, shape, seed):
 
 
 @given(all_bits, st.integers(1, 50), st.integers(0, 2**31))
-@settings(deadline=None)
 def test_layout_is_one_little_endian_bit_stream(bits, count, seed):
     codes = random_codes(bits, (count,), seed)
     stream = sum((code & ((1 << bits) - 1)) << (bits * index) for index, code in enumerate(codes.tolist()))

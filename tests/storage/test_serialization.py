@@ -16,12 +16,13 @@ import pytest
 import torch
 import torch.nn.functional as F
 import zoo
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, given
 from hypothesis import strategies as st
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import nn
 
+from examples import examples
 from qdiff_fx import QDiffConfig, QuantizedUNet, Rule, calibrate, convert_qdiff, load_qdiff, prepare_qdiff, save_qdiff
 from qdiff_fx.backends import LoweringOptions
 from qdiff_fx.errors import ArtifactError
@@ -89,7 +90,7 @@ def loaded(folder: Path) -> QuantizedUNet:
 
 
 class TestRoundTrip:
-    @settings(max_examples=8, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+    @examples(8, suppress_health_check=[HealthCheck.too_slow])
     @given(
         channels=st.sampled_from([3, 8]),
         kernel=st.sampled_from([1, 3]),
@@ -229,7 +230,7 @@ class TestDamage:
     def saved(self, network, tmp_path_factory) -> Path:
         return save_qdiff(network, tmp_path_factory.mktemp("damage") / "saved")
 
-    @settings(max_examples=150, deadline=None)
+    @examples(150)
     @given(data=st.data())
     def test_one_byte(self, saved, data):
         file = saved / data.draw(st.sampled_from(FILES))
@@ -241,7 +242,7 @@ class TestDamage:
         with self._replaced(file, bytes(damaged)), pytest.raises(ArtifactError):
             load_artifact(saved)
 
-    @settings(max_examples=40, deadline=None)
+    @examples(40)
     @given(data=st.data())
     def test_the_end(self, saved, data):
         """Cut off at any length, or with something appended."""

@@ -5,9 +5,10 @@ from __future__ import annotations
 import itertools
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
+from examples import examples
 from qdiff_fx.errors import ConfigError
 from qdiff_fx.tuning.allocate import Budget, Option, allocate, predicted_sqnr_db
 from qdiff_fx.tuning.choice import FLOAT, Choice
@@ -38,7 +39,7 @@ def size(menu, choices):
     return sum(menu[path][choice].bytes for path, choice in choices.items())
 
 
-@settings(deadline=None, max_examples=30)
+@examples(30)
 @given(st.lists(st.tuples(noises, noises, noises, st.integers(1, 9)), min_size=1, max_size=4), st.floats(0, 1))
 def test_nothing_within_the_budget_is_better(rows, fraction):
     menu = menu_of(rows)
