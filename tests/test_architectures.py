@@ -7,10 +7,12 @@ from typing import Any
 import pytest
 import torch
 import zoo
+from tiny_graphs import as_taken_by
 from torch import nn
 
-from qdiff_fx import QDiffConfig
+from qdiff_fx import QDiffConfig, QuantizedUNet
 from qdiff_fx.backends import LoweringOptions
+from qdiff_fx.ir.edit import copy_graph
 from qdiff_fx.quant.numerics import sqnr_db
 
 every_architecture = pytest.mark.parametrize("name", zoo.ARCHITECTURES)
@@ -109,8 +111,10 @@ def compare(
     name: str, config: QDiffConfig, dtype: torch.dtype, inputs: dict[str, Any], backend: str = "inductor"
 ) -> tuple[float, float, float]:
     """SQNR in dB: reference against float, the backend against float, the backend against reference."""
-    reference = zoo.quantized(name, config)
-    compiled = reference.with_backend(backend, LoweringOptions(dtype))
+    plain = zoo.quantized(name, config)
+    graph = as_taken_by(backend, copy_graph(plain.graph_module))
+    reference = QuantizedUNet(graph, plain.signature, plain.qconfig, "reference")
+    compiled = plain.with_backend(backend, LoweringOptions(dtype))
     expected, actual = run(reference, inputs)[0], run(compiled, inputs)[0]
     found = fidelity(name, reference, inputs), fidelity(name, compiled, inputs), sqnr_db(expected, actual)
     print(f"{name}: reference {found[0]:.1f} dB, {backend} {found[1]:.1f} dB, one to the other {found[2]:.1f} dB")

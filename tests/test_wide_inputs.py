@@ -3,7 +3,7 @@
 import pytest
 import torch
 import torch.nn.functional as F
-from tiny_graphs import Plain, Shortcut, prepared, qdq_graph, run
+from tiny_graphs import Plain, Shortcut, prepared, qdq_graph, reference_for, run
 from torch import nn
 
 from qdiff_fx import Rule, convert_qdiff, load_qdiff, save_qdiff
@@ -43,7 +43,8 @@ def test_the_bias_is_added_once_and_codes_are_stored_once():
 def test_backends_agree_with_the_reference(backend, granularity):
     torch.manual_seed(0)
     network = prepared(Shortcut(), X, T, sample_act_bits=16, act_granularity=granularity)
-    reference = convert_qdiff(network, "reference", output_quantizers=backend == "x86")
+    options = reference_for(backend, output_quantizers=backend == "x86")
+    reference = convert_qdiff(network, "reference").with_backend("reference", options)
     options = {"compile": False} if backend == "inductor" else {}
     actual = reference.with_backend(backend) if not options else convert_qdiff(network, backend, **options)
     assert all(row.integer for row in actual.explain())

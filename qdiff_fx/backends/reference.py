@@ -6,6 +6,7 @@ import torch
 from torch import fx
 
 from qdiff_fx.backends.common.base import Backend, Lowered, LoweringOptions, quantized_layers, report
+from qdiff_fx.backends.common.reduced_range import fit_products
 from qdiff_fx.backends.common.static_scales import use_static_scales
 from qdiff_fx.ir.edit import clean, copy_graph, insert_call
 from qdiff_fx.quant.qparams import LayerInfo
@@ -25,8 +26,13 @@ class ReferenceBackend(Backend):
         lowered = copy_graph(gm)
         if options.output_quantizers:
             use_static_scales(lowered)
+        notes = fit_products(lowered, self, options)
+        if options.output_quantizers:
             quantize_outputs(lowered)
-        layers = tuple(report(gm, node, "float arithmetic on codes") for node in quantized_layers(gm))
+        layers = tuple(
+            report(lowered, node, "float arithmetic on codes", note=notes.get(node, ""))
+            for node in quantized_layers(lowered)
+        )
         return Lowered(clean(lowered), layers)
 
 

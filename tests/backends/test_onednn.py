@@ -4,7 +4,8 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from tiny_graphs import Plain, Shortcut, qdq_graph, run
+from tiny_graphs import Plain, Shortcut, as_taken_by, run
+from tiny_graphs import qdq_graph as plain_qdq_graph
 from torch import nn
 
 from examples import examples
@@ -16,6 +17,10 @@ from qdiff_fx.ir.edit import clean, copy_graph, is_op
 EAGER = LoweringOptions(compile=False)
 qd = torch.ops.quantized_decomposed
 pytestmark = pytest.mark.skipif(not torch.backends.mkldnn.is_available(), reason="this build of torch has no oneDNN")
+
+
+def qdq_graph(net: nn.Module, *inputs: torch.Tensor, **config) -> torch.fx.GraphModule:
+    return as_taken_by("inductor", plain_qdq_graph(net, *inputs, **config))
 
 
 def both(gm: torch.fx.GraphModule, *inputs: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

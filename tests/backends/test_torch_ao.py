@@ -20,6 +20,7 @@ from torch import fx, nn
 from examples import examples
 from qdiff_fx.backends import LoweringOptions, get_backend
 from qdiff_fx.backends.common.base import activation_of, quantized_layers, weight_of
+from qdiff_fx.backends.common.reduced_range import reduce_range
 from qdiff_fx.backends.torch_ao.backend import TorchAOBackend
 from qdiff_fx.config import QDiffConfig, Rule
 from qdiff_fx.ir.edit import clean, get_attr_tensor
@@ -36,8 +37,6 @@ nnq = torch.ao.nn.quantized
 QUANTIZED_MODULES = (nnq.Conv1d, nnq.Conv2d, nnq.Conv3d, nnq.ConvTranspose1d, nnq.ConvTranspose2d, nnq.Linear)
 AS_TORCH_AO = LoweringOptions(output_quantizers=True)
 PLAIN = LoweringOptions()
-# Without VNNI the x86 engine is exact only for weights that cannot saturate.
-SAFE_BITS = 8 if torch.cpu._is_vnni_supported() else 7
 ENGINES = torch.backends.quantized.supported_engines
 needs_x86 = pytest.mark.skipif("x86" not in ENGINES, reason="this build of torch has no x86 engine")
 needs_qnnpack = pytest.mark.skipif("qnnpack" not in ENGINES, reason="this build of torch has no qnnpack engine")
@@ -58,13 +57,16 @@ def seed() -> None:
 
 def quantized_graph(net: nn.Module, *inputs: torch.Tensor, **config) -> fx.GraphModule:
     """The q/dq graph of ``net``, calibrated on ``inputs``; dimension 0 of each input is the batch."""
-    defaults = {"weight_bits": SAFE_BITS, "split": "off", "weight_range": "max", "act_range": "minmax"}
+    defaults = {"split": "off", "weight_range": "max", "act_range": "minmax"}
     chosen = QDiffConfig(**alike(defaults | config))
     gm = _export(net, *inputs)
     run_passes(gm, [Canonicalize(), SplitShortcut(chosen.split), Annotate(chosen), InsertObservers(chosen)])
     with torch.no_grad():
         gm(*inputs)
-    return convert(gm, chosen)
+    gm = convert(gm, chosen)
+    if "x86" in ENGINES and get_backend("x86").saturates():
+        reduce_range(gm, quantized_layers(gm))
+    return clean(gm)
 
 
 def _export(net: nn.Module, *inputs: torch.Tensor) -> fx.GraphModule:
@@ -217,7 +219,7 @@ def test_layers_give_the_codes_of_the_reference(name, engine):
     assert_layers_agree(gm, engine, 1.5 * torch.randn(16, *shape[1:]))
 
 
-@pytest.mark.parametrize("weight_bits", [SAFE_BITS, 4])
+@pytest.mark.parametrize("weight_bits", [8, 4])
 def test_modules_hold_exactly_our_codes_and_scales(engine, weight_bits):
     gm = quantized_graph(SmallUNet(), torch.randn(2, 3, 8, 8), weight_bits=weight_bits)
     layers, modules = integer_layers(gm, engine), converted_modules(lowered(gm, engine))
@@ -270,9 +272,7 @@ def test_any_convolution_agrees_to_one_code(engine, data):
     torch.manual_seed(data.draw(st.integers(0, 1000)))  # so that an example fails again when it is replayed
     conv = (nn.Conv1d, nn.Conv2d)[dims - 1](channels, outputs, kernel, **options, bias=data.draw(st.booleans()))
     x = torch.randn(2, channels, *[size] * dims)
-    gm = quantized_graph(
-        conv, x, weight_bits=data.draw(st.integers(2, SAFE_BITS)), act_bits=data.draw(st.integers(4, 8))
-    )
+    gm = quantized_graph(conv, x, weight_bits=data.draw(st.integers(2, 8)), act_bits=data.draw(st.integers(4, 8)))
     (layer,) = quantized_layers(gm)
     expected = run(lowered(gm, "reference", AS_TORCH_AO), 1.5 * x)
     actual = run(lowered(gm, engine), 1.5 * x)
@@ -533,13 +533,3 @@ def test_a_bfloat16_network(engine):
 
 def test_unknown_engines_are_unavailable():
     assert TorchAOBackend("abacus").unavailable() == "this build of torch has no abacus engine"
-
-
-@pytest.mark.parametrize("weight_bits", [7, 8])
-def test_saturation_is_announced(engine, weight_bits, monkeypatch):
-    gm = quantized_graph(nn.Conv2d(4, 8, 3), torch.randn(2, 4, 6, 6), weight_bits=weight_bits)
-    monkeypatch.setattr(torch.cpu, "_is_vnni_supported", lambda: False)
-    with warnings.catch_warnings(record=True) as caught:
-        warnings.simplefilter("always")
-        lowered(gm, engine)
-    assert any("saturate" in str(warning.message) for warning in caught) == (engine == "x86" and weight_bits == 8)

@@ -6,6 +6,7 @@ from unittest import mock
 import pytest
 import torch
 from residual_net import QUICK, Net, batches, make_prepared
+from tiny_graphs import reference_for
 
 from qdiff_fx import QDiffConfig, Reconstruction, convert_qdiff, load_qdiff, prepare_qdiff, reconstruct, save_qdiff
 from qdiff_fx.errors import ArtifactError, CalibrationError, InputError
@@ -78,7 +79,7 @@ def test_codes_in_the_saved_file_are_those_decided(tmp_path):
 def test_kernels_agree_with_the_reference_on_what_was_learned(backend):
     network = make_prepared()
     reconstruct(network, batches(), QUICK, progress=False)
-    reference = convert_qdiff(network, "reference")
+    reference = convert_qdiff(network, "reference").with_backend("reference", reference_for(backend))
     kernels = convert_qdiff(network, backend, compute_dtype=torch.float32, compile=False)
     batch = batches(seed=2)[0]
     assert sqnr_db(reference(**batch), kernels(**batch)) > 40

@@ -33,6 +33,9 @@ class LoweringOptions:
             the same to the bit.
         release: the q/dq graph's weights may be freed as they are packed (``native`` only), so that no two copies of
             all of them exist at a time; the graph cannot be lowered again.
+        reduce_range: 7-bit activation codes where 8-bit ones and the weight's may overflow 16 bits (``inductor``,
+            ``x86``, ``qnnpack`` and, to compare them with, ``reference``). ``None`` leaves it to the backend: where
+            this processor's kernels saturate.
     """
 
     compute_dtype: torch.dtype | None = None
@@ -40,6 +43,7 @@ class LoweringOptions:
     compile: bool = True
     reuse: bool = True
     release: bool = False
+    reduce_range: bool | None = None
 
     @property
     def float_type(self) -> torch.dtype:
@@ -55,6 +59,7 @@ class LayerReport:
         info: bits and path of the layer.
         kernel: what it runs on.
         reason: why it runs in float; empty when it runs on integers.
+        note: what else a user should know about it; mostly empty.
         weight_scale, act_scale: (smallest, largest) scale, ``None`` where there is none.
     """
 
@@ -63,6 +68,7 @@ class LayerReport:
     reason: str = ""
     weight_scale: tuple[float, float] | None = None
     act_scale: tuple[float, float] | None = None
+    note: str = ""
 
     @property
     def integer(self) -> bool:
@@ -94,6 +100,10 @@ class Backend(ABC):
     def unavailable(self) -> str:
         """Why this machine cannot run the backend; empty when it can."""
         return ""
+
+    def saturates(self) -> bool:
+        """Whether its kernels on this machine add two u8·s8 products in 16 bits, which saturate silently."""
+        return False
 
     @abstractmethod
     def supports(self, layer: fx.Node) -> str:
@@ -135,7 +145,7 @@ def weight_codes(gm: fx.GraphModule, node: fx.Node) -> torch.Tensor:
     return unpack_codes(tensor, *packed) if packed else tensor
 
 
-def report(gm: fx.GraphModule, layer: fx.Node, kernel: str, reason: str = "") -> LayerReport:
+def report(gm: fx.GraphModule, layer: fx.Node, kernel: str, reason: str = "", note: str = "") -> LayerReport:
     """The report row of a layer of the q/dq graph, its scales read from the graph."""
     info: LayerInfo = layer.meta["layer"]
     reason = info.float_reason or reason
@@ -146,7 +156,7 @@ def report(gm: fx.GraphModule, layer: fx.Node, kernel: str, reason: str = "") ->
         weight, activation = weight_of(layer), activation_of(layer)
         weight_scale = _tensor_range(gm, weight.args[1]) if weight else None
         act_scale = _scale_range(gm, activation) if activation else None
-    return LayerReport(info, "float" if reason else kernel, reason, weight_scale, act_scale)
+    return LayerReport(info, "float" if reason else kernel, reason, weight_scale, act_scale, note)
 
 
 def _scale_range(gm: fx.GraphModule, activation: fx.Node) -> tuple[float, float] | None:

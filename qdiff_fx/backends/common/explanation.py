@@ -41,14 +41,14 @@ class Explanation:
                     name: getattr(row.info, name)
                     for name in ("path", "kind", "weight_bits", "act_bits", "softmax_bits")
                 },
-                **{name: getattr(row, name) for name in ("kernel", "reason", "weight_scale", "act_scale")},
+                **{name: getattr(row, name) for name in ("kernel", "reason", "note", "weight_scale", "act_scale")},
             }
             for row in self.rows
         ]
 
     def table(self) -> Table:
         table = Table(title=f"{len(self.integer)} layers on integers, {len(self.in_float)} in float ({self.backend})")
-        for column in ("layer", "kind", "W", "A", "weight scale", "activation scale", "kernel", "why float"):
+        for column in ("layer", "kind", "W", "A", "weight scale", "activation scale", "kernel", "remark"):
             table.add_column(column, overflow="fold")
         for row in self.rows:
             info = row.info
@@ -58,7 +58,7 @@ class Explanation:
                 *(str(bits or "–") for bits in (info.weight_bits, info.act_bits)),
                 *(_range(scale) for scale in (row.weight_scale, row.act_scale)),
                 row.kernel,
-                row.reason,
+                "; ".join(text for text in (row.reason, row.note) if text),
             )
         return table
 

@@ -12,6 +12,8 @@ from torch._inductor.custom_graph_pass import CustomGraphPass
 
 from qdiff_fx.backends.common.base import ATTENTION, Backend, Lowered, LoweringOptions, quantized_layers, report
 from qdiff_fx.backends.common.compute_dtype import set_compute_dtype
+from qdiff_fx.backends.common.reduced_range import fit_products
+from qdiff_fx.backends.common.saturation import onednn_saturates
 from qdiff_fx.backends.inductor import onednn
 from qdiff_fx.backends.inductor.output_quantization import hide_from_inductor, write_codes
 from qdiff_fx.ir.edit import clean, copy_graph, is_op
@@ -42,9 +44,16 @@ class InductorBackend(Backend):
     def supports(self, layer: fx.Node) -> str:
         return onednn.refusal(layer)
 
+    def saturates(self) -> bool:
+        return onednn_saturates()
+
     def lower(self, gm: fx.GraphModule, options: LoweringOptions) -> Lowered:
-        layers = tuple(report(gm, node, _kernel_name(node), self.supports(node)) for node in quantized_layers(gm))
         lowered = copy_graph(gm)
+        notes = fit_products(lowered, self, options)
+        layers = tuple(
+            report(lowered, node, _kernel_name(node), self.supports(node), notes.get(node, ""))
+            for node in quantized_layers(lowered)
+        )
         onednn.lower_to_onednn(lowered, options.float_type)
         onednn.dequantize_remaining_weights(lowered)
         write_codes(lowered)

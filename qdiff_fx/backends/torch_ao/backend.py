@@ -21,6 +21,8 @@ from torch.ao.quantization.quantize_fx import convert_fx, prepare_fx
 
 from qdiff_fx.backends.common.base import ATTENTION, Backend, Lowered, LoweringOptions, quantized_layers, report
 from qdiff_fx.backends.common.compute_dtype import set_compute_dtype
+from qdiff_fx.backends.common.reduced_range import fit_products
+from qdiff_fx.backends.common.saturation import x86_engine_saturates
 from qdiff_fx.backends.common.static_scales import use_static_scales
 from qdiff_fx.backends.torch_ao.module_graph import TRANSPOSED_CONVS, LayerConstants, constants_of, refusal, to_modules
 from qdiff_fx.ir.edit import clean, copy_graph, is_op
@@ -37,8 +39,8 @@ _engine_lock = threading.RLock()
 class TorchAOBackend(Backend):
     """One engine of ``torch.backends.quantized``.
 
-    ``x86`` needs AVX-512 VNNI: on other processors its kernels add u8·s8 products in 16 bits, which saturate with
-    8-bit weights (7-bit weights never do). ``qnnpack`` is the ARM engine; it runs on x86 too, slowly.
+    Without AVX-512 VNNI the kernels of ``x86`` add u8·s8 products in 16 bits: layers with 8-bit weights get 7-bit
+    activations there. ``qnnpack`` is the ARM engine; it runs on x86 too, slowly.
 
     Packed weights remember the engine they were packed for. The process-wide engine is switched only while packing,
     and a lowered module may run in any thread, under any engine.
@@ -63,14 +65,20 @@ class TorchAOBackend(Backend):
         constants = constants_of(cast(fx.GraphModule, layer.graph.owning_module), layer)
         return _qnnpack_refusal(layer, constants) if self.name == "qnnpack" else _x86_refusal(layer, constants)
 
+    def saturates(self) -> bool:
+        if self.name != "x86":
+            return False
+        with _engine(self.name):
+            return x86_engine_saturates()
+
     def lower(self, gm: fx.GraphModule, options: LoweringOptions) -> Lowered:
-        """Lower a q/dq graph, which is left as it is. Warns (UserWarning) where 8-bit weights may saturate."""
         lowered = copy_graph(gm)
         use_static_scales(lowered)
+        notes = fit_products(lowered, self, options)
         layers = {node: self.supports(node) for node in quantized_layers(lowered)}
-        rows = tuple(report(lowered, node, self._kernel(node), reason) for node, reason in layers.items())
-        if self.name == "x86" and any(row.integer and row.info.weight_bits == 8 for row in rows):
-            _warn_without_vnni()
+        rows = tuple(
+            report(lowered, node, self._kernel(node), reason, notes.get(node, "")) for node, reason in layers.items()
+        )
         integer = [node for node, reason in layers.items() if not reason and not is_op(node, ATTENTION)]
         _use_attention_kernel(lowered, options.float_type)
         constants = to_modules(lowered, integer, options.float_type)
@@ -205,12 +213,3 @@ def _qnnpack_refusal(layer: fx.Node, constants: LayerConstants) -> str:
     if requantized.max() > INT32_MAX:
         return "qnnpack's 32-bit sums may overflow: a bias or weight is large for its scale"
     return ""
-
-
-def _warn_without_vnni() -> None:
-    if not torch.cpu._is_vnni_supported():
-        warnings.warn(
-            "this processor has no AVX-512 VNNI: torch.ao's x86 kernels may saturate with 8-bit weights. "
-            'Use backend="qnnpack", weight_bits=7 or backend="reference"',
-            stacklevel=3,
-        )
