@@ -93,7 +93,7 @@ class TestRewrite:
         values = fx.Interpreter(reduced(gm), garbage_collect_values=False)
         with torch.no_grad():
             values.run(X, T)
-        first, second = (node for node in quantized_layers(values.module) if node.meta["layer"].path == "conv_in")
+        first, second = (node for path, node in layers(values.module).items() if path.startswith("conv_in"))
         total = values.env[first.args[0]] + values.env[second.args[0]]
         assert sqnr_db(X, total) > 75
 
