@@ -11,7 +11,7 @@ from tiny_graphs import as_taken_by
 from torch import nn
 
 from qdiff_fx import QDiffConfig, QuantizedUNet
-from qdiff_fx.backends import LoweringOptions
+from qdiff_fx.backends import LoweringOptions, get_backend
 from qdiff_fx.ir.edit import copy_graph
 from qdiff_fx.quant.numerics import sqnr_db
 
@@ -136,8 +136,9 @@ def check_agreement(name: str, found: tuple[float, float, float]) -> None:
 
 
 SHALLOW = ("handwritten_sum", "handwritten_attention")
-# Measured 58.3 with an attention, whose kernel rounds probabilities in 16-bit fixed point, and above 120 without.
-SHALLOW_AGREEMENT_DB = 55.0
+# Measured 58.3 with an attention, whose kernel rounds probabilities in 16-bit fixed point, and above 120 without; 52.6
+# with 7-bit activations, of which a flipped code weighs twice as much.
+SHALLOW_AGREEMENT_DB = 55.0 - 6.0 * get_backend("inductor").saturates()
 TENSOR = QDiffConfig(act_granularity="tensor")
 
 

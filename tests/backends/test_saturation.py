@@ -15,14 +15,13 @@ import torch.nn.functional as F
 from tiny_graphs import Plain, Shortcut, prepared, qdq_graph, run
 from torch import fx, nn
 
-from qdiff_fx import Rule, convert_qdiff
+from qdiff_fx import Rule, convert_qdiff, load_qdiff, save_qdiff
 from qdiff_fx.backends import LoweringOptions, get_backend
 from qdiff_fx.backends.common.base import activation_of, quantized_layers
 from qdiff_fx.backends.common.reduced_range import NOTE_ASKED, NOTE_SATURATES, overflows, reduce_range
 from qdiff_fx.ir.edit import clean, copy_graph
 from qdiff_fx.quant.numerics import sqnr_db
 
-qd = torch.ops.quantized_decomposed
 X, T = torch.linspace(-2, 3, 2 * 3 * 64).reshape(2, 3, 8, 8).sin() * 3, torch.tensor([40.0, 40.0])
 BACKENDS = [
     name for name in ("inductor", "x86") if name == "inductor" or name in torch.backends.quantized.supported_engines
@@ -96,6 +95,12 @@ class TestRewrite:
         first, second = (node for path, node in layers(values.module).items() if path.startswith("conv_in"))
         total = values.env[first.args[0]] + values.env[second.args[0]]
         assert sqnr_db(X, total) > 75
+
+    def test_a_saved_network_is_reduced_alike(self, tmp_path):
+        network = convert_qdiff(prepared(Shortcut(), X, T, sample_act_bits=16), "reference")
+        again = load_qdiff(save_qdiff(network, tmp_path / "saved"), "reference")
+        first, second = (net.with_backend("reference", LoweringOptions(reduce_range=True)) for net in (network, again))
+        assert torch.equal(first(X, T), second(X, T))
 
     def test_a_bfloat16_network(self):
         net, x = Plain(nn.Conv2d(3, 8, 3)).bfloat16(), X.bfloat16()

@@ -22,7 +22,7 @@ from qdiff_fx.backends.common.base import (
     weight_of,
 )
 from qdiff_fx.ir.edit import add_buffer, get_attr_tensor, insert_call, insert_get_attr, is_op
-from qdiff_fx.passes.quantize.convert import READS_REST
+from qdiff_fx.passes.quantize.convert import REST
 from qdiff_fx.quant.numerics import choose_qparams, integer_range
 
 aten, qd = torch.ops.aten, torch.ops.quantized_decomposed
@@ -87,7 +87,7 @@ def reduce_range(gm: fx.GraphModule, layers: Iterable[fx.Node]) -> frozenset[fx.
     for layer in changed:
         activation = cast(fx.Node, activation_of(layer))
         if activation not in reduced:
-            reduced[activation] = _requantized(gm, activation, reduced, of_rest=READS_REST in layer.meta)
+            reduced[activation] = _requantized(gm, activation, reduced, of_rest=layer.meta["layer"].path.endswith(REST))
         values, dtype = reduced[activation], cast(fx.Node, layer.args[0]).meta["val"].dtype
         if dtype != torch.float32:
             values = insert_call(gm.graph, layer, aten.to.dtype, (values, dtype))
