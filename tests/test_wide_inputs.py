@@ -38,6 +38,28 @@ def test_the_bias_is_added_once_and_codes_are_stored_once():
     assert layers[0].args[1] is layers[1].args[1]
 
 
+@pytest.mark.parametrize("layer", [nn.Conv2d(3, 4, 3), nn.Linear(8, 5)])
+def test_both_codes_meet_one_packed_weight(layer, tmp_path):
+    network = convert_qdiff(prepared(Plain(layer), X, rules=WIDE), "native", reuse=False)
+    weights = packed_weights(network)
+    assert len(weights) == 2
+    assert len(set(weights)) == 1
+    # A network loaded for these kernels keeps nothing beside what is packed.
+    save_qdiff(network, tmp_path / "saved")
+    loaded = load_qdiff(tmp_path / "saved", "native", reuse=False)
+    assert packed_weights(loaded) == weights
+    codes = loaded._modules["graph_module"].layer.weight_codes
+    assert codes.untyped_storage().nbytes() == 0
+    torch.testing.assert_close(loaded(X), network(X), rtol=0, atol=0)
+
+
+def packed_weights(network):
+    """Names of the weights that kernels read, in order; a kernel may read those of several layers."""
+    kernels = torch.ops.qdiff.int_conv.default, torch.ops.qdiff.int_linear.default
+    nodes = network._lowered.module.graph_module.graph.nodes
+    return [weight.target for n in nodes if is_op(n, *kernels) for weight in n.kwargs["weights"]]
+
+
 @pytest.mark.parametrize("granularity", ["tensor", "timestep"])
 @pytest.mark.parametrize("backend", ["native", "inductor", "x86"])
 def test_backends_agree_with_the_reference(backend, granularity):

@@ -6,6 +6,8 @@ All of a kernel's arguments are keyword arguments until the end, so that a rewri
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -75,7 +77,8 @@ def lower_layers(gm: fx.GraphModule, *, release: bool = False) -> None:
     """
     readers = Counter(str(n.target) for n in gm.graph.nodes if n.op == "get_attr")
     # Both layers of a 16-bit input read the same codes through one node.
-    layers_of = Counter(str(_codes_node(n).target) for n in quantized_layers(gm) if weight_of(n) is not None)
+    waiting = Counter(str(_codes_node(n).target) for n in quantized_layers(gm) if weight_of(n) is not None)
+    packed: dict[tuple[str, int], PackedWeight] = {}
     for quantize in [n for n in gm.graph.nodes if is_op(n, qd.quantize_per_tensor.default)]:
         _lower_quantize(quantize)
     untrimmed = 0
@@ -83,11 +86,15 @@ def lower_layers(gm: fx.GraphModule, *, release: bool = False) -> None:
         if is_op(layer, ATTENTION_NUMBERS) or refusal(layer):
             continue
         lower = _lower_linear if is_op(layer, aten.linear.default) else _lower_conv
-        with gm.graph.inserting_before(layer):
-            integer = lower(gm, layer)
-        integer.meta.update(layer.meta)
         codes = _codes_node(layer)
-        if release and readers[str(codes.target)] == layers_of[str(codes.target)] == 1:
+        key = str(codes.target), layer.meta["layer"].weight_bits
+        if key not in packed:
+            packed[key] = _pack(gm, layer)
+        with gm.graph.inserting_before(layer):
+            integer = lower(gm, layer, packed[key])
+        integer.meta.update(layer.meta)
+        waiting[str(codes.target)] -= 1
+        if release and readers[str(codes.target)] == 1 and not waiting[str(codes.target)]:
             storage = get_attr_tensor(gm, codes).untyped_storage()
             untrimmed += storage.nbytes()
             storage.resize_(0)
@@ -110,24 +117,22 @@ def _lower_quantize(node: fx.Node) -> None:
     }
 
 
-def _lower_linear(gm: fx.GraphModule, layer: fx.Node) -> fx.Node:
+def _lower_linear(gm: fx.GraphModule, layer: fx.Node, weight: PackedWeight) -> fx.Node:
     codes, scale, zero_point = _activation(layer)
-    weight, weight_scale, weight_sum, channels = _weight(gm, layer)
     return gm.graph.call_function(
         LINEAR,
         kwargs={
             **{"codes": codes, "scale": scale, "zero_point": zero_point},
-            **{"weights": [weight], "weight_scales": [weight_scale], "weight_sums": [weight_sum]},
-            "out_features": channels,
+            **weight.arguments(gm.graph.get_attr),
+            "out_features": weight.channels,
             **{"bias": _bias(layer), "residual": None, "activation": Activation.NONE.value},
             **{"out_dtype": torch.float32, **NO_OUTPUT_QUANTIZER},
         },
     )
 
 
-def _lower_conv(gm: fx.GraphModule, layer: fx.Node) -> fx.Node:
+def _lower_conv(gm: fx.GraphModule, layer: fx.Node, weight: PackedWeight) -> fx.Node:
     codes, scale, zero_point = _activation(layer)
-    weight, weight_scale, weight_sum, channels = _weight(gm, layer)
     dims = CONVS[layer.target]
     stride, padding, dilation, _ = conv_geometry(layer, dims)
     kernel = list(_codes_node(layer).meta["val"].shape[2:])
@@ -138,8 +143,8 @@ def _lower_conv(gm: fx.GraphModule, layer: fx.Node) -> fx.Node:
         CONV,
         kwargs={
             **{"codes": [codes], "scales": [scale], "zero_points": [zero_point]},
-            **{"weights": [weight], "weight_scales": [weight_scale], "weight_sums": [weight_sum]},
-            **{"out_channels": channels, "kernel": kernel, "stride": stride},
+            **weight.arguments(gm.graph.get_attr),
+            **{"out_channels": weight.channels, "kernel": kernel, "stride": stride},
             **{"padding": [side for pad in padding for side in (pad, pad)], "dilation": dilation, "enlarge": [1, 1]},
             **{"bias": _bias(layer), "shift": None, "residual": None, "activation": Activation.NONE.value},
             **{"out_dtype": torch.float32, **NO_OUTPUT_QUANTIZER},
@@ -168,14 +173,39 @@ def _codes_node(layer: fx.Node) -> fx.Node:
     return weight.args[0]  # type: ignore[return-value]
 
 
-def _weight(gm: fx.GraphModule, layer: fx.Node) -> tuple[fx.Node, fx.Node, fx.Node, int]:
-    """Packed weight, scales and sums as get_attr nodes, and the number of output channels."""
+@dataclass(frozen=True)
+class PackedWeight:
+    """One weight as the kernels read it: names of the buffers that hold it, whichever layers call for it.
+
+    Attributes:
+        channels: how many output channels are real; the buffers hold some more, as padding.
+    """
+
+    packed: str
+    scales: str
+    sums: str
+    channels: int
+
+    def arguments(self, read: Callable[[str], fx.Node]) -> dict[str, list[fx.Node]]:
+        """The kernel's arguments, each a node of its own that `read` makes."""
+        return {
+            "weights": [read(self.packed)],
+            "weight_scales": [read(self.scales)],
+            "weight_sums": [read(self.sums)],
+        }
+
+
+def _pack(gm: fx.GraphModule, layer: fx.Node) -> PackedWeight:
+    """Pack the codes of a layer's weight."""
     codes_node, scales_node = _codes_node(layer), weight_of(layer).args[1]  # type: ignore[union-attr]
     codes = weight_codes(gm, codes_node)
     packed, sums = qdiff.pack_weight(codes, layer.meta["layer"].weight_bits)
     scales = torch.zeros(sums.numel())
     scales[: codes.shape[0]] = get_attr_tensor(gm, scales_node).float()  # type: ignore[arg-type]
     base = str(codes_node.target)
-    named = {"packed": packed, "padded_scales": scales, "sums": sums}
-    nodes = [gm.graph.get_attr(add_buffer(gm, f"{base}_{name}", tensor)) for name, tensor in named.items()]
-    return nodes[0], nodes[1], nodes[2], codes.shape[0]
+    return PackedWeight(
+        add_buffer(gm, f"{base}_packed", packed),
+        add_buffer(gm, f"{base}_padded_scales", scales),
+        add_buffer(gm, f"{base}_sums", sums),
+        codes.shape[0],
+    )
