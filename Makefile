@@ -6,7 +6,7 @@ BIN := .venv/bin
 # Two workers of one thread each beat one worker of two on small tensors.
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadgroup
 
-.PHONY: demo test test-all sanitize lint format bench clean
+.PHONY: demo test test-all golden sanitize lint format bench clean
 
 .venv/.ready: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
@@ -21,6 +21,10 @@ test: .venv/.ready
 
 test-all: .venv/.ready
 	$(PYTEST) --hypothesis-profile=thorough
+
+# Every result, to the bit, against what is recorded for this kind of processor; see tests/golden/__init__.py.
+golden: .venv/.ready
+	OMP_NUM_THREADS=1 $(BIN)/python -m tests.golden --check
 
 # The kernels under AddressSanitizer and UBSan. Python is not built with them, so their libraries go before it.
 SANITIZE := QDIFF_KERNELS_FLAGS="-fsanitize=address,undefined -fno-sanitize-recover=all -g -O1" ASAN_OPTIONS=detect_leaks=0
