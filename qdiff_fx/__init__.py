@@ -1,13 +1,20 @@
-"""Quantize diffusion UNets: capture, split shortcuts, calibrate per timestep, run on integer kernels."""
+"""Quantize diffusion UNets: capture, split shortcuts, calibrate per timestep, run on integer kernels.
 
-from qdiff_fx.api import convert_qdiff, load_qdiff, prepare_qdiff, save_qdiff
-from qdiff_fx.calibration import CalibrationData, calibrate, collect_calibration_data
-from qdiff_fx.config import QDiffConfig, Rule
-from qdiff_fx.errors import QDiffError
-from qdiff_fx.networks import PreparedUNet, QuantizedUNet
-from qdiff_fx.reconstruction import Reconstruction, ReconstructionConfig, reconstruct
-from qdiff_fx.tuning import Tuned, tune
-from qdiff_fx.weight_rounding import round_weights
+Each public name is imported when it is first used: importing the package costs next to nothing.
+"""
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from qdiff_fx.api import convert_qdiff, load_qdiff, prepare_qdiff, save_qdiff
+    from qdiff_fx.calibration import CalibrationData, calibrate, collect_calibration_data
+    from qdiff_fx.config import QDiffConfig, Rule
+    from qdiff_fx.errors import QDiffError
+    from qdiff_fx.networks import PreparedUNet, QuantizedUNet
+    from qdiff_fx.reconstruction import Reconstruction, ReconstructionConfig, reconstruct
+    from qdiff_fx.tuning import Tuned, tune
+    from qdiff_fx.weight_rounding import round_weights
 
 __version__ = "0.1.0"
 
@@ -31,3 +38,27 @@ __all__ = [
     "save_qdiff",
     "tune",
 ]
+
+_HOMES = {
+    "api": ("convert_qdiff", "load_qdiff", "prepare_qdiff", "save_qdiff"),
+    "calibration": ("CalibrationData", "calibrate", "collect_calibration_data"),
+    "config": ("QDiffConfig", "Rule"),
+    "errors": ("QDiffError",),
+    "networks": ("PreparedUNet", "QuantizedUNet"),
+    "reconstruction": ("Reconstruction", "ReconstructionConfig", "reconstruct"),
+    "tuning": ("Tuned", "tune"),
+    "weight_rounding": ("round_weights",),
+}
+_HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME_OF:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    found = getattr(importlib.import_module(f"{__name__}.{_HOME_OF[name]}"), name)
+    globals()[name] = found
+    return found
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -11,9 +11,9 @@ from typing import Any
 import torch
 from torch import fx, nn
 
-from qdiff_fx.backends import LoweringOptions, get_backend
+from qdiff_fx.backends import get_backend
 from qdiff_fx.backends.common.memory import release_unused
-from qdiff_fx.capture import capture
+from qdiff_fx.backends.common.options import choose_options
 from qdiff_fx.config import QDiffConfig
 from qdiff_fx.errors import ConfigError
 from qdiff_fx.ir.edit import copy_graph
@@ -52,6 +52,8 @@ def prepare_qdiff(
             where="example_inputs",
             fix='Pass a mapping of forward arguments, e.g. {"sample": x, "timestep": t}',
         )
+    from qdiff_fx.capture import capture  # brings all of sympy, which loading does without
+
     config = config or QDiffConfig()
     captured = capture(model, example_inputs)
     graph = copy_graph(captured.module)
@@ -76,6 +78,7 @@ def convert_qdiff(
     compile: bool = True,
     reuse: bool = True,
     source: str = "",
+    **more: Any,
 ) -> QuantizedUNet:
     """Turn a calibrated network into integers and lower it for a backend.
 
@@ -87,13 +90,22 @@ def convert_qdiff(
         compile: hand the lowered graph to ``torch.compile`` (``inductor``).
         reuse: remember what depends on the timestep or on the conditioning alone (``native``).
         source: where the float network came from; kept in the saved folder.
+        more: options of backends that others registered.
 
     Raises:
         CalibrationError: an observer saw no data.
+        ConfigError: an option was set that the backend does not have.
         BackendError: the backend is unknown or cannot run on this machine.
     """
+    given = {
+        "compute_dtype": compute_dtype,
+        "output_quantizers": output_quantizers,
+        "compile": compile,
+        "reuse": reuse,
+        **more,
+    }
+    options = choose_options(get_backend(backend), given)
     graph = convert(prepared.graph_module, prepared.qconfig)
-    options = LoweringOptions(compute_dtype, output_quantizers, compile, reuse)
     return QuantizedUNet(graph, prepared.signature, prepared.qconfig, backend, options, source)
 
 
@@ -115,21 +127,38 @@ def load_qdiff(
     output_quantizers: bool = False,
     compile: bool = True,
     reuse: bool = True,
+    **more: Any,
 ) -> QuantizedUNet:
     """Load a saved network for any backend: no float weights, no original class, no forward pass, no pickle.
 
+    The options are those of ``convert_qdiff``.
+
     Raises:
         ArtifactError: the folder is missing, damaged, or of a newer version.
+        ConfigError: an option was set that the backend does not have.
         BackendError: the backend is unknown or cannot run on this machine.
     """
-    frees_weights = get_backend(backend).frees_weights
-    artifact = load_artifact(folder, keep_packed=frees_weights)
+    given = {
+        "compute_dtype": compute_dtype,
+        "output_quantizers": output_quantizers,
+        "compile": compile,
+        "reuse": reuse,
+        **more,
+    }
+    chosen = get_backend(backend)
+    options = choose_options(chosen, given)
+    artifact = load_artifact(folder, keep_packed=chosen.frees_weights)
     release_unused()
-    options = LoweringOptions(compute_dtype, output_quantizers, compile, reuse, frees_weights)
     network = QuantizedUNet(
-        artifact.graph_module, artifact.signature, artifact.config, backend, options, artifact.source
+        artifact.graph_module,
+        artifact.signature,
+        artifact.config,
+        backend,
+        options,
+        artifact.source,
+        release=chosen.frees_weights,
     )
-    if frees_weights:
+    if chosen.frees_weights:
         network.reload = partial(_reload, folder)
     release_unused()
     return network

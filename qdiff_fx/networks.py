@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import fx
 
-from qdiff_fx.backends import Lowered, LoweringOptions, get_backend
+from qdiff_fx.backends import BackendOptions, Lowered, get_backend
 from qdiff_fx.backends.common.explanation import Explanation
+from qdiff_fx.backends.common.options import checked_options, choose_options
 from qdiff_fx.config import QDiffConfig
+from qdiff_fx.errors import ConfigError
 from qdiff_fx.passes.framework import PassReport
 from qdiff_fx.signature import CallSignature, DropIn
 
@@ -40,6 +41,7 @@ class QuantizedUNet(DropIn):
         graph_module: the q/dq graph, which is what gets saved and lowered again for other backends.
         qconfig: the configuration it was made with.
         backend: name of the backend it runs on.
+        options: what was chosen about that backend.
         source: where the float network came from, for evaluating against it later; may be empty.
     """
 
@@ -52,14 +54,16 @@ class QuantizedUNet(DropIn):
         signature: CallSignature,
         qconfig: QDiffConfig,
         backend: str,
-        options: LoweringOptions | None = None,
+        options: BackendOptions | None = None,
         source: str = "",
+        *,
+        release: bool = False,
     ):
         super().__init__(graph_module, signature)
         self.qconfig, self.backend, self.source = qconfig, backend, source
-        options = options or LoweringOptions()
-        self._lowered: Lowered = get_backend(backend).lower(graph_module, options)
-        self.options = replace(options, release=False)
+        chosen = get_backend(backend)
+        self.options = checked_options(chosen, options)
+        self._lowered: Lowered = chosen.lower(graph_module, self.options, release=release)
         # A list hides the module from nn.Module: its tensors are views of the q/dq graph's, or packed copies.
         self._run = [self._lowered.module]
 
@@ -82,8 +86,22 @@ class QuantizedUNet(DropIn):
         """Every weight layer and attention: bits, scales, kernel, or why it is in float."""
         return Explanation(self.backend, self._lowered.layers)
 
-    def with_backend(self, backend: str, options: LoweringOptions | None = None) -> QuantizedUNet:
-        """The same quantized network, lowered for another backend."""
+    def with_backend(self, backend: str, options: BackendOptions | None = None, **chosen: Any) -> QuantizedUNet:
+        """The same quantized network, lowered for another backend.
+
+        Args:
+            backend: its name.
+            options: an object of that backend's class of options.
+            chosen: the options by name, in place of ``options``, e.g. ``reuse=False``.
+
+        Raises:
+            ConfigError: the backend has no such option.
+            BackendError: the backend is unknown or cannot run on this machine.
+        """
+        if options is None:
+            options = choose_options(get_backend(backend), chosen)
+        elif chosen:
+            raise ConfigError("options are given twice", where="with_backend", fix="Pass an object or names, not both")
         return QuantizedUNet(self.graph_module, self.signature, self.qconfig, backend, options, self.source)
 
     def _forward_flat(self, tensors: list[torch.Tensor]) -> tuple[torch.Tensor, ...]:

@@ -58,7 +58,7 @@ def captured() -> tuple[nn.Module, CapturedGraph]:
 def make_prepared(**config: Any) -> PreparedUNet:
     """The network prepared anew and calibrated; only its capture is shared."""
     net, graph = captured()
-    with mock.patch("qdiff_fx.api.capture", return_value=graph):
+    with mock.patch("qdiff_fx.capture.capture", return_value=graph):
         network = prepare_qdiff(net, QDiffConfig(**(FAST_RANGES | config)), batches()[0])
     calibrate(network, batches(), progress=False)
     return network

@@ -11,7 +11,7 @@ from tiny_graphs import as_taken_by
 from torch import nn
 
 from qdiff_fx import QDiffConfig, QuantizedUNet
-from qdiff_fx.backends import LoweringOptions, get_backend
+from qdiff_fx.backends import get_backend
 from qdiff_fx.ir.edit import copy_graph
 from qdiff_fx.quant.numerics import sqnr_db
 
@@ -58,7 +58,7 @@ def test_every_layer_is_on_integers_or_says_why(name):
     assert {row.info.path.split("[")[0] for row in rows if row.info.weight_bits} == with_weights
     assert sum(row.info.kind == "attention" for row in rows) == zoo.ARCHITECTURES[name].attentions
     assert sum("[0:" in row.info.path for row in rows) == zoo.ARCHITECTURES[name].up_concats
-    compiled = quantized.with_backend("inductor", LoweringOptions(compile=False))
+    compiled = quantized.with_backend("inductor", compile=False)
     for row in compiled.explain().in_float:
         assert row.info.kind == "conv_transpose"
         assert "no int8 kernel" in row.reason
@@ -114,7 +114,7 @@ def compare(
     plain = zoo.quantized(name, config)
     graph = as_taken_by(backend, copy_graph(plain.graph_module))
     reference = QuantizedUNet(graph, plain.signature, plain.qconfig, "reference")
-    compiled = plain.with_backend(backend, LoweringOptions(dtype))
+    compiled = plain.with_backend(backend, compute_dtype=dtype)
     expected, actual = run(reference, inputs)[0], run(compiled, inputs)[0]
     found = fidelity(name, reference, inputs), fidelity(name, compiled, inputs), sqnr_db(expected, actual)
     print(f"{name}: reference {found[0]:.1f} dB, {backend} {found[1]:.1f} dB, one to the other {found[2]:.1f} dB")
@@ -152,7 +152,7 @@ class TestNative:
     @every_architecture
     @pytest.mark.parametrize(("batch", "scale", "tokens"), [(1, 1, 0), (3, 2, 3)])
     def test_other_shapes(self, name, batch, scale, tokens):
-        quantized = zoo.quantized(name).with_backend("native", LoweringOptions(torch.float16))
+        quantized = zoo.quantized(name).with_backend("native", compute_dtype=torch.float16)
         inputs = zoo.resized(zoo.captured(name)[1], batch, scale, tokens)
         assert fidelity(name, quantized, inputs) > FAITHFUL_ELSEWHERE_DB
 

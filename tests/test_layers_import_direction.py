@@ -39,8 +39,7 @@ LAYERS = (
     "cli",
     "__main__",
 )
-# `kernels` registers torch's quantize and dequantize operators, whose namespace is empty until then.
-MAY_IMPORT_TORCH_AO = ("backends/torch_ao", "kernels/__init__.py")
+MAY_IMPORT_TORCH_AO = ("backends/torch_ao",)
 # torch.ao's own kernels saturate on some processors, which that backend has to say.
 MAY_NAME_INSTRUCTION_SETS = ("kernels/", "backends/torch_ao")
 INSTRUCTION_SET = re.compile(r"\b(avx\w*|\w*vnni|amx(_\w+)?|sse\d\w*|vpmadd\w+|vpdp\w+|neon)\b", re.IGNORECASE)

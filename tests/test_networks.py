@@ -5,7 +5,6 @@ import torch
 from tiny_graphs import Shortcut, prepared, reference_for
 
 from qdiff_fx import convert_qdiff
-from qdiff_fx.backends import LoweringOptions
 from qdiff_fx.errors import InputError
 
 X = torch.linspace(-2, 3, 4 * 3 * 64).reshape(4, 3, 8, 8)
@@ -36,7 +35,7 @@ def test_no_gradient_is_recorded(quantized):
 
 
 def test_the_same_network_on_another_backend(quantized):
-    other = quantized.with_backend("inductor", LoweringOptions(compile=False))
+    other = quantized.with_backend("inductor", compile=False)
     assert (quantized.backend, other.backend) == ("reference", "inductor")
     expected = quantized.with_backend("reference", reference_for("inductor"))(X, 20)
     actual = other(X, 20)
@@ -50,7 +49,7 @@ def test_the_same_network_on_another_backend(quantized):
 
 
 def test_bf16_between_integer_operations_stays_close(quantized):
-    other = quantized.with_backend("inductor", LoweringOptions(compute_dtype=torch.bfloat16, compile=False))
+    other = quantized.with_backend("inductor", compute_dtype=torch.bfloat16, compile=False)
     expected, actual = quantized(X, 20), other(X, 20)
     assert actual.dtype == torch.float32
     assert 20 * torch.log10(expected.norm() / (expected - actual).norm()) > 25

@@ -9,8 +9,9 @@ import torch.nn.functional as F
 from torch import fx, nn
 
 from qdiff_fx import PreparedUNet, QDiffConfig, prepare_qdiff
-from qdiff_fx.backends import LoweringOptions, get_backend
+from qdiff_fx.backends import get_backend
 from qdiff_fx.backends.common.reduced_range import fit_products
+from qdiff_fx.backends.reference import ReferenceOptions
 from qdiff_fx.ir.edit import clean
 from qdiff_fx.passes.quantize.convert import convert
 
@@ -76,13 +77,13 @@ def qdq_graph(net: nn.Module, *inputs: torch.Tensor, **config: Any) -> fx.GraphM
 
 def as_taken_by(backend: str, gm: fx.GraphModule) -> fx.GraphModule:
     """`gm`, changed to the activation codes the kernels of `backend` take on this processor: what to judge them by."""
-    fit_products(gm, get_backend(backend), LoweringOptions())
+    fit_products(gm, get_backend(backend))
     return clean(gm)
 
 
-def reference_for(backend: str, **options: Any) -> LoweringOptions:
+def reference_for(backend: str, **options: Any) -> ReferenceOptions:
     """How `reference` has to be lowered to take the activation codes of `backend` on this processor."""
-    return LoweringOptions(reduce_range=get_backend(backend).saturates(), **options)
+    return ReferenceOptions(reduce_range=get_backend(backend).saturates(), **options)
 
 
 def run(module: nn.Module, *inputs: torch.Tensor) -> torch.Tensor:

@@ -314,7 +314,7 @@ def captured(name: str) -> tuple[nn.Module, dict[str, Any], CapturedGraph]:
 def prepared(name: str, config: QDiffConfig) -> PreparedUNet:
     """One network of the zoo, prepared anew; only its capture is shared."""
     model, inputs, graph = captured(name)
-    with mock.patch("qdiff_fx.api.capture", return_value=graph):
+    with mock.patch("qdiff_fx.capture.capture", return_value=graph):
         return prepare_qdiff(model, config, inputs)
 
 

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import torch
 from torch import fx
 
-from qdiff_fx.backends.common.base import Backend, Lowered, LoweringOptions, quantized_layers, report
+from qdiff_fx.backends.common.base import Backend, BackendOptions, Lowered, quantized_layers, report
 from qdiff_fx.backends.common.reduced_range import fit_products
 from qdiff_fx.backends.common.static_scales import use_static_scales
 from qdiff_fx.ir.edit import clean, copy_graph, insert_call
@@ -14,19 +16,36 @@ from qdiff_fx.quant.qparams import LayerInfo
 qd = torch.ops.quantized_decomposed
 
 
+@dataclass(frozen=True)
+class ReferenceOptions(BackendOptions):
+    """Choices of the reference.
+
+    Attributes:
+        output_quantizers: quantize as torch.ao's kernels do: layer outputs to u8, and one scale per tensor over all
+            timesteps.
+        reduce_range: 7-bit activation codes where 8-bit ones and the weight's may overflow 16 bits, to compare with
+            backends whose kernels saturate on this processor.
+    """
+
+    output_quantizers: bool = False
+    reduce_range: bool | None = None
+
+
 class ReferenceBackend(Backend):
     """Runs the q/dq graph as it is written."""
 
     name = "reference"
+    options = ReferenceOptions
 
     def supports(self, layer: fx.Node) -> str:
         return ""
 
-    def lower(self, gm: fx.GraphModule, options: LoweringOptions) -> Lowered:
+    def lower(self, gm: fx.GraphModule, options: ReferenceOptions | None = None, *, release: bool = False) -> Lowered:
+        options = options or ReferenceOptions()
         lowered = copy_graph(gm)
         if options.output_quantizers:
             use_static_scales(lowered)
-        notes = fit_products(lowered, self, options)
+        notes = fit_products(lowered, self, options.reduce_range)
         if options.output_quantizers:
             quantize_outputs(lowered)
         layers = tuple(

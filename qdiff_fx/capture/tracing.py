@@ -13,7 +13,6 @@ import torch
 from torch import fx, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.export import Dim, ExportedProgram
-from torch.fx.experimental.symbolic_shapes import GuardOnDataDependentSymNode, ShapeEnv
 
 from qdiff_fx.capture.adapter import Adapter, fold, symbol_positions
 from qdiff_fx.capture.example import Example, read_example
@@ -96,6 +95,8 @@ def _probe(model: nn.Module, example: Example) -> tuple[tuple[int, ...], Structu
 
     Also the place where an example that does not run, or code that needs values, shows with its module.
     """
+    from torch.fx.experimental.symbolic_shapes import ShapeEnv  # brings all of sympy
+
     network = shadow(model)
     smallest = SmallestSizes(network, example.tensors[example.sample])
     mode = FakeTensorMode(allow_non_fake_inputs=True, shape_env=ShapeEnv())
@@ -169,6 +170,8 @@ def _errors_name_the_module(network: nn.Module) -> Iterator[None]:
 
 
 def _fix(error: Exception) -> str:
+    from torch.fx.experimental.symbolic_shapes import GuardOnDataDependentSymNode
+
     if isinstance(error, GuardOnDataDependentSymNode):
         return "The code branches on the value of a tensor: use tensor operations such as torch.where instead"
     return "Check that the model runs on the example inputs, and see the error above for the line it stops at"

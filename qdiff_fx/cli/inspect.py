@@ -16,7 +16,7 @@ from qdiff_fx.storage.artifact import artifact_bytes
 def inspect(folder: SavedFolder, backend: BackendName = "native", json: Json = None) -> None:
     """Show a saved network: its size, its configuration, and every layer with the kernel it runs on."""
     output = Output(json)
-    quantized = load_qdiff(folder, backend=backend, compile=False)
+    quantized = load_qdiff(folder, backend=backend)
     explanation = quantized.explain()
     output.show(explanation.table())
     output.show(_summary(quantized, folder))

@@ -6,7 +6,6 @@ from typing import Any
 
 import torch
 from torch import fx
-from torch.fx.experimental.symbolic_shapes import statically_known_true
 
 from qdiff_fx.ir.edit import insert_call
 
@@ -26,6 +25,8 @@ def is_tensor(node: object) -> bool:
 
 def same_sizes(left: Any, right: Any) -> bool:
     """Whether two shapes are equal for every batch and image size."""
+    from torch.fx.experimental.symbolic_shapes import statically_known_true  # brings all of sympy
+
     return len(left) == len(right) and all(statically_known_true(a == b) for a, b in zip(left, right))
 
 

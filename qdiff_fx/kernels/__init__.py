@@ -1,11 +1,9 @@
 """Custom operators: integer attention and the timestep lookup. Importing this registers them in `qdiff`.
 
-It also registers torch's own quantize and dequantize operators, which q/dq graphs are written in: the namespace
-`quantized_decomposed` is empty until the module that defines it has been imported.
+It also registers torch's own quantize and dequantize operators, which q/dq graphs are written in.
 """
 
-import torch.ao.quantization.fx._decomposed  # noqa: F401
-
+from qdiff_fx.kernels import quantized_decomposed  # noqa: F401
 from qdiff_fx.kernels.build import Status, status
 from qdiff_fx.kernels.library import int_attention, int_attention_vnni, timestep_bin
 

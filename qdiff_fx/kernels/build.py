@@ -18,7 +18,6 @@ from pathlib import Path
 
 import torch
 from filelock import FileLock
-from torch.utils.cpp_extension import include_paths, library_paths
 
 from qdiff_fx.errors import KernelError
 from qdiff_fx.kernels.isa import Isa, choose_isa
@@ -139,6 +138,8 @@ def _digest_file(library: Path) -> Path:
 
 
 def _build(compiler: str, isa: Isa, library: Path) -> None:
+    from torch.utils.cpp_extension import library_paths  # brings all of setuptools
+
     _log.info("building the integer kernels for %s into %s", isa.name, library)
     with tempfile.TemporaryDirectory(dir=library.parent, prefix="build-") as name:
         folder = Path(name)
@@ -158,6 +159,8 @@ def _build(compiler: str, isa: Isa, library: Path) -> None:
 
 def _sources(isa: Isa) -> Iterator[tuple[str, list[str]]]:
     """What is compiled, with the flags of each: what takes longest first, so that no core waits for it at the end."""
+    from torch.utils.cpp_extension import include_paths
+
     for source in isa.sources:
         yield source, list(isa.machine_flags)
     abi = f"-D_GLIBCXX_USE_CXX11_ABI={int(torch.compiled_with_cxx11_abi())}"

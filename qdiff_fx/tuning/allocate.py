@@ -7,7 +7,6 @@ from dataclasses import dataclass, replace
 from functools import partial
 
 import numpy as np
-import scipy  # its parts are imported where they are first used
 
 from qdiff_fx.errors import ConfigError
 from qdiff_fx.tuning.choice import Choice
@@ -115,6 +114,8 @@ class _Program:
     """Rows of the integer program: one binary variable per unit and choice."""
 
     def __init__(self, menu: Menu, budget: Budget, bytes_besides: int, seconds_besides: float):
+        from scipy.optimize import LinearConstraint
+
         self.variables = [(path, choice) for path, options in menu.items() for choice in options]
         options = [menu[path][choice] for path, choice in self.variables]
         self.noise = np.array([option.noise for option in options])
@@ -122,8 +123,8 @@ class _Program:
         one_each = np.zeros((len(paths), len(self.variables)))
         for column, (path, _) in enumerate(self.variables):
             one_each[paths.index(path), column] = 1
-        at_most = partial(scipy.optimize.LinearConstraint, lb=-np.inf)
-        self.constraints = [scipy.optimize.LinearConstraint(one_each, 1, 1)]
+        at_most = partial(LinearConstraint, lb=-np.inf)
+        self.constraints = [LinearConstraint(one_each, 1, 1)]
         if budget.bytes is not None:
             sizes = np.array([option.bytes for option in options]) / budget.bytes
             self.constraints.append(at_most(sizes[None], ub=1 - bytes_besides / budget.bytes))
@@ -133,11 +134,13 @@ class _Program:
 
     def solve(self, weights: np.ndarray) -> dict[str, Choice]:
         """The choices of least ``Σ weights · noise``."""
+        from scipy.optimize import Bounds, milp
+
         costs = self.noise @ weights
-        result = scipy.optimize.milp(
+        result = milp(
             costs / max(costs.max(), np.finfo(float).tiny),
             integrality=np.ones(len(costs)),
-            bounds=scipy.optimize.Bounds(0, 1),
+            bounds=Bounds(0, 1),
             constraints=self.constraints,
             options={"mip_rel_gap": GAP, "time_limit": TIME_LIMIT},
         )

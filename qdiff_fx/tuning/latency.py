@@ -12,8 +12,9 @@ import torch
 from torch import Tensor, fx, nn
 from tqdm import tqdm
 
-from qdiff_fx.backends import LoweringOptions, get_backend
+from qdiff_fx.backends import get_backend
 from qdiff_fx.backends.common.base import weight_of
+from qdiff_fx.backends.common.options import known_options
 from qdiff_fx.ir.edit import is_op
 from qdiff_fx.ir.excerpt import Excerpt, excerpt
 from qdiff_fx.ir.sample_flow import depends_on_sample
@@ -150,7 +151,8 @@ def _as_kernels_write(value: Any) -> Any:
 
 
 def _lowered(piece: Excerpt, backend: str) -> nn.Module:
-    return get_backend(backend).lower(piece.module, LoweringOptions(reuse=False)).module
+    chosen = get_backend(backend)
+    return chosen.lower(piece.module, known_options(chosen, reuse=False)).module
 
 
 def _at_bits(piece: Excerpt, bits: int) -> Excerpt:

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from qdiff_fx.backends import LoweringOptions, get_backend
+from qdiff_fx.backends import get_backend
 from qdiff_fx.calibration import CalibrationData
 from qdiff_fx.calibration.data import timestep_argument
 from qdiff_fx.config import QDiffConfig
@@ -144,7 +144,7 @@ def tune(
     def lowered_as(config: QDiffConfig) -> Callable[[], Step]:
         """What lowers the network under a configuration. Which codes it has makes no difference to time."""
         graph = convert_as(prepared.graph_module, replace(config, weight_range="max"))
-        return lambda: get_backend(backend).lower(graph, LoweringOptions()).module
+        return lambda: get_backend(backend).lower(graph).module
 
     def seconds_of(chosen: Choices) -> float:
         if all(chosen[unit.path] == unit.configured for unit in units):

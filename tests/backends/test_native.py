@@ -14,7 +14,8 @@ from tiny_graphs import Plain, Shortcut, prepared, qdq_graph, run
 from torch import nn
 
 from examples import examples
-from qdiff_fx.backends import LoweringOptions, get_backend
+from qdiff_fx.backends import get_backend
+from qdiff_fx.backends.native.backend import NativeOptions
 from qdiff_fx.backends.native.fusion import layers
 from qdiff_fx.config import Rule
 from qdiff_fx.passes.quantize.convert import convert
@@ -35,7 +36,7 @@ KERNELS = {
 
 def lowered(gm, dtype=torch.float32):
     # What is remembered from call to call is tested in test_native_reuse.py; here every kernel stays in sight.
-    return get_backend("native").lower(gm, LoweringOptions(dtype, reuse=False)).module
+    return get_backend("native").lower(gm, NativeOptions(dtype, reuse=False)).module
 
 
 def kernels(module) -> dict[str, int]:
@@ -62,7 +63,7 @@ def check(net: nn.Module, *inputs: torch.Tensor, flips: bool = False, **config):
     torch.manual_seed(0)
     gm = qdq_graph(net, *inputs, **config)
     module = lowered(gm)
-    expected = run(get_backend("reference").lower(gm, LoweringOptions()).module, *inputs)
+    expected = run(get_backend("reference").lower(gm).module, *inputs)
     actual = run(module, *inputs)
     if flips:
         assert sqnr_db(expected, actual) > 50
@@ -261,7 +262,7 @@ def test_a_network_agrees_with_the_reference():
     torch.manual_seed(0)
     x = torch.randn(2, 3, 8, 8)
     gm = qdq_graph(Shortcut(), x, T)
-    expected = run(get_backend("reference").lower(gm, LoweringOptions()).module, x, T)
+    expected = run(get_backend("reference").lower(gm).module, x, T)
     module = lowered(gm)
     assert sqnr_db(expected, run(module, x, T)) > 55
     assert sqnr_db(expected, run(lowered(gm, torch.float16), x, T)) > 33
@@ -277,7 +278,7 @@ def test_scales_follow_the_timestep():
         network(x, torch.tensor([0, 0]))
         network(x * 20, torch.tensor([999, 999]))
     gm = convert(network.graph_module, network.qconfig)
-    reference = get_backend("reference").lower(gm, LoweringOptions()).module
+    reference = get_backend("reference").lower(gm).module
     for sample, t in ((x, 0), (x * 20, 999), (x, 0)):
         step = torch.tensor([t, t])
         assert sqnr_db(run(reference, sample, step), run(lowered(gm), sample, step)) > 50
@@ -286,7 +287,7 @@ def test_scales_follow_the_timestep():
 def test_any_batch_and_resolution():
     torch.manual_seed(0)
     gm = qdq_graph(Shortcut(), torch.randn(2, 3, 8, 8), T)
-    reference, module = get_backend("reference").lower(gm, LoweringOptions()).module, lowered(gm)
+    reference, module = get_backend("reference").lower(gm).module, lowered(gm)
     for batch, size in ((1, 8), (5, 8), (2, 16), (3, 12)):
         x, t = torch.randn(batch, 3, size, size), torch.full((batch,), 500)
         assert sqnr_db(run(reference, x, t), run(module, x, t)) > 50
@@ -294,7 +295,7 @@ def test_any_batch_and_resolution():
 
 def test_what_it_does_not_take_runs_in_float_and_says_why():
     gm = qdq_graph(Net(lambda m, x: m.up(m.conv(x)), conv=conv(groups=2), up=nn.ConvTranspose2d(4, 3, 2)), X)
-    reasons = {row.info.path: row.reason for row in get_backend("native").lower(gm, LoweringOptions()).layers}
+    reasons = {row.info.path: row.reason for row in get_backend("native").lower(gm).layers}
     assert "grouped" in reasons["conv"]
     assert "conv_transpose" in reasons["up"]
     check(Net(lambda m, x: m.up(m.conv(x)), conv=conv(groups=2), up=nn.ConvTranspose2d(4, 3, 2)), X)
@@ -305,7 +306,7 @@ def test_layers_in_float_meet_float32():
     torch.manual_seed(0)
     net = Net(lambda m, x: m.c(F.relu(m.b(m.a(x)))), a=conv(), b=conv(), c=conv())
     gm = qdq_graph(net, X, rules=(Rule("b", quantize=False),))
-    expected = run(get_backend("reference").lower(gm, LoweringOptions()).module, X)
+    expected = run(get_backend("reference").lower(gm).module, X)
     actual = run(lowered(gm, torch.float16), X)
     assert actual.dtype == torch.float32
     assert sqnr_db(expected, actual) > 55
@@ -313,7 +314,7 @@ def test_layers_in_float_meet_float32():
 
 def test_every_layer_names_its_kernel():
     gm = qdq_graph(Shortcut(), torch.randn(2, 3, 8, 8), T)
-    rows = get_backend("native").lower(gm, LoweringOptions()).layers
+    rows = get_backend("native").lower(gm).layers
     assert {row.kernel for row in rows} == {"qdiff::int_conv", "qdiff::int_linear", "qdiff::int_attention_vnni"}
 
 

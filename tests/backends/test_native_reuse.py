@@ -11,7 +11,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
-from qdiff_fx.backends import LoweringOptions
 from qdiff_fx.backends.native.runtime.reuse import MODULES, Depends, Remembered
 
 
@@ -105,7 +104,7 @@ def steps(name):
 @pytest.mark.parametrize("name", zoo.ARCHITECTURES)
 def test_results_are_the_same_to_the_bit(name):
     quantized = zoo.quantized(name)
-    with_reuse, without = (quantized.with_backend("native", LoweringOptions(reuse=on)) for on in (True, False))
+    with_reuse, without = (quantized.with_backend("native", reuse=on) for on in (True, False))
     for call in steps(name):
         results = [zoo.tensors_of(network(**call)) for network in (with_reuse, without)]
         assert all(torch.equal(a, b) for a, b in zip(*results, strict=True))

@@ -9,12 +9,13 @@ from tiny_graphs import qdq_graph as plain_qdq_graph
 from torch import nn
 
 from examples import examples
-from qdiff_fx.backends import LoweringOptions, get_backend
+from qdiff_fx.backends import get_backend
+from qdiff_fx.backends.inductor.backend import InductorOptions
 from qdiff_fx.backends.inductor.onednn import LAYER_OPS, SUM_OPS, accumulate_sums, lower_to_onednn, refusal
 from qdiff_fx.backends.inductor.output_quantization import hide_from_inductor, write_codes
 from qdiff_fx.ir.edit import clean, copy_graph, is_op
 
-EAGER = LoweringOptions(compile=False)
+EAGER = InductorOptions(compile=False)
 qd = torch.ops.quantized_decomposed
 pytestmark = pytest.mark.skipif(not torch.backends.mkldnn.is_available(), reason="this build of torch has no oneDNN")
 
@@ -25,7 +26,8 @@ def qdq_graph(net: nn.Module, *inputs: torch.Tensor, **config) -> torch.fx.Graph
 
 def both(gm: torch.fx.GraphModule, *inputs: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """(reference, oneDNN) on the same inputs."""
-    return tuple(run(get_backend(name).lower(gm, EAGER).module, *inputs) for name in ("reference", "inductor"))
+    reference, onednn = get_backend("reference").lower(gm), get_backend("inductor").lower(gm, EAGER)
+    return run(reference.module, *inputs), run(onednn.module, *inputs)
 
 
 @given(st.data())
@@ -109,7 +111,7 @@ def test_the_parts_of_a_shortcut_are_summed_by_the_second_one():
     lowered.graph.lint()
     lowered.recompile()
     x, t = torch.randn(2, 3, 8, 8), torch.tensor([40.0, 40.0])
-    expected = run(get_backend("reference").lower(gm, EAGER).module, x, t)
+    expected = run(get_backend("reference").lower(gm).module, x, t)
     actual = run(lowered, x, t)
     assert 20 * torch.log10(expected.norm() / (expected - actual).norm()) > 45
 
@@ -130,7 +132,7 @@ def test_queries_keys_and_values_leave_their_layers_as_codes():
     assert write_codes(lowered) == 3
     clean(lowered)
     x, t = torch.randn(2, 3, 8, 8), torch.tensor([40.0, 40.0])
-    expected = run(get_backend("reference").lower(gm, EAGER).module, x, t)
+    expected = run(get_backend("reference").lower(gm).module, x, t)
     actual = run(lowered, x, t)
     assert 20 * torch.log10(expected.norm() / (expected - actual).norm()) > 45
 

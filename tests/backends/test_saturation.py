@@ -16,8 +16,9 @@ from tiny_graphs import Plain, Shortcut, prepared, qdq_graph, run
 from torch import fx, nn
 
 from qdiff_fx import Rule, convert_qdiff, load_qdiff, save_qdiff
-from qdiff_fx.backends import LoweringOptions, get_backend
+from qdiff_fx.backends import get_backend
 from qdiff_fx.backends.common.base import activation_of, quantized_layers
+from qdiff_fx.backends.common.options import known_options
 from qdiff_fx.backends.common.reduced_range import NOTE_ASKED, NOTE_SATURATES, overflows, reduce_range
 from qdiff_fx.ir.edit import clean, copy_graph
 from qdiff_fx.quant.numerics import sqnr_db
@@ -99,7 +100,7 @@ class TestRewrite:
     def test_a_saved_network_is_reduced_alike(self, tmp_path):
         network = convert_qdiff(prepared(Shortcut(), X, T, sample_act_bits=16), "reference")
         again = load_qdiff(save_qdiff(network, tmp_path / "saved"), "reference")
-        first, second = (net.with_backend("reference", LoweringOptions(reduce_range=True)) for net in (network, again))
+        first, second = (net.with_backend("reference", reduce_range=True) for net in (network, again))
         assert torch.equal(first(X, T), second(X, T))
 
     def test_a_bfloat16_network(self):
@@ -116,11 +117,11 @@ class TestLowering:
         lowering = get_backend(backend)
         gm = qdq_graph(Shortcut(), X, T, rules=(Rule("deep", weight_bits=4),))
         monkeypatch.setattr(type(lowering), "saturates", lambda self: True)
-        rows = {row.info.path: row for row in lowering.lower(gm, LoweringOptions(compile=False)).layers}
+        rows = {row.info.path: row for row in lowering.lower(gm, known_options(lowering, compile=False)).layers}
         assert rows["conv_in"].note == NOTE_SATURATES
         assert rows["conv_in"].integer
         assert rows["deep"].note == ""
-        plain = lowering.lower(gm, LoweringOptions(compile=False, reduce_range=False)).layers
+        plain = lowering.lower(gm, known_options(lowering, compile=False, reduce_range=False)).layers
         assert not any(row.note for row in plain)
         before = next(row for row in plain if row.info.path == "conv_in").act_scale
         assert rows["conv_in"].act_scale == pytest.approx([255 / 127 * scale for scale in before])
@@ -128,7 +129,7 @@ class TestLowering:
     def test_explain_shows_it(self):
         network = convert_qdiff(prepared(Plain(nn.Conv2d(3, 8, 3)), X), "reference")
         assert "7 bits" not in str(network.explain())
-        asked = network.with_backend("reference", LoweringOptions(reduce_range=True)).explain()
+        asked = network.with_backend("reference", reduce_range=True).explain()
         assert NOTE_ASKED.split(":")[0] in " ".join(str(asked).split())
         assert asked.to_json()[0]["note"] == NOTE_ASKED
 
@@ -157,23 +158,20 @@ def measure_forced() -> dict[str, dict[str, float]]:
     network = convert_qdiff(prepared(Chain(), x, act_granularity="tensor"), "reference")
 
     def agreement(backend: str, compile: bool = False, **options) -> float:
-        ours = network.with_backend(backend, LoweringOptions(compile=compile, **options))
-        judge = LoweringOptions(output_quantizers=backend == "x86", reduce_range=options.get("reduce_range", True))
-        return sqnr_db(network.with_backend("reference", judge)(x), ours(x))
+        ours = network.with_backend(backend, known_options(get_backend(backend), compile=compile, **options))
+        judge = {"output_quantizers": backend == "x86", "reduce_range": options.get("reduce_range", True)}
+        return sqnr_db(network.with_backend("reference", **judge)(x), ours(x))
 
     return {
         name: {
             "saturates": get_backend(name).saturates(),
             "by default": agreement(name),
             "without": agreement(name, reduce_range=False),
-            "notes": sum(bool(row.note) for row in network.with_backend(name, EAGER).explain()),
+            "notes": sum(bool(row.note) for row in network.with_backend(name).explain()),
         }
         | ({"compiled": agreement(name, compile=True)} if name == "inductor" else {})
         for name in BACKENDS
     }
-
-
-EAGER = LoweringOptions(compile=False)
 
 
 @pytest.fixture(scope="module", params=["AVX2", "AVX512"])

@@ -18,10 +18,11 @@ from tiny_graphs import alike
 from torch import fx, nn
 
 from examples import examples
-from qdiff_fx.backends import LoweringOptions, get_backend
+from qdiff_fx.backends import BackendOptions, get_backend
 from qdiff_fx.backends.common.base import activation_of, quantized_layers, weight_of
 from qdiff_fx.backends.common.reduced_range import reduce_range
-from qdiff_fx.backends.torch_ao.backend import TorchAOBackend
+from qdiff_fx.backends.reference import ReferenceOptions
+from qdiff_fx.backends.torch_ao.backend import TorchAOBackend, TorchAOOptions
 from qdiff_fx.config import QDiffConfig, Rule
 from qdiff_fx.ir.edit import clean, get_attr_tensor
 from qdiff_fx.passes.canonicalize.canonicalize import Canonicalize
@@ -35,8 +36,7 @@ from qdiff_fx.quant.numerics import sqnr_db
 qd, qdiff = torch.ops.quantized_decomposed, torch.ops.qdiff
 nnq = torch.ao.nn.quantized
 QUANTIZED_MODULES = (nnq.Conv1d, nnq.Conv2d, nnq.Conv3d, nnq.ConvTranspose1d, nnq.ConvTranspose2d, nnq.Linear)
-AS_TORCH_AO = LoweringOptions(output_quantizers=True)
-PLAIN = LoweringOptions()
+AS_TORCH_AO = ReferenceOptions(output_quantizers=True)
 ENGINES = torch.backends.quantized.supported_engines
 needs_x86 = pytest.mark.skipif("x86" not in ENGINES, reason="this build of torch has no x86 engine")
 needs_qnnpack = pytest.mark.skipif("qnnpack" not in ENGINES, reason="this build of torch has no qnnpack engine")
@@ -81,7 +81,7 @@ def _export(net: nn.Module, *inputs: torch.Tensor) -> fx.GraphModule:
     return clean(gm)
 
 
-def lowered(gm: fx.GraphModule, backend: str, options: LoweringOptions = PLAIN) -> nn.Module:
+def lowered(gm: fx.GraphModule, backend: str, options: BackendOptions | None = None) -> nn.Module:
     return get_backend(backend).lower(gm, options).module
 
 
@@ -313,7 +313,7 @@ def test_readers_of_one_quantized_tensor_share_it(engine):
 def test_a_split_shortcut_becomes_two_layers(engine):
     x = torch.randn(2, 3, 6, 6)
     gm = quantized_graph(Concat(), x, split="shortcut")
-    assert [row.info.path for row in get_backend(engine).lower(gm, PLAIN).layers] == [
+    assert [row.info.path for row in get_backend(engine).lower(gm).layers] == [
         "first",
         "shortcut[0:8]",
         "shortcut[8:11]",
@@ -324,7 +324,7 @@ def test_a_split_shortcut_becomes_two_layers(engine):
 def test_attention_stays_on_integers(engine):
     x = torch.randn(2, 16, 3, 3)
     gm = quantized_graph(Attention(), x)
-    result = get_backend(engine).lower(gm, PLAIN)
+    result = get_backend(engine).lower(gm)
     (row,) = (row for row in result.layers if row.info.kind == "attention")
     assert row.integer
     assert any(n.target is qdiff.int_attention_vnni.default for n in result.module.graph_module.graph.nodes)
@@ -336,7 +336,7 @@ def test_attention_stays_on_integers(engine):
 def test_x86_refuses_transposed_convolutions_and_runs_them_in_float():
     net, x = nn.ConvTranspose2d(4, 8, 4, stride=2, padding=1), torch.randn(2, 4, 5, 5)
     gm = quantized_graph(net, x)
-    result = get_backend("x86").lower(gm, PLAIN)
+    result = get_backend("x86").lower(gm)
     assert [row.reason for row in result.layers] == [
         "torch.ao's x86 engine has no transposed convolution with one weight scale per channel"
     ]
@@ -369,7 +369,7 @@ def test_qnnpack_refuses_a_bias_that_32_bits_do_not_hold():
     net.weight.data[1] *= 1e-9
     net.bias.data[1] = 1.0
     gm = quantized_graph(net, x)
-    result = get_backend("qnnpack").lower(gm, PLAIN)
+    result = get_backend("qnnpack").lower(gm)
     assert [row.reason for row in result.layers] == [
         "qnnpack's 32-bit sums may overflow: a bias or weight is large for its scale"
     ]
@@ -402,7 +402,7 @@ class Timed(nn.Module):
 def test_tables_of_scales_give_way_to_the_scale_over_all_timesteps(engine):
     x, t = torch.randn(2, 3, 6, 6), torch.tensor([3.0, 900.0])
     gm = quantized_graph(Timed(), x, t, act_granularity="timestep")
-    result = get_backend(engine).lower(gm, PLAIN)
+    result = get_backend(engine).lower(gm)
     assert all(row.integer for row in result.layers)
     assert_layers_agree(gm, engine, x, t)
 
@@ -412,7 +412,7 @@ def test_a_table_without_a_scale_over_all_timesteps_runs_in_float(engine):
     gm = quantized_graph(Timed(), x, t, act_granularity="timestep")
     for node in gm.graph.nodes:
         node.meta.pop("static_qparams", None)
-    result = get_backend(engine).lower(gm, PLAIN)
+    result = get_backend(engine).lower(gm)
     reason = 'per-timestep scales are not supported by torch.ao; convert with act_granularity="tensor"'
     assert [row.reason for row in result.layers] == [reason, reason]
     same = torch.full_like(t, 900.0)
@@ -429,7 +429,7 @@ def test_a_layer_without_measured_output_is_refused(engine):
 def test_layers_kept_in_float_keep_their_reason(engine):
     x = torch.randn(2, 3, 6, 6)
     gm = quantized_graph(TwoReaders(), x, rules=(Rule("coarse", quantize=False),))
-    rows = {row.info.path: row for row in get_backend(engine).lower(gm, PLAIN).layers}
+    rows = {row.info.path: row for row in get_backend(engine).lower(gm).layers}
     assert rows["coarse"].kernel == "float"
     assert "rule" in rows["coarse"].reason
     assert rows["fine"].kernel == f"quantized::conv2d ({engine})"
@@ -473,7 +473,7 @@ def test_the_engine_is_restored_after_a_failure(engine, monkeypatch):
     monkeypatch.setattr("qdiff_fx.backends.torch_ao.backend.convert_fx", fail)
     before = torch.backends.quantized.engine
     with pytest.raises(RuntimeError, match="no"):
-        get_backend(engine).lower(gm, PLAIN)
+        get_backend(engine).lower(gm)
     assert seen == [engine]
     assert torch.backends.quantized.engine == before
 
@@ -517,7 +517,7 @@ def test_names_of_modules_do_not_clash(engine):
 def test_bfloat16_between_the_layers(engine):
     net, x = SmallUNet(), torch.randn(2, 3, 8, 8)
     gm = quantized_graph(net, x)
-    result = run(lowered(gm, engine, LoweringOptions(compute_dtype=torch.bfloat16)), x)
+    result = run(lowered(gm, engine, TorchAOOptions(compute_dtype=torch.bfloat16)), x)
     assert result.dtype == torch.float32
     assert sqnr_db(run(net, x), result) > sqnr_db(run(net, x), run(lowered(gm, engine), x)) - 3
 

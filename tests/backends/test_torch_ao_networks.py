@@ -9,7 +9,6 @@ import torch
 from tiny_graphs import reference_for
 
 from qdiff_fx import QDiffConfig, calibrate, convert_qdiff, prepare_qdiff
-from qdiff_fx.backends import LoweringOptions
 from qdiff_fx.quant.numerics import sqnr_db
 
 
@@ -45,7 +44,7 @@ def test_unets_are_as_faithful_as_the_reference(unet, engine):
     """Not compared with each other: a single code that flips early changes both by as much as quantization does."""
     network, inputs, quantized = unet
     reference = quantized.with_backend("reference", reference_for(engine, output_quantizers=True))
-    quantized = quantized.with_backend(engine, LoweringOptions())
+    quantized = quantized.with_backend(engine)
     assert all(row.integer for row in quantized.explain())
     assert {row.info.kind for row in quantized.explain()} == {"conv", "linear", "attention"}
     with torch.no_grad():
@@ -57,7 +56,7 @@ def test_unets_are_as_faithful_as_the_reference(unet, engine):
 
 def test_unets_take_other_batches_and_sizes(unet, engine):
     network, inputs, reference = unet
-    quantized = reference.with_backend(engine, LoweringOptions())
+    quantized = reference.with_backend(engine)
     larger = {
         name: torch.cat([value, value[:1]]) if torch.is_tensor(value) and value.dim() else value
         for name, value in inputs.items()

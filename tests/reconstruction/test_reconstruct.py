@@ -75,12 +75,12 @@ def test_codes_in_the_saved_file_are_those_decided(tmp_path):
         assert torch.equal(stored[f"{before[name].args[1].target}_codes"], expected), name
 
 
-@pytest.mark.parametrize("backend", ["native", "inductor"])
-def test_kernels_agree_with_the_reference_on_what_was_learned(backend):
+@pytest.mark.parametrize(("backend", "options"), [("native", {}), ("inductor", {"compile": False})])
+def test_kernels_agree_with_the_reference_on_what_was_learned(backend, options):
     network = make_prepared()
     reconstruct(network, batches(), QUICK, progress=False)
     reference = convert_qdiff(network, "reference").with_backend("reference", reference_for(backend))
-    kernels = convert_qdiff(network, backend, compute_dtype=torch.float32, compile=False)
+    kernels = convert_qdiff(network, backend, compute_dtype=torch.float32, **options)
     batch = batches(seed=2)[0]
     assert sqnr_db(reference(**batch), kernels(**batch)) > 40
 

@@ -25,7 +25,7 @@ from torch import nn
 
 from examples import examples
 from qdiff_fx import QDiffConfig, QuantizedUNet, Rule, calibrate, convert_qdiff, load_qdiff, prepare_qdiff, save_qdiff
-from qdiff_fx.backends import LoweringOptions
+from qdiff_fx.backends.inductor.backend import InductorOptions
 from qdiff_fx.errors import ArtifactError
 from qdiff_fx.quant.numerics import sqnr_db
 from qdiff_fx.storage import artifact as module
@@ -134,7 +134,7 @@ class TestRoundTrip:
 
     def test_saved_on_one_backend_loaded_on_another(self, network, tmp_path):
         inputs = example()
-        lowered = network.with_backend("inductor", LoweringOptions(compile=False))
+        lowered = network.with_backend("inductor", compile=False)
         saved = save_qdiff(lowered, tmp_path / "saved")
         assert torch.equal(loaded(saved)(**inputs), network(**inputs))
         for backend, options in (("inductor", {"compile": False}), ("x86", {}), ("qnnpack", {})):
@@ -146,8 +146,8 @@ class TestRoundTrip:
                 assert sqnr_db(expected, again(**inputs)) > (60 if backend == "inductor" else 10)
 
     def test_options_of_loading_reach_the_backend(self, folder):
-        options = LoweringOptions(torch.bfloat16, output_quantizers=True, compile=False)
-        again = load_qdiff(folder, "inductor", compute_dtype=torch.bfloat16, output_quantizers=True, compile=False)
+        options = InductorOptions(compile=False, compute_dtype=torch.bfloat16)
+        again = load_qdiff(folder, "inductor", compute_dtype=torch.bfloat16, compile=False)
         assert again.options == options
 
     def test_an_artifact_is_replaced(self, older, folder):

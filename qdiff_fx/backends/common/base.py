@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import fx, nn
@@ -20,35 +21,8 @@ DEQUANTIZE_WEIGHT = qd.dequantize_per_channel.default
 
 
 @dataclass(frozen=True)
-class LoweringOptions:
-    """What a caller may choose about a lowering.
-
-    Attributes:
-        compute_dtype: float type between the integer operations; ``None`` leaves it to the backend: float16 for
-            ``native``, float32 for the others.
-        output_quantizers: quantize as torch.ao's kernels do (``reference`` only): layer outputs to u8, and one scale
-            per tensor over all timesteps.
-        compile: hand the lowered graph to ``torch.compile`` (``inductor`` only); off is for inspecting it.
-        reuse: remember what depends on the timestep or on the conditioning alone (``native`` only); the results are
-            the same to the bit.
-        release: the q/dq graph's weights may be freed as they are packed (``native`` only), so that no two copies of
-            all of them exist at a time; the graph cannot be lowered again.
-        reduce_range: 7-bit activation codes where 8-bit ones and the weight's may overflow 16 bits (``inductor``,
-            ``x86``, ``qnnpack`` and, to compare them with, ``reference``). ``None`` leaves it to the backend: where
-            this processor's kernels saturate.
-    """
-
-    compute_dtype: torch.dtype | None = None
-    output_quantizers: bool = False
-    compile: bool = True
-    reuse: bool = True
-    release: bool = False
-    reduce_range: bool | None = None
-
-    @property
-    def float_type(self) -> torch.dtype:
-        """The compute type of backends that have no preference."""
-        return self.compute_dtype or torch.float32
+class BackendOptions:
+    """What a caller may choose about a lowering: every backend that offers a choice has a class of its own."""
 
 
 @dataclass(frozen=True)
@@ -86,15 +60,17 @@ class Lowered:
 class Backend(ABC):
     """Turns the q/dq graph into something that runs.
 
-    A new backend is one file that subclasses this and one line in ``backends/__init__.py``.
+    A new backend is one file that subclasses this and one line in ``registry.py``.
 
     Attributes:
         name: what users call it.
+        options: the class of its options.
         frees_weights: whether it lowers graphs whose low-bit codes are still packed, and frees what it has packed when
             asked to.
     """
 
     name: str
+    options: type[BackendOptions] = BackendOptions
     frees_weights: bool = False
 
     def unavailable(self) -> str:
@@ -110,8 +86,15 @@ class Backend(ABC):
         """Why a quantized layer of the q/dq graph would run in float; empty when it runs on integers."""
 
     @abstractmethod
-    def lower(self, gm: fx.GraphModule, options: LoweringOptions) -> Lowered:
-        """Lower a q/dq graph, which is left as it is."""
+    def lower(self, gm: fx.GraphModule, options: Any = None, *, release: bool = False) -> Lowered:
+        """Lower a q/dq graph, which is left as it is.
+
+        Args:
+            gm: the q/dq graph.
+            options: an object of the backend's class of options; ``None`` is all defaults.
+            release: free the graph's weights as they are packed, so that no two copies of all of them exist at a time;
+                the graph cannot be lowered again. Only asked of backends that have ``frees_weights``.
+        """
 
 
 def quantized_layers(gm: fx.GraphModule) -> list[fx.Node]:

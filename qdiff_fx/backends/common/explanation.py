@@ -5,12 +5,12 @@ from __future__ import annotations
 import io
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from rich.console import Console
-from rich.table import Table
+from qdiff_fx.backends.common.base import LayerReport
 
-from qdiff_fx.backends import LayerReport
+if TYPE_CHECKING:
+    from rich.table import Table
 
 
 @dataclass(frozen=True)
@@ -47,6 +47,8 @@ class Explanation:
         ]
 
     def table(self) -> Table:
+        from rich.table import Table
+
         table = Table(title=f"{len(self.integer)} layers on integers, {len(self.in_float)} in float ({self.backend})")
         for column in ("layer", "kind", "W", "A", "weight scale", "activation scale", "kernel", "remark"):
             table.add_column(column, overflow="fold")
@@ -63,6 +65,8 @@ class Explanation:
         return table
 
     def __str__(self) -> str:
+        from rich.console import Console
+
         console = Console(file=io.StringIO(), width=160)
         console.print(self.table())
         return console.file.getvalue()  # type: ignore[attr-defined]

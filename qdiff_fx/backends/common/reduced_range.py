@@ -15,7 +15,6 @@ from torch import Tensor, fx
 
 from qdiff_fx.backends.common.base import (
     Backend,
-    LoweringOptions,
     activation_of,
     quantized_layers,
     weight_codes,
@@ -46,13 +45,17 @@ class Quantizer(NamedTuple):
     qmax: int
 
 
-def fit_products(gm: fx.GraphModule, backend: Backend, options: LoweringOptions) -> dict[fx.Node, str]:
-    """Reduce, in place, what the backend runs on integers, where its kernels saturate or the options ask for it.
+def fit_products(gm: fx.GraphModule, backend: Backend, asked: bool | None = None) -> dict[fx.Node, str]:
+    """Reduce, in place, what the backend runs on integers, where its kernels saturate or it is asked for.
+
+    Args:
+        gm: a q/dq graph.
+        backend: what is going to lower it.
+        asked: the ``reduce_range`` of its options; ``None`` leaves it to the backend.
 
     Returns:
         What ``explain()`` says of each layer that was changed.
     """
-    asked = options.reduce_range
     if asked is False or (asked is None and not backend.saturates()):
         return {}
     note = NOTE_ASKED if asked else NOTE_SATURATES

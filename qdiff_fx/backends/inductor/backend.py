@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import hashlib
 import inspect
+from dataclasses import dataclass
 
 import torch
 import torch._inductor.config
 from torch import fx, nn
 from torch._inductor.custom_graph_pass import CustomGraphPass
 
-from qdiff_fx.backends.common.base import ATTENTION, Backend, Lowered, LoweringOptions, quantized_layers, report
+from qdiff_fx.backends.common.base import ATTENTION, Backend, BackendOptions, Lowered, quantized_layers, report
 from qdiff_fx.backends.common.compute_dtype import set_compute_dtype
 from qdiff_fx.backends.common.reduced_range import fit_products
+from qdiff_fx.backends.common.remaining_weights import dequantize_remaining_weights
 from qdiff_fx.backends.common.saturation import onednn_saturates
 from qdiff_fx.backends.inductor import onednn
 from qdiff_fx.backends.inductor.output_quantization import hide_from_inductor, write_codes
@@ -29,10 +31,27 @@ class AccumulateSums(CustomGraphPass):
         return hashlib.sha256(inspect.getsource(onednn).encode()).digest()
 
 
+@dataclass(frozen=True)
+class InductorOptions(BackendOptions):
+    """Choices of ``inductor``.
+
+    Attributes:
+        compile: hand the lowered graph to ``torch.compile``; off is for inspecting it.
+        compute_dtype: float type between the integer operations; ``None`` is float32.
+        reduce_range: 7-bit activation codes where 8-bit ones and the weight's may overflow 16 bits; ``None``: where
+            this processor's kernels saturate.
+    """
+
+    compile: bool = True
+    compute_dtype: torch.dtype | None = None
+    reduce_range: bool | None = None
+
+
 class InductorBackend(Backend):
     """Quantize and dequantize become part of the generated loops around the integer kernels."""
 
     name = "inductor"
+    options = InductorOptions
 
     def unavailable(self) -> str:
         if not torch.backends.mkldnn.is_available():
@@ -47,23 +66,25 @@ class InductorBackend(Backend):
     def saturates(self) -> bool:
         return onednn_saturates()
 
-    def lower(self, gm: fx.GraphModule, options: LoweringOptions) -> Lowered:
+    def lower(self, gm: fx.GraphModule, options: InductorOptions | None = None, *, release: bool = False) -> Lowered:
+        options = options or InductorOptions()
+        float_type = options.compute_dtype or torch.float32
         lowered = copy_graph(gm)
-        notes = fit_products(lowered, self, options)
+        notes = fit_products(lowered, self, options.reduce_range)
         layers = tuple(
             report(lowered, node, _kernel_name(node), self.supports(node), notes.get(node, ""))
             for node in quantized_layers(lowered)
         )
-        onednn.lower_to_onednn(lowered, options.float_type)
-        onednn.dequantize_remaining_weights(lowered)
+        onednn.lower_to_onednn(lowered, float_type)
+        dequantize_remaining_weights(lowered)
         write_codes(lowered)
         hide_from_inductor(lowered)
         for node in lowered.graph.nodes:
             if is_op(node, ATTENTION):
                 node.target = torch.ops.qdiff.int_attention_vnni.default
-                node.update_arg(10, options.float_type)
-        if options.float_type != torch.float32:
-            set_compute_dtype(lowered, options.float_type)
+                node.update_arg(10, float_type)
+        if float_type != torch.float32:
+            set_compute_dtype(lowered, float_type)
         clean(lowered)
         return Lowered(Compiled(lowered) if options.compile else lowered, layers)
 

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Callable
 
 import torch
 from torch import fx
@@ -11,19 +10,16 @@ from torch.fx.node import Argument
 
 from qdiff_fx.backends.common.base import (
     ATTENTION,
-    DEQUANTIZE_WEIGHT,
     activation_of,
     quantized_layers,
-    weight_codes,
     weight_of,
 )
+from qdiff_fx.backends.common.geometry import CONVS, conv_geometry
 from qdiff_fx.ir.edit import add_buffer, get_attr_tensor, is_op
-from qdiff_fx.quant.numerics import dequantize
 from qdiff_fx.quant.qparams import LayerInfo
 
 aten, onednn = torch.ops.aten, torch.ops.onednn
 
-CONVS: dict[object, int] = {aten.conv1d.default: 1, aten.conv2d.default: 2}
 NO_POST_OP: tuple[Argument, ...] = ("none", [], "")
 
 
@@ -48,22 +44,6 @@ def lower_to_onednn(gm: fx.GraphModule, output_dtype: torch.dtype) -> None:
             _replace(gm, layer, _lower_conv, output_dtype)
         elif is_op(layer, aten.linear.default):
             _replace(gm, layer, _lower_linear, output_dtype)
-
-
-def dequantize_remaining_weights(gm: fx.GraphModule) -> None:
-    """Dequantize now, in place, the weights of layers that stay in float.
-
-    Inductor would do it at every call, and its dequantize per channel does not take weights without zero-points.
-    """
-    for node in [n for n in gm.graph.nodes if is_op(n, DEQUANTIZE_WEIGHT) and n.users]:
-        codes, scales, _, axis = node.args[:4]
-        weight = dequantize(weight_codes(gm, codes), get_attr_tensor(gm, scales), 0, axis=axis)
-        name = add_buffer(gm, f"{codes.target}_dequantized", weight)
-        with gm.graph.inserting_before(node):
-            constant = gm.graph.get_attr(name)
-        constant.meta.update(node.meta)
-        node.replace_all_uses_with(constant)
-        gm.graph.erase_node(node)
 
 
 def _replace(
@@ -130,18 +110,6 @@ def _weight_tensors(gm: fx.GraphModule, layer: fx.Node) -> tuple[torch.Tensor, t
     assert weight is not None
     codes, scales = weight.args[:2]
     return get_attr_tensor(gm, codes), get_attr_tensor(gm, scales)  # type: ignore[arg-type]
-
-
-def conv_geometry(layer: fx.Node, dims: int) -> tuple[list[int], list[int], list[int], int]:
-    """Stride, padding, dilation and groups; arguments left out at the end have their defaults."""
-    given: list[Any] = [*layer.args[3:]]
-    stride, padding, dilation, groups = given + [[1], [0], [1], 1][len(given) :]
-    return _expand(stride, dims), _expand(padding, dims), _expand(dilation, dims), groups
-
-
-def _expand(value: int | Sequence[int], dims: int) -> list[int]:
-    values = [value] if isinstance(value, int) else list(value)
-    return values * dims if len(values) == 1 else values
 
 
 def accumulate_sums(graph: fx.Graph) -> int:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import torch
 from torch import fx
 
-from qdiff_fx.backends.common.base import ATTENTION, Backend, Lowered, LoweringOptions, quantized_layers, report
-from qdiff_fx.backends.inductor.onednn import dequantize_remaining_weights
+from qdiff_fx.backends.common.base import ATTENTION, Backend, BackendOptions, Lowered, quantized_layers, report
+from qdiff_fx.backends.common.remaining_weights import dequantize_remaining_weights
 from qdiff_fx.backends.native.fusion import layers
 from qdiff_fx.backends.native.fusion.absorb_input import absorb_inputs
 from qdiff_fx.backends.native.fusion.absorb_output import absorb_outputs
@@ -24,6 +26,19 @@ from qdiff_fx.kernels import status
 REWRITES = (join_rests, hoist_quantizers, absorb_inputs, ask_inputs_for_sizes, absorb_windows, absorb_outputs)
 
 
+@dataclass(frozen=True)
+class NativeOptions(BackendOptions):
+    """Choices of ``native``.
+
+    Attributes:
+        compute_dtype: float type in which kernels hand activations to each other; ``None`` is float16.
+        reuse: remember what depends on the timestep or on the conditioning alone; the results are the same to the bit.
+    """
+
+    compute_dtype: torch.dtype | None = None
+    reuse: bool = True
+
+
 class NativeBackend(Backend):
     """One kernel per integer layer, with what surrounds the layer done on the way in and out.
 
@@ -31,18 +46,20 @@ class NativeBackend(Backend):
     """
 
     name = "native"
+    options = NativeOptions
     frees_weights = True
 
     def supports(self, layer: fx.Node) -> str:
         return layers.refusal(layer)
 
-    def lower(self, gm: fx.GraphModule, options: LoweringOptions) -> Lowered:
+    def lower(self, gm: fx.GraphModule, options: NativeOptions | None = None, *, release: bool = False) -> Lowered:
+        options = options or NativeOptions()
         status()  # the kernels decide how weights are packed, so they are built before the first is
         reports = tuple(report(gm, node, _kernel_name(node), self.supports(node)) for node in quantized_layers(gm))
         lowered = copy_graph(gm)
         with torch.no_grad():
             numbers_from_tables(lowered)
-            layers.lower_layers(lowered, release=options.release)
+            layers.lower_layers(lowered, release=release)
             dequantize_remaining_weights(lowered)
             for rewrite in REWRITES:
                 rewrite(lowered)

@@ -11,6 +11,7 @@ import threading
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any, cast
 
 import torch
@@ -19,7 +20,7 @@ from torch.ao.quantization import QConfig, QConfigMapping
 from torch.ao.quantization.observer import ObserverBase
 from torch.ao.quantization.quantize_fx import convert_fx, prepare_fx
 
-from qdiff_fx.backends.common.base import ATTENTION, Backend, Lowered, LoweringOptions, quantized_layers, report
+from qdiff_fx.backends.common.base import ATTENTION, Backend, BackendOptions, Lowered, quantized_layers, report
 from qdiff_fx.backends.common.compute_dtype import set_compute_dtype
 from qdiff_fx.backends.common.reduced_range import fit_products
 from qdiff_fx.backends.common.saturation import x86_engine_saturates
@@ -36,6 +37,20 @@ ONEDNN_GROUPS = 100
 _engine_lock = threading.RLock()
 
 
+@dataclass(frozen=True)
+class TorchAOOptions(BackendOptions):
+    """Choices of ``x86`` and ``qnnpack``.
+
+    Attributes:
+        compute_dtype: float type between the integer operations; ``None`` is float32.
+        reduce_range: 7-bit activation codes where 8-bit ones and the weight's may overflow 16 bits; ``None``: where
+            this processor's kernels saturate.
+    """
+
+    compute_dtype: torch.dtype | None = None
+    reduce_range: bool | None = None
+
+
 class TorchAOBackend(Backend):
     """One engine of ``torch.backends.quantized``.
 
@@ -45,6 +60,8 @@ class TorchAOBackend(Backend):
     Packed weights remember the engine they were packed for. The process-wide engine is switched only while packing,
     and a lowered module may run in any thread, under any engine.
     """
+
+    options = TorchAOOptions
 
     def __init__(self, engine: str):
         self.name = engine
@@ -71,20 +88,22 @@ class TorchAOBackend(Backend):
         with _engine(self.name):
             return x86_engine_saturates()
 
-    def lower(self, gm: fx.GraphModule, options: LoweringOptions) -> Lowered:
+    def lower(self, gm: fx.GraphModule, options: TorchAOOptions | None = None, *, release: bool = False) -> Lowered:
+        options = options or TorchAOOptions()
+        float_type = options.compute_dtype or torch.float32
         lowered = copy_graph(gm)
         use_static_scales(lowered)
-        notes = fit_products(lowered, self, options)
+        notes = fit_products(lowered, self, options.reduce_range)
         layers = {node: self.supports(node) for node in quantized_layers(lowered)}
         rows = tuple(
             report(lowered, node, self._kernel(node), reason, notes.get(node, "")) for node, reason in layers.items()
         )
         integer = [node for node, reason in layers.items() if not reason and not is_op(node, ATTENTION)]
-        _use_attention_kernel(lowered, options.float_type)
-        constants = to_modules(lowered, integer, options.float_type)
+        _use_attention_kernel(lowered, float_type)
+        constants = to_modules(lowered, integer, float_type)
         clean(lowered)
-        if options.float_type != torch.float32:
-            set_compute_dtype(lowered, options.float_type)
+        if float_type != torch.float32:
+            set_compute_dtype(lowered, float_type)
         with _engine(self.name):
             converted = _convert(clean(lowered), constants)
         return Lowered(EngineModule(clean(converted), self.name), rows)
@@ -93,6 +112,20 @@ class TorchAOBackend(Backend):
         if is_op(layer, ATTENTION):
             return "qdiff::int_attention_vnni"
         return f"quantized::{str(layer.target).split('.')[1]} ({self.name})"
+
+
+class X86Backend(TorchAOBackend):
+    """oneDNN and FBGEMM."""
+
+    def __init__(self) -> None:
+        super().__init__("x86")
+
+
+class QnnpackBackend(TorchAOBackend):
+    """The kernels for ARM."""
+
+    def __init__(self) -> None:
+        super().__init__("qnnpack")
 
 
 class EngineModule(nn.Module):

@@ -14,8 +14,8 @@ import torch
 from torch import fx
 
 from qdiff_fx.backends.common.base import activation_of, quantized_layers, weight_codes, weight_of
+from qdiff_fx.backends.common.geometry import CONVS, conv_geometry
 from qdiff_fx.backends.common.memory import trim
-from qdiff_fx.backends.inductor.onednn import CONVS, conv_geometry
 from qdiff_fx.backends.native.fusion.numbers import ATTENTION_NUMBERS, NO_OUTPUT_QUANTIZER
 from qdiff_fx.ir.edit import add_buffer, get_attr_tensor, is_op
 from qdiff_fx.kernels.integer import Activation

@@ -1,0 +1,25 @@
+"""The convolutions integer kernels may take, and how they move over the image."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import fx
+
+aten = torch.ops.aten
+
+CONVS: dict[object, int] = {aten.conv1d.default: 1, aten.conv2d.default: 2}  # operator -> dims of its image
+
+
+def conv_geometry(layer: fx.Node, dims: int) -> tuple[list[int], list[int], list[int], int]:
+    """Stride, padding, dilation and groups; arguments left out at the end have their defaults."""
+    given: list[Any] = [*layer.args[3:]]
+    stride, padding, dilation, groups = given + [[1], [0], [1], 1][len(given) :]
+    return _expand(stride, dims), _expand(padding, dims), _expand(dilation, dims), groups
+
+
+def _expand(value: int | Sequence[int], dims: int) -> list[int]:
+    values = [value] if isinstance(value, int) else list(value)
+    return values * dims if len(values) == 1 else values
