@@ -10,15 +10,9 @@ from torch.export import ExportedProgram
 
 from qdiff_fx.capture.adapter import NETWORK, module_path, unfold_inputs
 from qdiff_fx.capture.regions import inline_regions
+from qdiff_fx.ir import ops
 from qdiff_fx.ir.edit import clean, get_attr_tensor, is_op
 from qdiff_fx.signature.inputs import TensorInput
-
-_ASSERTIONS = (
-    torch.ops.aten._assert_tensor_metadata.default,
-    torch.ops.aten._assert_scalar.default,
-    torch.ops.aten.sym_constrain_range.default,
-    torch.ops.aten.sym_constrain_range_for_size.default,
-)
 
 
 def flat_module(program: ExportedProgram, inputs: Sequence[TensorInput]) -> fx.GraphModule:
@@ -34,7 +28,7 @@ def flat_module(program: ExportedProgram, inputs: Sequence[TensorInput]) -> fx.G
     for node in reversed(graph.nodes):
         if _writes(node):
             node.replace_all_uses_with(node.args[1])
-        if is_op(node, *_ASSERTIONS) or _writes(node):
+        if is_op(node, *ops.CAPTURE_NOTES) or _writes(node):
             graph.erase_node(node)
     _keep_value_and_path(graph)
     unfold_inputs(graph, inputs)

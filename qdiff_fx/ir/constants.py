@@ -7,7 +7,8 @@ from collections.abc import Callable
 import torch
 from torch import fx
 
-from qdiff_fx.ir.edit import add_buffer, get_attr_tensor, is_mutable
+from qdiff_fx.ir import ops
+from qdiff_fx.ir.edit import add_buffer, get_attr_tensor
 
 
 def is_constant(node: object) -> bool:
@@ -18,20 +19,12 @@ def is_constant(node: object) -> bool:
         current = pending.pop()
         if not isinstance(current, fx.Node) or current in seen or current.op == "get_attr":
             continue
-        if not _is_pure_aten(current):
+        # Only aten: dequantize(codes) is constant too, and is exactly what must not be folded.
+        if not ops.is_pure(current):
             return False
         seen.add(current)
         pending.extend(current.all_input_nodes)
     return True
-
-
-def _is_pure_aten(node: fx.Node) -> bool:
-    target = node.target
-    if node.op != "call_function" or not isinstance(target, torch._ops.OpOverload):
-        return False
-    random = torch.Tag.nondeterministic_seeded in target.tags
-    # Only aten: dequantize(codes) is constant too, and is exactly what must not be folded.
-    return target.namespace == "aten" and not random and not is_mutable(node)
 
 
 def evaluate(gm: fx.GraphModule, node: fx.Node) -> torch.Tensor:

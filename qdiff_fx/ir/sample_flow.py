@@ -5,30 +5,7 @@ from __future__ import annotations
 import torch
 from torch import fx
 
-aten = torch.ops.aten
-
-# Only the size and dtype of argument 0 matter, or of argument 1.
-_LIKE = frozenset(
-    {
-        aten.zeros_like.default,
-        aten.ones_like.default,
-        aten.empty_like.default,
-        aten.full_like.default,
-        aten.new_zeros.default,
-        aten.new_ones.default,
-        aten.new_empty.default,
-        aten.new_full.default,
-    }
-)
-_AS = frozenset(
-    {
-        aten.expand_as.default,
-        aten.view_as.default,
-        aten.reshape_as.default,
-        aten.type_as.default,
-        aten.to.other,
-    }
-)
+from qdiff_fx.ir import ops
 
 
 def depends_on_sample(gm: fx.GraphModule, node: fx.Node) -> bool:
@@ -49,6 +26,6 @@ def depends_on_sample(gm: fx.GraphModule, node: fx.Node) -> bool:
 
 def _read_by_value(node: fx.Node) -> list[fx.Node]:
     """The inputs whose elements, not only their sizes, `node` depends on."""
-    if isinstance(node.meta.get("val"), int | torch.SymInt) or node.target in _LIKE:
+    if isinstance(node.meta.get("val"), int | torch.SymInt):
         return []
-    return node.all_input_nodes[:1] if node.target in _AS else node.all_input_nodes
+    return ops.read_by_value(node)

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import fx
 
+from qdiff_fx.ir import ops
 from qdiff_fx.ir.arguments import bound, operand
 from qdiff_fx.ir.edit import is_op
 from qdiff_fx.ir.shapes import same_sizes, swap_last_two, value
@@ -21,7 +22,6 @@ from qdiff_fx.passes.canonicalize.attention_scores import (
     reaches_product,
     read_scores,
 )
-from qdiff_fx.passes.canonicalize.noops import CASTS
 from qdiff_fx.passes.canonicalize.spelling import permutation
 
 aten = torch.ops.aten
@@ -75,7 +75,7 @@ def _read_mix(softmax: fx.Node) -> Mix:
             return _read_product(user, node, flipped)
         if is_op(user, aten.permute.default) and permutation(user) == swap_last_two(value(user).dim()):
             flipped = not flipped
-        elif not is_op(user, *CASTS):
+        elif not is_op(user, *ops.CASTS):
             what = user.target if user.op == "call_function" else f"the {user.op}"
             raise NotAttention(f"{what} stands between the softmax and the product with v")
         node = user

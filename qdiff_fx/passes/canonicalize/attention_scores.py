@@ -9,37 +9,16 @@ from dataclasses import dataclass, field
 import torch
 from torch import fx
 
+from qdiff_fx.ir import ops
 from qdiff_fx.ir.arguments import bound, operand
 from qdiff_fx.ir.constants import scalar
 from qdiff_fx.ir.edit import is_op
 from qdiff_fx.ir.shapes import is_tensor, same_shape, value
-from qdiff_fx.passes.canonicalize.noops import CASTS
 from qdiff_fx.passes.canonicalize.spelling import permutation
 
 aten = torch.ops.aten
 
 MATMUL = aten.matmul.default
-MUL = (aten.mul.Tensor, aten.mul.Scalar)
-DIV = (aten.div.Tensor, aten.div.Scalar)
-FILL = (aten.masked_fill.Scalar, aten.masked_fill.Tensor)
-# What may stand between the products and the softmax in something that means to be attention.
-_NEAR = frozenset(
-    {
-        *MUL,
-        *DIV,
-        *FILL,
-        *CASTS,
-        aten.add.Tensor,
-        aten.sub.Tensor,
-        aten.where.self,
-        aten.where.ScalarOther,
-        aten.permute.default,
-        aten.reshape.default,
-        aten.dropout.default,
-        aten.clamp.default,
-        aten.tanh.default,
-    }
-)
 # A filled-in score at or below this is added instead, which differs only in rows that are masked entirely:
 # fp16 code writes -1e4, others more.
 LOWEST_FILL = -1e4
@@ -98,7 +77,7 @@ def read_scores(gm: fx.GraphModule, node: fx.Node) -> Scores:
 
 def _step_up(gm: fx.GraphModule, node: fx.Node, scale: float) -> tuple[fx.Node, float, Mask | None]:
     """One step from the softmax towards the product: what came before, times what, plus which mask."""
-    if is_op(node, *CASTS):
+    if is_op(node, *ops.CASTS):
         return operand(node), 1.0, None
     scaled = _read_scaled(gm, node)
     if scaled is not None:
@@ -111,7 +90,7 @@ def _step_up(gm: fx.GraphModule, node: fx.Node, scale: float) -> tuple[fx.Node, 
         source, mask, number = filled
         _check_fill(number * scale)
         return source, 1.0, Mask(mask, fill=number * scale)
-    if is_op(node, *MUL, *DIV):
+    if is_op(node, *ops.MULTIPLICATIONS, *ops.DIVISIONS):
         raise NotAttention("the scores are scaled by a tensor, not by a number")
     what = node.target if node.op == "call_function" else f"the {node.op} {node.name}"
     raise NotAttention(f"the softmax does not act on q·kᵀ: {what} comes before it")
@@ -119,12 +98,12 @@ def _step_up(gm: fx.GraphModule, node: fx.Node, scale: float) -> tuple[fx.Node, 
 
 def _read_scaled(gm: fx.GraphModule, node: fx.Node) -> tuple[fx.Node, float] | None:
     """`x · c` or `x / c` with a constant number c → (x, c or 1/c)."""
-    if not is_op(node, *MUL, *DIV) or not is_tensor(node.args[0]):
+    if not is_op(node, *ops.MULTIPLICATIONS, *ops.DIVISIONS) or not is_tensor(node.args[0]):
         return None
-    for source, other in ((0, 1), (1, 0)) if is_op(node, *MUL) else ((0, 1),):
+    for source, other in ((0, 1), (1, 0)) if is_op(node, *ops.MULTIPLICATIONS) else ((0, 1),):
         number = scalar(gm, node.args[other])
         if number is not None and is_tensor(node.args[source]):
-            return operand(node, source), number if is_op(node, *MUL) else 1 / (number or math.nan)
+            return operand(node, source), number if is_op(node, *ops.MULTIPLICATIONS) else 1 / (number or math.nan)
     return None
 
 
@@ -140,13 +119,13 @@ def _split_sum(node: fx.Node) -> tuple[fx.Node, fx.Node]:
 
 def _leads_to_product(node: fx.Node) -> bool:
     return is_op(node, MATMUL) or (
-        is_op(node, *_NEAR) and reaches_product(node, lambda current: current.all_input_nodes)
+        is_op(node, *ops.BETWEEN_SCORES) and reaches_product(node, lambda current: current.all_input_nodes)
     )
 
 
 def _read_fill(gm: fx.GraphModule, node: fx.Node) -> tuple[fx.Node, fx.Node, float] | None:
     """`masked_fill(x, mask, c)` → (x, mask, c). (`where(keep, x, c)` is spelled masked_fill beforehand.)"""
-    if not is_op(node, *FILL):
+    if not is_op(node, *ops.FILLS):
         return None
     number = scalar(gm, node.args[2])
     return None if number is None else (operand(node), operand(node, 1), number)
@@ -176,7 +155,7 @@ def _peel(gm: fx.GraphModule, node: fx.Node) -> Factor:
 
 def is_widening(node: fx.Node) -> bool:
     """Whether the node casts to a wider float: the fused op accumulates in float32 by itself."""
-    if not is_op(node, *CASTS):
+    if not is_op(node, *ops.CASTS):
         return False
     before, after = value(operand(node)).dtype, value(node).dtype
     return before.is_floating_point and after.is_floating_point and before.itemsize < after.itemsize
@@ -208,7 +187,7 @@ def reaches_product(start: fx.Node, neighbours: Callable[[fx.Node], list[fx.Node
         current = waiting.pop()
         if is_op(current, MATMUL):
             return True
-        if current not in seen and is_op(current, *_NEAR):
+        if current not in seen and is_op(current, *ops.BETWEEN_SCORES):
             seen.add(current)
             waiting = [*waiting, *neighbours(current)]
     return False

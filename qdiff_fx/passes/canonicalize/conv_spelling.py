@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import fx
 
+from qdiff_fx.ir import ops
 from qdiff_fx.ir.arguments import bound
 from qdiff_fx.ir.edit import insert_call
 from qdiff_fx.ir.shapes import value
@@ -14,12 +15,6 @@ from qdiff_fx.passes.rule import Rule
 
 aten = torch.ops.aten
 
-CONVS = {1: aten.conv1d.default, 2: aten.conv2d.default, 3: aten.conv3d.default}
-TRANSPOSED = {
-    1: aten.conv_transpose1d.default,
-    2: aten.conv_transpose2d.input,
-    3: aten.conv_transpose3d.input,
-}
 _PER_DIMENSION = ("stride", "padding", "output_padding", "dilation")
 
 
@@ -34,7 +29,7 @@ class ConvolutionToConv(Rule[fx.Node]):
     def rewrite(self, gm: fx.GraphModule, found: fx.Node) -> str:
         call = bound(found)
         rank = value(call["weight"]).dim() - 2
-        found.target = TRANSPOSED[rank] if call["transposed"] else CONVS[rank]
+        found.target = (ops.TRANSPOSED_CONVS if call["transposed"] else ops.CONVS)[rank]
         found.args, found.kwargs = _full_arguments(found.target, call, rank), {}
         return f"aten.convolution.default → {found.target}"
 
@@ -42,7 +37,7 @@ class ConvolutionToConv(Rule[fx.Node]):
 class NumericPadding(Rule[fx.Node]):
     """`padding="same"` or `"valid"` → numbers; an odd total is padded beforehand, one more at the far end."""
 
-    targets = frozenset({aten.conv1d.padding, aten.conv2d.padding, aten.conv3d.padding})
+    targets = ops.WORDED_PADDING
 
     def match(self, gm: fx.GraphModule, node: fx.Node) -> fx.Node | None:
         return node
@@ -58,7 +53,7 @@ class NumericPadding(Rule[fx.Node]):
             ends = [end for total in reversed(totals) for end in (total // 2, total - total // 2)]
             call["input"] = insert_call(gm.graph, found, aten.pad.default, (call["input"], ends))
             call["padding"] = [0] * rank
-        found.target = CONVS[rank]
+        found.target = ops.CONVS[rank]
         found.args, found.kwargs = _full_arguments(found.target, call, rank), {}
         return f'padding "{before}" → {totals} in all'
 
@@ -66,7 +61,7 @@ class NumericPadding(Rule[fx.Node]):
 class FullConvArguments(Rule[fx.Node]):
     """`conv2d(x, w)` → `conv2d(x, w, None, [1, 1], [0, 0], [1, 1], 1)`."""
 
-    targets = frozenset({*CONVS.values(), *TRANSPOSED.values()})
+    targets = frozenset({*ops.CONVS.values(), *ops.TRANSPOSED_CONVS.values()})
 
     def match(self, gm: fx.GraphModule, node: fx.Node) -> fx.Node | None:
         return None if not node.kwargs and _written_out(node.args) == self._full(node) else node

@@ -7,6 +7,7 @@ import math
 import torch
 from torch import fx
 
+from qdiff_fx.ir import ops
 from qdiff_fx.ir.arguments import bound
 from qdiff_fx.ir.constants import scalar, share_buffer
 from qdiff_fx.ir.edit import insert_call, insert_get_attr
@@ -16,7 +17,7 @@ from qdiff_fx.passes.canonicalize.attention_scores import Factor, Mask, NotAtten
 from qdiff_fx.passes.rule import Rule, replace_node
 
 aten = torch.ops.aten
-SDPA = aten.scaled_dot_product_attention.default
+SDPA = ops.ATTENTION
 
 
 class WhereToMaskedFill(Rule[fx.Node]):

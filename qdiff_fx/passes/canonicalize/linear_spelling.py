@@ -5,11 +5,11 @@ from __future__ import annotations
 import torch
 from torch import fx
 
+from qdiff_fx.ir import ops
 from qdiff_fx.ir.arguments import bound, operand
 from qdiff_fx.ir.constants import evaluate, is_constant, share_buffer
 from qdiff_fx.ir.edit import ancestors, insert_call, insert_get_attr, is_op
 from qdiff_fx.ir.shapes import is_tensor, value
-from qdiff_fx.passes.canonicalize.conv_spelling import CONVS, TRANSPOSED
 from qdiff_fx.passes.rule import Rule, replace_node
 
 aten = torch.ops.aten
@@ -102,7 +102,7 @@ class FullLinearArguments(Rule[fx.Node]):
 class FoldWeight(Rule[fx.Node]):
     """A weight computed from parameters alone (weight norm, standardised weights) → one buffer."""
 
-    targets = frozenset({aten.linear.default, *CONVS.values(), *TRANSPOSED.values()})
+    targets = frozenset(ops.WEIGHT_LAYERS)
 
     def match(self, gm: fx.GraphModule, node: fx.Node) -> fx.Node | None:
         weight = operand(node, 1)

@@ -3,90 +3,38 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
 
-import torch
 from torch import fx
 
+from qdiff_fx.ir import ops
 from qdiff_fx.ir.arguments import bound, operand
 from qdiff_fx.ir.constants import scalar
 from qdiff_fx.ir.edit import is_mutable
+from qdiff_fx.ir.ops import NoOp
 from qdiff_fx.ir.shapes import is_tensor, same_dtype_and_device, same_shape
 from qdiff_fx.passes.rule import Rule, replace_node
-
-aten = torch.ops.aten
-
-ALIASES = frozenset(
-    {
-        aten.alias.default,
-        aten.detach.default,
-        aten.lift_fresh.default,
-        aten.positive.default,
-    }
-)
-COPIES = frozenset({aten.clone.default, aten.contiguous.default, aten.lift_fresh_copy.default})
-CASTS = frozenset(
-    {
-        aten.to.dtype,
-        aten.to.dtype_layout,
-        aten.to.device,
-        aten.to.other,
-        aten._to_copy.default,
-        aten.type_as.default,
-    }
-)
-# With an unchanged shape each of these is the identity; permute and repeat are not, so they are not here.
-RESHAPES = frozenset(
-    {
-        aten.view.default,
-        aten._unsafe_view.default,
-        aten.reshape.default,
-        aten.view_as.default,
-        aten.reshape_as.default,
-        aten.expand.default,
-        aten.expand_as.default,
-        aten.broadcast_to.default,
-        aten.flatten.using_ints,
-        aten.unflatten.int,
-        aten.squeeze.default,
-        aten.squeeze.dim,
-        aten.squeeze.dims,
-        aten.slice.Tensor,
-        aten.narrow.default,
-    }
-)
-DROPOUTS = frozenset({aten.dropout.default, aten.feature_dropout.default, aten.alpha_dropout.default})
-UNIT_SCALES = frozenset({aten.mul.Tensor, aten.mul.Scalar, aten.div.Tensor, aten.div.Scalar})
-ASSERTS = frozenset(
-    {
-        aten._assert_tensor_metadata.default,
-        aten._assert_async.default,
-        aten._assert_async.msg,
-        aten._assert_scalar.default,
-    }
-)
-# These look at strides, which removing a copy changes.
-STRIDE_READERS = frozenset({aten.as_strided.default, aten.view.dtype, aten.view_as_complex.default})
 
 
 def is_noop(gm: fx.GraphModule, node: fx.Node) -> bool:
     """Whether the node's value always equals its first argument: same elements, shape, dtype and device."""
-    if node.target not in _TESTS or not node.args or not is_tensor(node.args[0]) or not is_tensor(node):
+    row = ops.row_of(node.target)
+    test = _TESTS.get(row.noop) if row is not None and row.noop is not None else None
+    if test is None or not node.args or not is_tensor(node.args[0]) or not is_tensor(node):
         return False
-    return same_dtype_and_device(node, operand(node)) and _TESTS[node.target](gm, node)
+    return same_dtype_and_device(node, operand(node)) and test(gm, node)
 
 
 class DropNoOp(Rule[fx.Node]):
     """`f(x)` → `x` where `f` is the identity: a cast to the same dtype, a dropout in eval mode, a copy."""
 
     def __init__(self) -> None:
-        self.targets = frozenset(_TESTS)
+        self.targets = ops.where(lambda row: row.noop in _TESTS)
 
     def match(self, gm: fx.GraphModule, node: fx.Node) -> fx.Node | None:
         return node if is_noop(gm, node) else None
 
     def refuse(self, gm: fx.GraphModule, found: fx.Node) -> str:
-        if found.target in ALIASES or found.target in RESHAPES or found.target in DROPOUTS:
+        if found.target in ops.ALIASES | ops.RESHAPES | ops.DROPOUTS:
             return ""
         return _why_keep_copy(gm, found)
 
@@ -98,7 +46,7 @@ class DropNoOp(Rule[fx.Node]):
 class DropTrainingDropout(Rule[fx.Node]):
     """Names the dropouts that are switched on: nothing can be done about them here."""
 
-    targets = DROPOUTS
+    targets = ops.DROPOUTS
 
     def match(self, gm: fx.GraphModule, node: fx.Node) -> fx.Node | None:
         return None if is_noop(gm, node) else node
@@ -113,7 +61,7 @@ class DropTrainingDropout(Rule[fx.Node]):
 class DropSingleCat(Rule[fx.Node]):
     """`cat([x])` → `x`."""
 
-    targets = frozenset({aten.cat.default})
+    targets = ops.where(lambda row: row.noop is NoOp.ONE_TENSOR)
 
     def match(self, gm: fx.GraphModule, node: fx.Node) -> fx.Node | None:
         return node if len(bound(node)["tensors"]) == 1 else None
@@ -129,7 +77,7 @@ class DropSingleCat(Rule[fx.Node]):
 class DropAssert(Rule[fx.Node]):
     """Assertions about metadata were true at capture and the signature checks what may still vary."""
 
-    targets = ASSERTS
+    targets = ops.ASSERTIONS
 
     def match(self, gm: fx.GraphModule, node: fx.Node) -> fx.Node | None:
         return None if node.users else node
@@ -144,8 +92,8 @@ def _why_keep_copy(gm: fx.GraphModule, node: fx.Node) -> str:
     writers = [n.name for n in gm.graph.nodes if n.op == "call_function" and is_mutable(n)]
     if writers:
         return f"a copy may not go while {writers[0]} writes in place"
-    if node.target in COPIES:
-        readers = [n.name for n in gm.graph.nodes if n.target in STRIDE_READERS]
+    if node.target in ops.COPIES:
+        readers = [n.name for n in gm.graph.nodes if n.target in ops.STRIDE_READERS]
         if readers:
             return f"a copy may not go while {readers[0]} reads strides"
     source = node.all_input_nodes[0]
@@ -181,12 +129,11 @@ def _pads_nothing(gm: fx.GraphModule, node: fx.Node) -> bool:
 
 
 _Test = Callable[[fx.GraphModule, fx.Node], bool]
-_TESTS: dict[Any, _Test] = {
-    **dict.fromkeys(ALIASES | COPIES | CASTS, _always),
-    **dict.fromkeys(RESHAPES, _keeps_shape),
-    **dict.fromkeys(DROPOUTS, _is_off),
-    **dict.fromkeys(UNIT_SCALES, _is_unit),
-    aten.permute.default: _keeps_order,
-    aten.pad.default: _pads_nothing,
-    aten.constant_pad_nd.default: _pads_nothing,
+_TESTS: dict[NoOp, _Test] = {
+    NoOp.SAME_TYPE: _always,
+    NoOp.SAME_SHAPE: _keeps_shape,
+    NoOp.SWITCHED_OFF: _is_off,
+    NoOp.BY_ONE: _is_unit,
+    NoOp.IN_ORDER: _keeps_order,
+    NoOp.NOTHING_PADDED: _pads_nothing,
 }

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import fx
 
+from qdiff_fx.ir import ops
 from qdiff_fx.ir.arguments import bound, operand
 from qdiff_fx.ir.edit import insert_call, is_op
 from qdiff_fx.ir.shapes import positive_dim, size_args, swap_last_two, value
@@ -48,19 +49,7 @@ class UnflattenToReshape(Rule[fx.Node]):
 class TransposeToPermute(Rule[fx.Node]):
     """Every transposition → `permute(x, dims)` with dimensions counted from the front."""
 
-    targets = frozenset(
-        {
-            aten.transpose.int,
-            aten.swapaxes.default,
-            aten.swapdims.default,
-            aten.t.default,
-            aten.mT.default,
-            aten.numpy_T.default,
-            aten.movedim.int,
-            aten.movedim.intlist,
-            aten.permute.default,
-        }
-    )
+    targets = ops.PERMUTATIONS
 
     def match(self, gm: fx.GraphModule, node: fx.Node) -> fx.Node | None:
         if node.target is aten.permute.default and list(bound(node)["dims"]) == permutation(node):
@@ -125,7 +114,7 @@ class BaddbmmToMatmul(Rule[fx.Node]):
 class SoftmaxToInt(Rule[fx.Node]):
     """`_softmax(x, dim)` → `softmax(x, dim)`, with the dimension counted from the front."""
 
-    targets = frozenset({aten._softmax.default, aten.special_softmax.default, aten.softmax.int})
+    targets = ops.SOFTMAXES
 
     def match(self, gm: fx.GraphModule, node: fx.Node) -> fx.Node | None:
         canonical = node.target is aten.softmax.int and bound(node)["dim"] >= 0

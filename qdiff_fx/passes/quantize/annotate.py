@@ -4,28 +4,15 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import torch
 from torch import fx
 
 from qdiff_fx.config import ActRange, LayerSettings, QDiffConfig
 from qdiff_fx.errors import ConfigError
+from qdiff_fx.ir import ops
 from qdiff_fx.ir.edit import is_op
 from qdiff_fx.passes.framework import Change, Pass, PassReport, Refusal
 from qdiff_fx.passes.quantize.edges import makes_prediction, reads_sample
-from qdiff_fx.quant.qparams import WIDE_BITS, LayerInfo, LayerKind, TensorSpec
-
-aten = torch.ops.aten
-
-WEIGHT_OPS: dict[object, LayerKind] = {
-    aten.conv1d.default: "conv",
-    aten.conv2d.default: "conv",
-    aten.conv3d.default: "conv",
-    aten.conv_transpose1d.default: "conv_transpose",
-    aten.conv_transpose2d.input: "conv_transpose",
-    aten.conv_transpose3d.input: "conv_transpose",
-    aten.linear.default: "linear",
-}
-ATTENTION_OP = aten.scaled_dot_product_attention.default
+from qdiff_fx.quant.qparams import WIDE_BITS, LayerInfo, TensorSpec
 
 
 @dataclass(frozen=True)
@@ -66,7 +53,7 @@ class Annotate(Pass):
         self.config = config
 
     def run(self, gm: fx.GraphModule) -> PassReport:
-        layers = [node for node in gm.graph.nodes if node.target in WEIGHT_OPS or is_op(node, ATTENTION_OP)]
+        layers = [node for node in gm.graph.nodes if node.target in ops.WEIGHT_LAYERS or is_op(node, ops.ATTENTION)]
         self._check_rules(layers)
         changes, refusals = [], []
         for node in layers:
@@ -90,7 +77,7 @@ class Annotate(Pass):
 
     def _plan(self, node: fx.Node) -> LayerPlan:
         path = node.meta.get("path", "")
-        if is_op(node, ATTENTION_OP):
+        if is_op(node, ops.ATTENTION):
             return _plan_attention(node, self.config.settings_for(path), self.config.quantize_attention)
         first = reads_sample(node)
         edge = first or makes_prediction(node)
@@ -98,7 +85,7 @@ class Annotate(Pass):
 
 
 def _plan_weight_layer(node: fx.Node, settings: LayerSettings) -> LayerPlan:
-    kind = WEIGHT_OPS[node.target]
+    kind = ops.WEIGHT_LAYERS[node.target].kind
     reason = _weight_layer_refusal(node, settings)
     if reason:
         return LayerPlan(LayerInfo(layer_path(node), kind, float_reason=reason), {})
@@ -115,7 +102,7 @@ def _weight_layer_refusal(node: fx.Node, settings: LayerSettings) -> str:
         return "its weight is not a constant"
     if not node.meta["val"].is_floating_point():
         return "it does not compute in floating point"
-    if WEIGHT_OPS[node.target] == "conv_transpose" and len(node.args) > 6 and node.args[6] != 1:
+    if ops.WEIGHT_LAYERS[node.target].kind == "conv_transpose" and len(node.args) > 6 and node.args[6] != 1:
         return "the weight of a grouped transposed convolution has no output-channel axis to scale along"
     return ""
 
@@ -149,4 +136,4 @@ def _attention_refusal(node: fx.Node, settings: LayerSettings, enabled: bool) ->
     return ""
 
 
-__all__ = ["ATTENTION_OP", "WEIGHT_OPS", "ActivationPlan", "Annotate", "LayerPlan", "layer_path"]
+__all__ = ["ActivationPlan", "Annotate", "LayerPlan", "layer_path"]

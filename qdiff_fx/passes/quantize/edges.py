@@ -7,19 +7,12 @@ from typing import Any
 import torch
 from torch import fx
 
+from qdiff_fx.ir import ops
 from qdiff_fx.ir.edit import is_op
-from qdiff_fx.passes.canonicalize.noops import ALIASES, CASTS, COPIES, RESHAPES
-from qdiff_fx.passes.split_shortcut.channel_flow import PADS
 
-aten = torch.ops.aten
-
-SCALINGS = frozenset(
-    {
-        *(aten.mul.Tensor, aten.mul.Scalar, aten.div.Tensor, aten.div.Scalar, aten.neg.default),
-        *(aten.add.Tensor, aten.add.Scalar, aten.sub.Tensor, aten.sub.Scalar),
-    }
-)
-MOVES = frozenset({*ALIASES, *COPIES, *CASTS, *RESHAPES, *PADS, aten.permute.default, aten.transpose.int})
+# What a tensor goes through on the way from the network's input to a layer, or from a layer to the prediction.
+MOVES = ops.ALIASES | ops.COPIES | ops.CASTS | ops.RESHAPES | ops.PADS | ops.PERMUTATIONS
+SCALINGS = ops.AFFINE
 
 
 def reads_sample(layer: fx.Node) -> bool:

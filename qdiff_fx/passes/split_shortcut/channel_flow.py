@@ -3,56 +3,21 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import fx
 
+from qdiff_fx.ir import ops
 from qdiff_fx.ir.arguments import bound, operand
 from qdiff_fx.ir.edit import is_op
+from qdiff_fx.ir.ops import Channels
 from qdiff_fx.ir.shapes import is_tensor, positive_dim, same_sizes, value
-from qdiff_fx.passes.canonicalize.conv_spelling import CONVS, TRANSPOSED
-from qdiff_fx.passes.canonicalize.noops import CASTS, is_noop
+from qdiff_fx.passes.canonicalize.noops import is_noop
 from qdiff_fx.passes.canonicalize.spelling import permutation
 
 aten = torch.ops.aten
 
 CAT = aten.cat.default
-LINEAR = aten.linear.default
-LAYERS = frozenset({LINEAR, *CONVS.values(), *TRANSPOSED.values()})
-PADS = frozenset(
-    {
-        aten.pad.default,
-        aten.constant_pad_nd.default,
-        aten.reflection_pad1d.default,
-        aten.reflection_pad2d.default,
-        aten.reflection_pad3d.default,
-        aten.replication_pad1d.default,
-        aten.replication_pad2d.default,
-        aten.replication_pad3d.default,
-    }
-)
-# Output channel i is made of input channel i and statistics; the input is argument 0, channels are dimension 1.
-_CHANNELWISE = frozenset(
-    {
-        aten.group_norm.default,
-        aten.batch_norm.default,
-        aten.instance_norm.default,
-        aten.upsample_nearest1d.vec,
-        aten.upsample_nearest2d.vec,
-        aten.upsample_nearest3d.vec,
-        aten.upsample_bilinear2d.vec,
-        aten.upsample_bicubic2d.vec,
-        aten.avg_pool1d.default,
-        aten.avg_pool2d.default,
-        aten.avg_pool3d.default,
-        aten.max_pool1d.default,
-        aten.max_pool2d.default,
-        aten.max_pool3d.default,
-        aten.adaptive_avg_pool2d.default,
-    }
-)
-_ANY_DIM = frozenset({aten.layer_norm.default, aten.rms_norm.default, aten.dropout.default, *CASTS})
 
 
 @dataclass(frozen=True)
@@ -66,12 +31,12 @@ class DirectCat:
 
 def input_dim(layer: fx.Node) -> int:
     """The dimension of the layer's input that holds its input channels."""
-    return value(operand(layer)).dim() - 1 if layer.target is LINEAR else 1
+    return value(operand(layer)).dim() - 1 if layer.target is ops.LINEAR else 1
 
 
 def weight_dim(layer: fx.Node) -> int:
     """The dimension of the layer's weight that runs over its input channels."""
-    return 0 if layer.target in TRANSPOSED.values() else 1
+    return 0 if layer.target in ops.TRANSPOSED_CONVS.values() else 1
 
 
 def find_direct_cat(gm: fx.GraphModule, layer: fx.Node) -> DirectCat | None:
@@ -79,9 +44,9 @@ def find_direct_cat(gm: fx.GraphModule, layer: fx.Node) -> DirectCat | None:
     steps: list[fx.Node] = []
     current = operand(layer)
     while not is_op(current, CAT):
-        if not is_op(current, *PADS) and not is_noop(gm, current):
+        if not is_op(current, *ops.PADS) and not is_noop(gm, current):
             return None
-        if is_op(current, *PADS):
+        if is_op(current, *ops.PADS):
             steps.append(current)
         current = operand(current)
     return DirectCat(layer, current, tuple(reversed(steps)))
@@ -139,16 +104,16 @@ def _cat_boundaries(gm: fx.GraphModule, cat: fx.Node, dim: int) -> frozenset[int
 
 def _same_channels(gm: fx.GraphModule, node: fx.Node, dim: int) -> list[tuple[fx.Node, int]]:
     """The inputs whose channel i, in the dimension given with them, becomes channel i of `node`."""
-    target: Any = node.target
-    if node.op != "call_function" or not isinstance(target, torch._ops.OpOverload) or not is_tensor(node):
+    if node.op != "call_function" or not is_tensor(node):
         return []
-    if is_op(node, aten.permute.default):
+    effect = ops.channels_of(node.target)
+    if effect is Channels.PERMUTED:
         return [(operand(node), permutation(node)[dim])]
-    if is_noop(gm, node) or node.target in _ANY_DIM or (node.target in _CHANNELWISE and dim == 1):
+    if is_noop(gm, node) or effect is Channels.KEPT or (effect is Channels.KEPT_IN_DIM_1 and dim == 1):
         return [(operand(node), dim)]
-    if is_op(node, *PADS):
+    if effect is Channels.PADDED:
         return [] if dim in padded_dims(node) else [(operand(node), dim)]
-    if torch.Tag.pointwise in target.tags:
+    if effect is Channels.KEPT_BY_ALL:
         return [(source, dim) for source in node.all_input_nodes if _has_channels(source, node, dim)]
     return []
 

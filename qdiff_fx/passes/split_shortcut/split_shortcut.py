@@ -9,6 +9,7 @@ import torch
 from torch import fx
 
 from qdiff_fx.config import SplitPolicy
+from qdiff_fx.ir import ops
 from qdiff_fx.ir.arguments import bound, operand
 from qdiff_fx.ir.edit import insert_call
 from qdiff_fx.ir.sample_flow import depends_on_sample
@@ -16,7 +17,6 @@ from qdiff_fx.ir.shapes import value
 from qdiff_fx.passes.framework import Pass, PassReport, checks
 from qdiff_fx.passes.rule import Rule, apply_rules, is_mutable, pending
 from qdiff_fx.passes.split_shortcut.channel_flow import (
-    LAYERS,
     DirectCat,
     boundaries,
     cat_dim,
@@ -37,7 +37,7 @@ class SplitDirect(Rule[DirectCat]):
     then pads each chunk. The bias goes to the last part, so that it is added once.
     """
 
-    targets = LAYERS
+    targets = frozenset(ops.WEIGHT_LAYERS)
 
     def match(self, gm: fx.GraphModule, node: fx.Node) -> DirectCat | None:
         found = find_direct_cat(gm, node)
@@ -59,7 +59,7 @@ class SplitDirect(Rule[DirectCat]):
 class SplitBehind(Rule[fx.Node]):
     """`conv(f(cat([a, b])), W)` with a channel-by-channel f → `conv(y[:, :k], W[:, :k]) + conv(y[:, k:], …)`."""
 
-    targets = LAYERS
+    targets = frozenset(ops.WEIGHT_LAYERS)
 
     def match(self, gm: fx.GraphModule, node: fx.Node) -> fx.Node | None:
         if find_direct_cat(gm, node) is not None or not _is_batched(node):
@@ -165,6 +165,6 @@ def _not_split(gm: fx.GraphModule) -> list[str]:
     problems = pending(gm, _rules(gm.meta.get("split_policy", "off")))
     layers: dict[str, list[fx.Node]] = defaultdict(list)
     for node in gm.graph.nodes:
-        if "split_of" in node.meta and node.target in LAYERS:
+        if "split_of" in node.meta and node.target in ops.WEIGHT_LAYERS:
             layers[node.meta["split_of"]].append(node)
     return problems + [problem for name, parts in layers.items() for problem in bad_parts(name, parts)]
