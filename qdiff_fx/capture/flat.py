@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import fx, nn
@@ -10,6 +10,7 @@ from torch.export import ExportedProgram
 
 from qdiff_fx.capture.adapter import NETWORK, module_path, unfold_inputs
 from qdiff_fx.capture.regions import inline_regions
+from qdiff_fx.capture.tensor_names import rename_tensors
 from qdiff_fx.ir import ops
 from qdiff_fx.ir.edit import clean, get_attr_tensor, is_op
 from qdiff_fx.signature.inputs import TensorInput
@@ -21,7 +22,9 @@ def flat_module(program: ExportedProgram, inputs: Sequence[TensorInput]) -> fx.G
     Parameters and buffers share memory with the network's, as objects of their own: moving or replacing
     those of the graph leaves the network alone.
     """
-    unlifted = _functional(program).module(check_guards=False)
+    program = _functional(program)
+    paths = rename_tensors(program)
+    unlifted = program.module(check_guards=False)
     inline_regions(unlifted)
     graph = unlifted.graph
     graph.set_codegen(fx.graph.CodeGen())
@@ -32,7 +35,7 @@ def flat_module(program: ExportedProgram, inputs: Sequence[TensorInput]) -> fx.G
             graph.erase_node(node)
     _keep_value_and_path(graph)
     unfold_inputs(graph, inputs)
-    return clean(fx.GraphModule(_own_tensors(unlifted), graph, "CapturedGraph"))
+    return clean(fx.GraphModule(_own_tensors(unlifted, paths), graph, "CapturedGraph"))
 
 
 def _functional(program: ExportedProgram) -> ExportedProgram:
@@ -65,8 +68,8 @@ def _writes(node: fx.Node) -> bool:
     return node.op == "call_function" and schema is not None and schema.is_mutable
 
 
-def _own_tensors(unlifted: fx.GraphModule) -> dict[str, torch.Tensor]:
-    """Every tensor the graph reads, at its name in the network; get_attr nodes are renamed along."""
+def _own_tensors(unlifted: fx.GraphModule, paths: Mapping[str, str]) -> dict[str, torch.Tensor]:
+    """Every tensor the graph reads by its name; get_attr nodes are renamed along. `paths`: where it is in the network."""
     tensors: dict[str, torch.Tensor] = {}
     owned: dict[int, torch.Tensor] = {}
     for node in unlifted.graph.nodes:
@@ -75,7 +78,7 @@ def _own_tensors(unlifted: fx.GraphModule) -> dict[str, torch.Tensor]:
         tensor = get_attr_tensor(unlifted, node)
         node.target = str(node.target).removeprefix(f"{NETWORK}.")
         node._rename(node.target.replace(".", "_"))
-        node.meta["path"] = node.target.rpartition(".")[0]
+        node.meta["path"] = paths.get(node.target, node.target).rpartition(".")[0]
         tensors[node.target] = owned.setdefault(id(tensor), _own(tensor))
     return tensors
 

@@ -209,6 +209,7 @@ def _read_attributes(model: nn.Module) -> dict[str, Any]:
         value: Any = model
         for name in path.split("."):
             value = getattr(value, name, None)
-        if value is not None:
+        value = _json_value(value)
+        if value is not None and value is not _NOT_JSON:
             found[path] = value
     return found

@@ -161,9 +161,10 @@ def _call_instead(graph: fx.Graph, layer: fx.Node, name: str, x: fx.Node, comput
 def _add_module(gm: fx.GraphModule, owner: str, layer: fx.Node, constants: LayerConstants) -> str:
     weight = dequantize(constants.codes, constants.scales, 0, axis=constants.axis)
     module = float_module(layer.target, weight, constants.bias, constants.options)
-    # Module paths may hold one another ("attn" and "attn.to_q"), so they are flattened.
+    # Module paths may hold one another ("attn" and "attn.to_q"), so they are flattened; and a part of one may be a word
+    # of Python's or of torch.ao's ("in", "qconfig").
     flat = "".join(c if c.isalnum() else "_" for c in layer.meta["layer"].path).strip("_")
-    name = f"{owner}.{_unused_name(gm.get_submodule(owner), flat or layer.name)}"
+    name = f"{owner}.{_unused_name(gm.get_submodule(owner), f'layer_{flat or layer.name}')}"
     gm.add_submodule(name, module)
     return name
 
