@@ -44,14 +44,10 @@ def prepare_qdiff(
 
     Raises:
         CaptureError: the model is in training mode or cannot be captured.
-        ConfigError: example inputs are missing, or a rule of the configuration matches no layer.
+        ConfigError: example inputs are missing or no mapping, the configuration is something else, or one of its rules
+            matches no layer.
     """
-    if example_inputs is None:
-        raise ConfigError(
-            "the network cannot be captured without example inputs",
-            where="example_inputs",
-            fix='Pass a mapping of forward arguments, e.g. {"sample": x, "timestep": t}',
-        )
+    _check_arguments(config, example_inputs)
     from qdiff_fx.capture import capture  # brings all of sympy, which loading does without
 
     config = config or QDiffConfig()
@@ -67,6 +63,22 @@ def prepare_qdiff(
         ],
     )
     return PreparedUNet(graph, captured.signature, config, reports)
+
+
+def _check_arguments(config: object, example_inputs: object) -> None:
+    if config is not None and not isinstance(config, QDiffConfig):
+        raise ConfigError(
+            f"expected a QDiffConfig, not a {type(config).__name__}",
+            where="config",
+            fix="Write QDiffConfig(weight_bits=4, ...); QDiffConfig(**settings) takes a dictionary of its fields",
+        )
+    if not isinstance(example_inputs, Mapping) or not example_inputs:
+        given = "no example inputs" if not example_inputs else f"example inputs that are a {type(example_inputs).__name__}"
+        raise ConfigError(
+            f"the network cannot be captured with {given}",
+            where="example_inputs",
+            fix='Pass a mapping of forward arguments, e.g. {"sample": x, "timestep": t}',
+        )
 
 
 def convert_qdiff(
