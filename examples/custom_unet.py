@@ -108,7 +108,7 @@ def main() -> None:
     seen = trajectory(unet, scheduler, torch.randn(8, *SAMPLE_SHAPE))
     batches = [{"x": step.sample, "t": step.timestep} for step in seen.steps]
 
-    prepared = prepare_qdiff(unet, QDiffConfig(weight_bits=4, weight_rounding="second_order"), batches[0])
+    prepared = prepare_qdiff(unet, QDiffConfig(weight_bits=4), batches[0])
     calibrate(prepared, batches)
     round_weights(prepared, batches)
     quantized = convert_qdiff(prepared, backend="reference")

@@ -39,7 +39,7 @@ def main() -> None:
         inputs={"labels": [number % 10 for number in range(args.samples)]},
     )
 
-    prepared = prepare_qdiff(pipe.unet, QDiffConfig(weight_bits=4, weight_rounding="second_order"), data[0])
+    prepared = prepare_qdiff(pipe.unet, QDiffConfig(weight_bits=4), data[0])
     calibrate(prepared, data)
     round_weights(prepared, data)
     save_qdiff(convert_qdiff(prepared, backend="reference"), args.out)

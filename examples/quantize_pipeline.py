@@ -102,7 +102,7 @@ def main() -> None:
         inputs={"prompt": PROMPTS},
     )
 
-    prepared = prepare_qdiff(pipe.unet, QDiffConfig(weight_bits=4, weight_rounding="second_order"), data[0])
+    prepared = prepare_qdiff(pipe.unet, QDiffConfig(weight_bits=4), data[0])
     calibrate(prepared, data)
     round_weights(prepared, data)
     pipe.unet = convert_qdiff(prepared, backend=args.backend)

@@ -73,7 +73,9 @@ def _check_arguments(config: object, example_inputs: object) -> None:
             fix="Write QDiffConfig(weight_bits=4, ...); QDiffConfig(**settings) takes a dictionary of its fields",
         )
     if not isinstance(example_inputs, Mapping) or not example_inputs:
-        given = "no example inputs" if not example_inputs else f"example inputs that are a {type(example_inputs).__name__}"
+        given = (
+            "no example inputs" if not example_inputs else f"example inputs that are a {type(example_inputs).__name__}"
+        )
         raise ConfigError(
             f"the network cannot be captured with {given}",
             where="example_inputs",

@@ -13,7 +13,7 @@ from qdiff_fx.quant.timestep_bins import TimestepBins
 
 SplitPolicy = Literal["shortcut", "all", "off"]
 WeightRange = Literal["max", "mse"]
-WeightRounding = Literal["nearest", "second_order"]
+WeightRounding = Literal["auto", "nearest", "second_order"]
 ActRange = Literal["minmax", "moving_average", "percentile", "mse"]
 ActGranularity = Literal["tensor", "timestep"]
 
@@ -95,7 +95,8 @@ class QDiffConfig:
             section 4.2), "all" also splits convs behind the norm and activation of a concat, "off" none.
         weight_range: "max", or "mse": the paper's L2.4 search over 80 candidates.
         weight_rounding: "nearest", or "second_order": codes that change the layers' outputs least, which
-            ``round_weights`` chooses with calibration data.
+            ``round_weights`` chooses with calibration data. "auto" is second order where ``round_weights`` was called,
+            nearest where it was not.
         act_range: how activation ranges come from the statistics.
         act_granularity: "timestep": a table of scales indexed by the timestep bin, or "tensor": one scale. A network
             without a timestep argument gets one scale either way.
@@ -112,7 +113,7 @@ class QDiffConfig:
     sample_act_bits: int = WIDE_BITS
     split: SplitPolicy = "shortcut"
     weight_range: WeightRange = "mse"
-    weight_rounding: WeightRounding = "nearest"
+    weight_rounding: WeightRounding = "auto"
     act_range: ActRange = "mse"
     act_granularity: ActGranularity = "timestep"
     quantize_attention: bool = True

@@ -60,6 +60,19 @@ def test_missing_example_inputs_are_refused():
         prepare_qdiff(Shortcut().eval())
 
 
+def test_example_inputs_by_position_are_refused():
+    """What was passed is named by its type: a tensor in an error message is a page of numbers."""
+    inputs = (torch.zeros(1, 3, 8, 8), torch.tensor(1))
+    with pytest.raises(ConfigError, match="example inputs that are a tuple") as caught:
+        prepare_qdiff(torch.nn.Identity(), QDiffConfig(), inputs)  # type: ignore[arg-type]
+    assert "tensor(" not in str(caught.value)
+
+
+def test_a_configuration_of_another_type_is_refused():
+    with pytest.raises(ConfigError, match="expected a QDiffConfig, not a dict"):
+        prepare_qdiff(torch.nn.Identity(), {"weight_bits": 4}, {"sample": torch.zeros(1)})  # type: ignore[arg-type]
+
+
 @pytest.mark.parametrize("bits", range(2, 9))
 def test_weights_become_codes_of_the_asked_width(bits):
     conv = nn.Conv2d(3, 8, 3)

@@ -11,7 +11,6 @@ from benchmarks.paper.smoothing import smoothed
 from benchmarks.paper.study import Study
 from qdiff_fx import QuantizedUNet, Rule
 from qdiff_fx.calibration import CalibrationData
-from qdiff_fx.cli.quantize import DEFAULTS
 
 STRENGTHS = (0.25, 0.5)
 PROBED_STEPS = 5
@@ -22,7 +21,7 @@ def successors(study: Study) -> Result:
     """ε SQNR and PSNR of the defaults, and of the defaults with one idea each, at W8A8 and W4A8."""
     rows = []
     for weight_bits in (8, 4):
-        for name, measure in _ideas(study, {"weight_rounding": DEFAULTS.weight_rounding, "weight_bits": weight_bits}):
+        for name, measure in _ideas(study, {"weight_rounding": "second_order", "weight_bits": weight_bits}):
             rows.append({"bits": f"W{weight_bits}A8", "setting": name, **measure()})
     return Result("Ideas from after the paper", rows)
 

@@ -69,7 +69,7 @@ def _writes(node: fx.Node) -> bool:
 
 
 def _own_tensors(unlifted: fx.GraphModule, paths: Mapping[str, str]) -> dict[str, torch.Tensor]:
-    """Every tensor the graph reads by its name; get_attr nodes are renamed along. `paths`: where it is in the network."""
+    """Every tensor the graph reads by its name; get_attr nodes are renamed along. `paths`: where they were."""
     tensors: dict[str, torch.Tensor] = {}
     owned: dict[int, torch.Tensor] = {}
     for node in unlifted.graph.nodes:

@@ -24,8 +24,7 @@ from qdiff_fx.sources import Draw, Source, resolve
 from qdiff_fx.storage.artifact import MANIFEST, artifact_bytes
 from qdiff_fx.weight_rounding import round_weights
 
-# Second-order rounding needs the data, which a configuration alone does not have: here it is at hand.
-DEFAULTS = QDiffConfig(weight_rounding="second_order")
+DEFAULTS = QDiffConfig()
 
 
 def quantize(
@@ -42,7 +41,10 @@ def quantize(
         str, typer.Option("--act-range", help="minmax, moving_average, percentile or mse.")
     ] = DEFAULTS.act_range,
     weight_rounding: Annotated[
-        str, typer.Option("--rounding", help="Of weights: nearest, or second_order (takes a few minutes).")
+        str,
+        typer.Option(
+            "--rounding", help="Of weights: nearest, or second_order (takes a few minutes); auto is second_order."
+        ),
     ] = DEFAULTS.weight_rounding,
     per_timestep: Annotated[
         bool,
@@ -162,7 +164,7 @@ def observe(prepared: PreparedUNet, data: CalibrationData, output: Output) -> No
     """Show the recorded inputs to the network, and round its weights by them where it is configured so."""
     output.note("calibrating")
     calibrate(prepared, data, progress=output.interactive)
-    if prepared.qconfig.weight_rounding == "second_order":
+    if prepared.qconfig.weight_rounding != "nearest":
         output.note("rounding the weights")
         for path, reason in round_weights(prepared, data, progress=output.interactive).refused.items():
             output.note(f"{path} is rounded to nearest: {reason}")

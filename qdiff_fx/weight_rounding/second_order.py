@@ -70,11 +70,11 @@ def round_weights(
         ConfigError: the network was prepared for another rounding.
         ConversionError: a second moment is not finite.
     """
-    if prepared.qconfig.weight_rounding != "second_order":
+    if prepared.qconfig.weight_rounding == "nearest":
         raise ConfigError(
-            f"the network was prepared for {prepared.qconfig.weight_rounding} rounding",
+            "the network was prepared for rounding to nearest",
             where="weight_rounding",
-            fix='Prepare it with QDiffConfig(weight_rounding="second_order")',
+            fix='Prepare it with QDiffConfig(weight_rounding="second_order"), or with the default, "auto"',
         )
     batches = list(batches)
     if not batches:

@@ -142,6 +142,16 @@ def test_asking_for_it_and_not_doing_it_is_an_error():
         convert_qdiff(prepared(Shortcut(), batches(1)), "reference")
 
 
+def test_by_default_it_is_second_order_where_weights_were_rounded_and_nearest_elsewhere():
+    data, net = batches(2), Shortcut()
+    (plain, _), (asked, _) = (rounded(net, data, weight_rounding=each) for each in ("auto", "second_order"))
+    x = data[0]
+    assert torch.equal(convert_qdiff(plain, "reference")(**x), convert_qdiff(asked, "reference")(**x))
+    untouched, nearest = (prepared(net, data, weight_rounding=each) for each in ("auto", "nearest"))
+    assert torch.equal(convert_qdiff(untouched, "reference")(**x), convert_qdiff(nearest, "reference")(**x))
+    assert not torch.equal(convert_qdiff(untouched, "reference")(**x), convert_qdiff(plain, "reference")(**x))
+
+
 def test_doing_it_without_asking_for_it_is_an_error():
     network = prepared(Shortcut(), batches(1), weight_rounding="nearest")
     with pytest.raises(ConfigError, match="second_order"):

@@ -63,9 +63,9 @@ def convert(prepared: fx.GraphModule, config: QDiffConfig) -> fx.GraphModule:
     """
     if "observed" not in prepared.meta.get("properties", ()):
         raise ConversionError("the graph has no observers", fix="Call prepare_qdiff and calibrate first")
-    if config.weight_rounding not in ("nearest", prepared.meta.get("weight_rounding")):
+    if config.weight_rounding == "second_order" and prepared.meta.get("weight_rounding") != "second_order":
         raise ConversionError(
-            f"the configuration asks for {config.weight_rounding} rounding and no weight has been rounded",
+            "the configuration asks for second_order rounding and no weight has been rounded",
             where="weight_rounding",
             fix="Call round_weights with the calibration data first",
         )
