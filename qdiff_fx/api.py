@@ -47,11 +47,10 @@ def prepare_qdiff(
         ConfigError: example inputs are missing or no mapping, the configuration is something else, or one of its rules
             matches no layer.
     """
-    _check_arguments(config, example_inputs)
+    config, inputs = _checked_config(config), _checked_inputs(example_inputs)
     from qdiff_fx.capture import capture  # brings all of sympy, which loading does without
 
-    config = config or QDiffConfig()
-    captured = capture(model, example_inputs)
+    captured = capture(model, inputs)
     graph = copy_graph(captured.module)
     reports = run_passes(
         graph,
@@ -65,22 +64,27 @@ def prepare_qdiff(
     return PreparedUNet(graph, captured.signature, config, reports)
 
 
-def _check_arguments(config: object, example_inputs: object) -> None:
-    if config is not None and not isinstance(config, QDiffConfig):
-        raise ConfigError(
-            f"expected a QDiffConfig, not a {type(config).__name__}",
-            where="config",
-            fix="Write QDiffConfig(weight_bits=4, ...); QDiffConfig(**settings) takes a dictionary of its fields",
-        )
-    if not isinstance(example_inputs, Mapping) or not example_inputs:
-        given = (
-            "no example inputs" if not example_inputs else f"example inputs that are a {type(example_inputs).__name__}"
-        )
-        raise ConfigError(
-            f"the network cannot be captured with {given}",
-            where="example_inputs",
-            fix='Pass a mapping of forward arguments, e.g. {"sample": x, "timestep": t}',
-        )
+def _checked_config(config: object) -> QDiffConfig:
+    if config is None:
+        return QDiffConfig()
+    if isinstance(config, QDiffConfig):
+        return config
+    raise ConfigError(
+        f"expected a QDiffConfig, not a {type(config).__name__}",
+        where="config",
+        fix="Write QDiffConfig(weight_bits=4, ...); QDiffConfig(**settings) takes a dictionary of its fields",
+    )
+
+
+def _checked_inputs(inputs: object) -> Mapping[str, Any]:
+    if isinstance(inputs, Mapping) and inputs:
+        return inputs
+    given = "no" if inputs is None or isinstance(inputs, Mapping) else f"a {type(inputs).__name__} of"
+    raise ConfigError(
+        f"the network cannot be captured with {given} example inputs",
+        where="example_inputs",
+        fix='Pass a mapping of forward arguments, e.g. {"sample": x, "timestep": t}',
+    )
 
 
 def convert_qdiff(

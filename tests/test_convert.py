@@ -63,7 +63,7 @@ def test_missing_example_inputs_are_refused():
 def test_example_inputs_by_position_are_refused():
     """What was passed is named by its type: a tensor in an error message is a page of numbers."""
     inputs = (torch.zeros(1, 3, 8, 8), torch.tensor(1))
-    with pytest.raises(ConfigError, match="example inputs that are a tuple") as caught:
+    with pytest.raises(ConfigError, match="a tuple of example inputs") as caught:
         prepare_qdiff(torch.nn.Identity(), QDiffConfig(), inputs)  # type: ignore[arg-type]
     assert "tensor(" not in str(caught.value)
 
