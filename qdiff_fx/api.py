@@ -24,7 +24,7 @@ from qdiff_fx.passes.quantize.annotate import Annotate
 from qdiff_fx.passes.quantize.convert import convert
 from qdiff_fx.passes.quantize.insert_observers import InsertObservers
 from qdiff_fx.passes.split_shortcut.split_shortcut import SplitShortcut
-from qdiff_fx.storage.artifact import Artifact, load_artifact, save_artifact
+from qdiff_fx.storage.artifact import Artifact, load_artifact, read_again, save_artifact
 
 
 def prepare_qdiff(
@@ -177,10 +177,11 @@ def load_qdiff(
         release=chosen.frees_weights,
     )
     if chosen.frees_weights:
-        network.reload = partial(_reload, folder)
+        # Resolved: the working directory may be another one by then.
+        network.reload = partial(_read_graph_again, Path(folder).resolve(), artifact.digest)
     release_unused()
     return network
 
 
-def _reload(folder: str | os.PathLike[str]) -> fx.GraphModule:
-    return load_artifact(folder).graph_module
+def _read_graph_again(folder: Path, digest: str) -> fx.GraphModule:
+    return read_again(folder, digest).graph_module

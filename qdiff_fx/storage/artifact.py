@@ -33,12 +33,18 @@ MANIFEST, GRAPH, WEIGHTS = "qdiff.json", "graph.json", "weights.safetensors"
 
 @dataclass(frozen=True)
 class Artifact:
-    """What a saved folder holds: the q/dq graph, how it is called, and how it came to be."""
+    """What a saved folder holds: the q/dq graph, how it is called, and how it came to be.
+
+    Attributes:
+        source: where the float network came from; may be empty.
+        digest: what tells the folder it was read from apart from every other; empty where it was not read.
+    """
 
     graph_module: fx.GraphModule
     signature: CallSignature
     config: QDiffConfig
     source: str = ""
+    digest: str = ""
 
 
 def save_artifact(artifact: Artifact, folder: str | os.PathLike[str]) -> Path:
@@ -87,7 +93,28 @@ def load_artifact(folder: str | os.PathLike[str], *, keep_packed: bool = False) 
             _check_file(path, name, manifest["sha256"][name])
         module = _unpack(json.loads((path / GRAPH).read_text()), dict(_read_tensors(path / WEIGHTS)), keep_packed)
         signature = CallSignature.from_json(manifest["signature"])
-        return Artifact(module, signature, QDiffConfig.from_json(manifest["config"]), manifest["source"])
+        config = QDiffConfig.from_json(manifest["config"])
+        return Artifact(module, signature, config, manifest["source"], manifest["manifest_sha256"])
+
+
+def read_again(folder: Path, digest: str) -> Artifact:
+    """The artifact of that digest from the folder it was read from before.
+
+    Raises:
+        ArtifactError: the folder is gone, or holds another network by now.
+    """
+    try:
+        artifact = load_artifact(folder)
+    except ArtifactError as error:
+        error.add_note("The network in memory was loaded from there and needs it again for this.")
+        raise
+    if artifact.digest != digest:
+        raise ArtifactError(
+            "it holds another network than the one that was loaded from it",
+            where=str(folder),
+            fix="Load it again, or put the folder back that was loaded",
+        )
+    return artifact
 
 
 def artifact_bytes(folder: str | os.PathLike[str]) -> int:
