@@ -17,7 +17,9 @@ from zoo import resized, tensors_of
 from examples import examples
 from qdiff_fx.capture import CapturedNetwork, capture
 from qdiff_fx.errors import CaptureError, InputError
+from qdiff_fx.ir.annotations import any_value, path_of, value
 from qdiff_fx.ir.edit import get_attr_tensor, insert_call, is_op
+from qdiff_fx.ir.facts import is_sample, is_timestep
 from qdiff_fx.signature import CaptureMismatchError, DropIn, Size
 
 TOLERANCE = 1e-5
@@ -93,25 +95,25 @@ class TestEveryArchitecture:
         paths = {path for path, _ in model.named_modules()}
         for node in graph.module.graph.nodes:
             if node.op != "output":
-                assert node.meta["val"] is not None, node
-            assert node.meta["path"] in paths
+                assert any_value(node) is not None, node
+            assert path_of(node) in paths
 
     @pytest.mark.parametrize("name", zoo.ARCHITECTURES)
     def test_placeholders_are_marked(self, name):
         graph = zoo.captured(name)[2]
         placeholders = [node for node in graph.module.graph.nodes if node.op == "placeholder"]
         assert [spec.name.replace(".", "_") for spec in graph.signature.inputs] == [p.name for p in placeholders]
-        (sample,) = [p for p in placeholders if p.meta.get("sample")]
-        (timestep,) = [p for p in placeholders if p.meta.get("timestep")]
+        (sample,) = [p for p in placeholders if is_sample(p)]
+        (timestep,) = [p for p in placeholders if is_timestep(p)]
         assert sample is placeholders[0]
-        assert timestep.meta["val"].dim() == 1
-        assert timestep.meta["val"].shape[0] == sample.meta["val"].shape[0]
+        assert value(timestep).dim() == 1
+        assert value(timestep).shape[0] == value(sample).shape[0]
 
     @pytest.mark.parametrize("name", zoo.ARCHITECTURES)
     def test_concats_and_attentions_are_where_the_zoo_says(self, name):
         nodes = zoo.captured(name)[2].module.graph.nodes
         cat, attention = torch.ops.aten.cat.default, torch.ops.aten.scaled_dot_product_attention.default
-        concats = [n for n in nodes if is_op(n, cat) and n.meta["val"].dim() == 4]
+        concats = [n for n in nodes if is_op(n, cat) and value(n).dim() == 4]
         softmax = [n for n in nodes if is_op(n, attention, torch.ops.aten.softmax.int)]
         assert len(concats) == zoo.ARCHITECTURES[name].up_concats
         assert len(softmax) == zoo.ARCHITECTURES[name].attentions
@@ -162,8 +164,8 @@ def test_inserted_calls_keep_sizes_symbolic():
     module = fx.GraphModule(graph.module, copy.deepcopy(graph.module.graph))
     concat = next(node for node in module.graph.nodes if is_op(node, torch.ops.aten.cat.default))
     part = insert_call(module.graph, concat, torch.ops.aten.relu.default, (concat.args[0][0],), like=concat)
-    assert part.meta["path"] == concat.meta["path"]
-    assert not isinstance(part.meta["val"].shape[0], int)
+    assert path_of(part) == path_of(concat)
+    assert not isinstance(value(part).shape[0], int)
 
 
 def test_exact_capture_takes_only_its_own_sizes():
@@ -325,7 +327,7 @@ class TestUnusualNetworks:
     def test_a_module_called_twice_has_one_path(self):
         conv = nn.Conv2d(3, 3, 1)
         module = self.check(nn.Sequential(conv, nn.ReLU(), conv), {"input": zoo.noise(3)})
-        paths = [n.meta["path"] for n in module.graph.nodes if is_op(n, torch.ops.aten.conv2d.default)]
+        paths = [path_of(n) for n in module.graph.nodes if is_op(n, torch.ops.aten.conv2d.default)]
         assert len(paths) == 2
         assert not any("@" in path for path in paths)
 

@@ -7,7 +7,9 @@ from torch import nn
 
 from qdiff_fx import QDiffConfig, Rule, convert_qdiff, prepare_qdiff
 from qdiff_fx.errors import BackendError, CalibrationError, ConfigError, ConversionError
+from qdiff_fx.ir.annotations import path_of, require, value
 from qdiff_fx.ir.edit import get_attr_tensor, is_op
+from qdiff_fx.ir.facts import StaticQParams, quantized_layers
 from qdiff_fx.passes.quantize.convert import convert
 
 X, T = torch.linspace(-2, 3, 2 * 3 * 64).reshape(2, 3, 8, 8), torch.tensor([40.0, 900.0])
@@ -90,14 +92,14 @@ def test_weights_become_codes_of_the_asked_width(bits):
 
 def test_one_tensor_read_by_three_layers_is_quantized_once():
     gm = qdq_graph(Shortcut(), X, T, act_granularity="tensor")
-    layers = {n.meta["path"]: n for n in gm.graph.nodes if "layer" in n.meta}
+    layers = {path_of(n): n for n in quantized_layers(gm)}
     assert layers["to_q"].args[0] is layers["to_k"].args[0] is layers["to_v"].args[0]
 
 
 def test_attention_takes_codes_of_the_kernels_types():
     gm = qdq_graph(Shortcut(), X, T)
     (attention,) = [n for n in gm.graph.nodes if is_op(n, torch.ops.qdiff.int_attention.default)]
-    assert [n.meta["val"].dtype for n in attention.args[:3]] == [torch.uint8, torch.int8, torch.int8]
+    assert [value(n).dtype for n in attention.args[:3]] == [torch.uint8, torch.int8, torch.int8]
 
 
 def test_tables_have_a_row_per_timestep_bin_and_one_scale_beside_them():
@@ -107,7 +109,7 @@ def test_tables_have_a_row_per_timestep_bin_and_one_scale_beside_them():
     for node in quantize:
         table = get_attr_tensor(gm, node.args[1].args[0])
         assert table.shape == (10,)
-        scale, _ = node.meta["static_qparams"]
+        scale = require(node, StaticQParams).scale
         # Every range holds 0, so the one over all timesteps is at most two of them laid end to end.
         assert table.min() * 0.5 < scale <= table.max() * 2
 

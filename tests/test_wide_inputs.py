@@ -9,6 +9,7 @@ from torch import nn
 from qdiff_fx import Rule, convert_qdiff, load_qdiff, save_qdiff
 from qdiff_fx.errors import ConfigError
 from qdiff_fx.ir.edit import is_op
+from qdiff_fx.ir.facts import layer_id, quantized_layers
 from qdiff_fx.quant.numerics import sqnr_db
 
 X, T = torch.linspace(-2, 3, 2 * 3 * 64).reshape(2, 3, 8, 8).sin() * 3, torch.tensor([40.0, 900.0])
@@ -32,8 +33,8 @@ def test_two_codes_leave_no_error_to_speak_of(layer):
 
 def test_the_bias_is_added_once_and_codes_are_stored_once():
     gm = qdq_graph(Plain(nn.Conv2d(3, 4, 3)), X, rules=WIDE)
-    layers = [n for n in gm.graph.nodes if "layer" in n.meta]
-    assert [n.meta["layer"].path for n in layers] == ["layer", "layer[rest]"]
+    layers = quantized_layers(gm)
+    assert [layer_id(n) for n in layers] == ["layer", "layer[rest]"]
     assert [n.args[2] is not None for n in layers] == [True, False]
     assert layers[0].args[1] is layers[1].args[1]
 

@@ -6,6 +6,7 @@ import torch
 
 from benchmarks.paper.result import Result
 from benchmarks.paper.study import Study
+from qdiff_fx.ir.annotations import value
 from qdiff_fx.observers import TimestepObserver
 from qdiff_fx.observers.distribution import distribution_at, quantile
 from qdiff_fx.observers.statistics import Statistics
@@ -82,7 +83,7 @@ def input_statistics(study: Study, split: str, *, images_only: bool = False) -> 
     gm = study.prepared(split=split).graph_module
     found = {}
     for node in gm.graph.nodes:
-        if node.op == "call_module" and (node.meta["val"].dim() >= 3 or not images_only):
+        if node.op == "call_module" and (value(node).dim() >= 3 or not images_only):
             observer = gm.get_submodule(str(node.target))
             if isinstance(observer, TimestepObserver) and observer.name.endswith(" input"):
                 found[observer.name] = observer.statistics()

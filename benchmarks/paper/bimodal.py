@@ -10,7 +10,10 @@ from torch import Tensor
 from benchmarks.paper.result import Result
 from benchmarks.paper.study import Study
 from qdiff_fx import PreparedUNet
+from qdiff_fx.ir.annotations import has, nodes_with, path_of, require
+from qdiff_fx.ir.arguments import operand
 from qdiff_fx.ir.edit import get_attr_tensor
+from qdiff_fx.ir.facts import LayerPlan, Part, layer_id
 from qdiff_fx.observers import TimestepObserver
 from qdiff_fx.observers.statistics import Statistics
 
@@ -44,12 +47,12 @@ def _parts(prepared: PreparedUNet) -> dict[str, list[tuple[str, Statistics, Tens
     """Path of each split layer → (name, input statistics, weight) of its parts."""
     gm = prepared.graph_module
     found: dict[str, list[tuple[str, Statistics, Tensor]]] = {}
-    for node in gm.graph.nodes:
-        if "channels" in node.meta and "plan" in node.meta and node.meta["plan"].info.quantized:
+    for node in nodes_with(gm, LayerPlan):
+        if has(node, Part) and require(node, LayerPlan).info.quantized:
             observer = gm.get_submodule(str(node.args[0].target))
             assert isinstance(observer, TimestepObserver)
-            part = (node.meta["plan"].info.path, observer.statistics(), get_attr_tensor(gm, node.args[1]).detach())
-            found.setdefault(node.meta["path"], []).append(part)
+            part = (layer_id(node), observer.statistics(), get_attr_tensor(gm, operand(node, 1)).detach())
+            found.setdefault(path_of(node), []).append(part)
     return found
 
 

@@ -7,11 +7,12 @@ from dataclasses import dataclass
 import torch
 from torch import fx
 
-from qdiff_fx.backends.common.base import Backend, BackendOptions, Lowered, quantized_layers, report
+from qdiff_fx.backends.common.base import Backend, BackendOptions, Lowered, report
 from qdiff_fx.backends.common.reduced_range import fit_products
 from qdiff_fx.backends.common.static_scales import use_static_scales
+from qdiff_fx.ir.annotations import value
 from qdiff_fx.ir.edit import clean, copy_graph, insert_call
-from qdiff_fx.quant.qparams import LayerInfo
+from qdiff_fx.ir.facts import layer_info, quantized_layers
 
 qd = torch.ops.quantized_decomposed
 
@@ -58,15 +59,15 @@ class ReferenceBackend(Backend):
 def quantize_outputs(gm: fx.GraphModule) -> None:
     """Quantize and dequantize the output of every weight layer, as kernels do that return u8."""
     for node in quantized_layers(gm):
-        info: LayerInfo = node.meta["layer"]
+        info = layer_info(node)
         if info.output is None:
             continue
         spec = info.output.spec
         tail = (info.output.scale[0], info.output.zero_point[0], spec.qmin, spec.qmax, spec.dtype)
         codes = insert_call(gm.graph, node.next, qd.quantize_per_tensor.default, (node, *tail), like=node)
         values = insert_call(gm.graph, codes.next, qd.dequantize_per_tensor.default, (codes, *tail), like=node)
-        if node.meta["val"].dtype != torch.float32:
+        if value(node).dtype != torch.float32:
             cast = torch.ops.aten.to.dtype
-            values = insert_call(gm.graph, values.next, cast, (values, node.meta["val"].dtype), like=node)
+            values = insert_call(gm.graph, values.next, cast, (values, value(node).dtype), like=node)
         for user in [user for user in node.users if user is not codes]:
             user.replace_input_with(node, values)

@@ -9,12 +9,14 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import fx, nn
 
+from qdiff_fx.ir.annotations import any_value, describe, exported_module, put, set_value, value
 from qdiff_fx.ir.edit import is_op
+from qdiff_fx.ir.facts import Input, Role
 from qdiff_fx.signature.inputs import Size, TensorInput
 from qdiff_fx.signature.outputs import flatten_output
 
@@ -103,9 +105,7 @@ def module_path(node: fx.Node) -> str:
 
     Without the call counter ("block@1") that export gives to a module called twice.
     """
-    stack = node.meta.get("nn_module_stack") or {"": ("", "")}
-    innermost = next(reversed(stack.values()))[0]
-    parts = [part.split("@")[0] for part in innermost.split(".")]
+    parts = [part.split("@")[0] for part in exported_module(node).split(".")]
     return ".".join(parts[1:]) if parts[0] == NETWORK else ""
 
 
@@ -116,9 +116,9 @@ def unfold_inputs(graph: fx.Graph, inputs: Sequence[TensorInput]) -> None:
     for node, spec in zip(folded, inputs, strict=True):
         with graph.inserting_before(first):
             unfolded = graph.placeholder(spec.name.replace(".", "_"))
-        unfolded.meta.update(val=node.meta["val"], path="")
+        describe(unfolded, value=any_value(node))
         if spec.role:
-            unfolded.meta[spec.role] = True
+            put(unfolded, Input(cast(Role, spec.role)))
         if any(_is_folded(dim) for dim in spec.dims):
             _replace_folded(node, unfolded, spec)
         else:
@@ -133,7 +133,7 @@ def _replace_folded(folded: fx.Node, unfolded: fx.Node, spec: TensorInput) -> No
         if is_op(user, torch.ops.aten.sym_size.int):
             _divide_size(user, unfolded, spec)
         else:
-            unfolded.meta["val"] = user.meta["val"]
+            set_value(unfolded, value(user))
             user.replace_all_uses_with(unfolded)
             user.graph.erase_node(user)
 
@@ -151,9 +151,9 @@ def _divide_size(read: fx.Node, unfolded: fx.Node, spec: TensorInput) -> None:
 
 
 def _divide(read: fx.Node, multiple: int, unfolded: fx.Node) -> None:
-    count = read.meta["val"]
+    count = any_value(read)
     with read.graph.inserting_after(read):
         divided = read.graph.call_function(operator.floordiv, (read, multiple))
-    divided.meta.update(val=count, path="")
+    describe(divided, value=count)
     read.replace_all_uses_with(divided, delete_user_cb=lambda user: user is not divided)
-    read.meta["val"] = count * multiple
+    set_value(read, count * multiple)

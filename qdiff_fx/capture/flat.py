@@ -12,6 +12,7 @@ from qdiff_fx.capture.adapter import NETWORK, module_path, unfold_inputs
 from qdiff_fx.capture.regions import inline_regions
 from qdiff_fx.capture.tensor_names import rename_tensors
 from qdiff_fx.ir import ops
+from qdiff_fx.ir.annotations import any_value, describe, set_path, set_value
 from qdiff_fx.ir.edit import clean, get_attr_tensor, is_op
 from qdiff_fx.signature.inputs import TensorInput
 
@@ -57,7 +58,7 @@ def _as_batch_norm(node: fx.Node) -> None:
     value, weight, bias, mean, variance, momentum, epsilon = node.args
     node.target = torch.ops.aten.batch_norm.default
     node.args = (value, weight, bias, mean, variance, False, momentum, epsilon, False)
-    node.meta["val"] = node.meta["val"][0]
+    set_value(node, any_value(node)[0])
     for output in list(node.users):
         output.replace_all_uses_with(node)
 
@@ -78,7 +79,7 @@ def _own_tensors(unlifted: fx.GraphModule, paths: Mapping[str, str]) -> dict[str
         tensor = get_attr_tensor(unlifted, node)
         node.target = str(node.target).removeprefix(f"{NETWORK}.")
         node._rename(node.target.replace(".", "_"))
-        node.meta["path"] = paths.get(node.target, node.target).rpartition(".")[0]
+        set_path(node, paths.get(node.target, node.target).rpartition(".")[0])
         tensors[node.target] = owned.setdefault(id(tensor), _own(tensor))
     return tensors
 
@@ -93,6 +94,4 @@ def _own(tensor: torch.Tensor) -> torch.Tensor:
 def _keep_value_and_path(graph: fx.Graph) -> None:
     """Of export's notes on each node only the fake value stays, and the path of the module that made it."""
     for node in graph.nodes:
-        value, path = node.meta.get("val"), module_path(node)
-        node.meta.clear()
-        node.meta.update(val=value, path=path)
+        describe(node, value=any_value(node), path=module_path(node))

@@ -14,6 +14,7 @@ from torch.utils._sympy.functions import Min
 
 from qdiff_fx.capture.adapter import symbol_positions
 from qdiff_fx.capture.example import Example
+from qdiff_fx.ir.annotations import any_value
 from qdiff_fx.signature.inputs import BATCH, Size, TensorInput
 
 TOKENS = ".tokens"
@@ -145,7 +146,7 @@ def assumed_symbols(program: ExportedProgram, inputs: Sequence[TensorInput]) -> 
 def _input_values(program: ExportedProgram) -> list[FakeTensor]:
     """Fake values of the adapter's inputs, without the parameters that export lifted into inputs too."""
     own = set(program.graph_signature.user_inputs)
-    return [node.meta["val"] for node in program.graph.nodes if node.op == "placeholder" and node.name in own]
+    return [any_value(node) for node in program.graph.nodes if node.op == "placeholder" and node.name in own]
 
 
 def _guarded_symbols(values: Sequence[FakeTensor], names: Mapping[object, str]) -> set[str]:

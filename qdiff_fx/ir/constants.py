@@ -8,6 +8,7 @@ import torch
 from torch import fx
 
 from qdiff_fx.ir import ops
+from qdiff_fx.ir.annotations import value_or_none
 from qdiff_fx.ir.edit import add_buffer, get_attr_tensor
 
 
@@ -55,8 +56,8 @@ def scalar(gm: fx.GraphModule, arg: object) -> float | None:
         return float(arg)
     if not isinstance(arg, fx.Node) or not is_constant(arg):
         return None
-    val = arg.meta.get("val")
-    if not isinstance(val, torch.Tensor) or val.dim() or val.is_complex():
+    val = value_or_none(arg)
+    if val is None or val.dim() or val.is_complex():
         return None
     return float(evaluate(gm, arg))
 

@@ -11,6 +11,9 @@ from torch import fx, nn
 from torch._dispatch.python import enable_python_dispatcher
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 
+from qdiff_fx.ir.annotations import any_value, path_of, set_path, set_value
+from qdiff_fx.ir.properties import copy_notes
+
 
 def is_op(node: object, *targets: Callable[..., Any]) -> bool:
     """Whether `node` is a call_function of one of `targets`, e.g. `torch.ops.aten.cat.default`."""
@@ -68,11 +71,11 @@ def _owner(gm: nn.Module, path: str) -> nn.Module:
 
 
 def insert_get_attr(gm: fx.GraphModule, before: fx.Node, name: str, like: fx.Node | None = None) -> fx.Node:
-    """A get_attr of the tensor registered at `name`, placed before `before`, with meta val and path."""
+    """A get_attr of the tensor registered at `name`, placed before `before`, described."""
     with gm.graph.inserting_before(before):
         node = gm.graph.get_attr(name)
-    node.meta["path"] = _path(like, before)
-    node.meta["val"] = fake_mode(gm.graph).from_tensor(get_attr_tensor(gm, node), static_shapes=True)
+    set_path(node, _path(like, before))
+    set_value(node, fake_mode(gm.graph).from_tensor(get_attr_tensor(gm, node), static_shapes=True))
     return node
 
 
@@ -86,36 +89,36 @@ def insert_call(
 ) -> fx.Node:
     """A call_function placed before `before`.
 
-    meta["val"] comes from running `target` on the inputs' fake tensors; meta["path"] from `like`, or from
+    Its value comes from running `target` on the inputs' fake tensors; its path from `like`, or from
     `before` when `like` is not given.
     """
     with graph.inserting_before(before):
         node = graph.call_function(target, tuple(args), dict(kwargs or {}))
-    node.meta["path"] = _path(like, before)
+    set_path(node, _path(like, before))
     refresh_value(node)
     return node
 
 
 def refresh_value(node: fx.Node) -> None:
-    """Recompute meta["val"] of a call_function from its inputs' values."""
-    values = fx.map_arg((node.args, node.kwargs), lambda n: n.meta["val"])
+    """Recompute the value of a call_function from its inputs' values."""
+    values = fx.map_arg((node.args, node.kwargs), any_value)
     # Without the Python dispatcher, composite ops (pad, linear) read sizes as plain integers in C++, which
     # pins a symbolic batch to the value it was captured with.
     with fake_mode(node.graph), enable_python_dispatcher(), torch.no_grad():
-        node.meta["val"] = node.target(*values[0], **values[1])  # type: ignore[operator]
+        set_value(node, node.target(*values[0], **values[1]))  # type: ignore[operator]
 
 
 def fake_mode(graph: fx.Graph) -> FakeTensorMode:
     """The mode the graph's fake tensors belong to. Raises ValueError when no node has a fake value."""
     for node in graph.nodes:
-        value = node.meta.get("val")
-        if isinstance(value, FakeTensor):
-            return value.fake_mode
+        found = any_value(node)
+        if isinstance(found, FakeTensor):
+            return found.fake_mode
     raise ValueError("the graph holds no fake tensor values: was it captured?")
 
 
 def _path(like: fx.Node | None, before: fx.Node) -> str:
-    return (before if like is None else like).meta.get("path", "")
+    return path_of(before if like is None else like)
 
 
 def clean(gm: fx.GraphModule) -> fx.GraphModule:
@@ -157,5 +160,5 @@ def copy_graph(gm: fx.GraphModule) -> fx.GraphModule:
             else:
                 holder.register_buffer(name, tensor)
     copied = fx.GraphModule(root, copy.deepcopy(gm.graph))
-    copied.meta.update(gm.meta)
+    copy_notes(copied, gm)
     return copied

@@ -7,7 +7,8 @@ from dataclasses import dataclass
 
 from torch import fx
 
-INPUT_META = ("val", "path", "timestep", "sample")
+from qdiff_fx.ir.annotations import describe_like, fact, put
+from qdiff_fx.ir.facts import Input
 
 
 @dataclass(frozen=True)
@@ -42,7 +43,10 @@ def excerpt(gm: fx.GraphModule, node: fx.Node, is_given: Callable[[fx.Node], boo
     for each in inputs:
         copies[each] = graph.placeholder(each.name)
         # That it may be a layer of the whole graph is not so here.
-        copies[each].meta.update({key: each.meta[key] for key in INPUT_META if key in each.meta})
+        describe_like(copies[each], each)
+        role = fact(each, Input)
+        if role:
+            put(copies[each], role)
     for each in gm.graph.nodes:
         if each in needed:
             copies[each] = graph.node_copy(each, copies.__getitem__)

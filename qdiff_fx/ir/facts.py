@@ -12,6 +12,8 @@ from qdiff_fx.config import ActRange
 from qdiff_fx.ir.annotations import Fact, fact, nodes_with, path_of, require
 from qdiff_fx.quant.qparams import LayerInfo, TensorSpec
 
+REST = "[rest]"  # what the id of a layer ends with that reads the second code of a 16-bit input
+
 Role = Literal["sample", "timestep"]
 
 
@@ -83,13 +85,16 @@ class QuantizedLayer(Fact):
 
     Attributes:
         info: the row ``explain()`` prints.
-        reads_rest: it reads the second code of a 16-bit input, what the first leaves over. Not stored in a folder.
     """
 
     stage: ClassVar[str] = "conversion"
 
     info: LayerInfo
-    reads_rest: bool = False
+
+    @property
+    def reads_rest(self) -> bool:
+        """Whether it reads the second code of a 16-bit input: what the first leaves over."""
+        return self.info.path.endswith(REST)
 
 
 @dataclass(frozen=True)

@@ -6,6 +6,8 @@ import torch
 from torch import fx
 
 from qdiff_fx.ir import ops
+from qdiff_fx.ir.annotations import any_value
+from qdiff_fx.ir.facts import is_sample
 
 
 def depends_on_sample(gm: fx.GraphModule, node: fx.Node) -> bool:
@@ -13,7 +15,7 @@ def depends_on_sample(gm: fx.GraphModule, node: fx.Node) -> bool:
 
     Its values count, not its size or dtype: a time embedding made as wide as the image's batch is conditioning.
     """
-    samples = {n for n in gm.graph.nodes if n.op == "placeholder" and n.meta.get("sample")}
+    samples = {n for n in gm.graph.nodes if n.op == "placeholder" and is_sample(n)}
     seen: set[fx.Node] = set()
     waiting = [node]
     while waiting and samples.isdisjoint(seen):
@@ -26,6 +28,6 @@ def depends_on_sample(gm: fx.GraphModule, node: fx.Node) -> bool:
 
 def _read_by_value(node: fx.Node) -> list[fx.Node]:
     """The inputs whose elements, not only their sizes, `node` depends on."""
-    if isinstance(node.meta.get("val"), int | torch.SymInt):
+    if isinstance(any_value(node), int | torch.SymInt):
         return []
     return ops.read_by_value(node)

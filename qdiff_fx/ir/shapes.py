@@ -7,20 +7,13 @@ from typing import Any
 import torch
 from torch import fx
 
+from qdiff_fx.ir.annotations import value, value_or_none
 from qdiff_fx.ir.edit import insert_call
-
-
-def value(node: fx.Node) -> torch.Tensor:
-    """The fake tensor a node produces. Raises TypeError when it is not a single tensor."""
-    val = node.meta.get("val")
-    if not isinstance(val, torch.Tensor):
-        raise TypeError(f"{node.name} holds {type(val).__name__}, not a tensor")
-    return val
 
 
 def is_tensor(node: object) -> bool:
     """Whether `node` is an fx node whose value is one tensor."""
-    return isinstance(node, fx.Node) and isinstance(node.meta.get("val"), torch.Tensor)
+    return isinstance(node, fx.Node) and value_or_none(node) is not None
 
 
 def same_sizes(left: Any, right: Any) -> bool:

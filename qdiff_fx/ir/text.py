@@ -7,6 +7,8 @@ from typing import Any
 import torch
 from torch import fx
 
+from qdiff_fx.ir.annotations import any_value, path_of
+
 _SHORT = {
     torch.float32: "f32",
     torch.float64: "f64",
@@ -38,12 +40,12 @@ def format_graph(gm: fx.GraphModule) -> str:
 
 
 def _line(node: fx.Node, names: dict[fx.Node, str]) -> str:
-    head = f"{names[node]}: {_type(node.meta.get('val'))}"
+    head = f"{names[node]}: {_type(any_value(node))}"
     if node.op == "placeholder":
         return f"{head} = input {node.target}"
     arguments = [_argument(arg, names) for arg in node.args]
     arguments += [f"{key}={_argument(arg, names)}" for key, arg in node.kwargs.items()]
-    path = node.meta.get("path", "")
+    path = path_of(node)
     return f"{head} = {node.target}({', '.join(arguments)})" + (f"  # {path}" if path else "")
 
 

@@ -10,6 +10,7 @@ from torch import fx
 
 from qdiff_fx.errors import PassError, QDiffError
 from qdiff_fx.ir.edit import clean
+from qdiff_fx.ir.properties import properties, set_properties
 
 
 @dataclass(frozen=True)
@@ -62,7 +63,7 @@ class Pass(ABC):
 
     @abstractmethod
     def run(self, gm: fx.GraphModule) -> PassReport:
-        """Rewrite `gm` in place and say what was done. New nodes carry meta "val" and "path"."""
+        """Rewrite `gm` in place and say what was done. New nodes have a value and a path."""
 
 
 Checker = Callable[[fx.GraphModule], list[str]]
@@ -82,11 +83,6 @@ def checks(prop: str) -> Callable[[Checker], Checker]:
 def violations(gm: fx.GraphModule, prop: str) -> list[str]:
     """What in `gm` violates `prop`; empty also for a property nobody can check."""
     return _CHECKERS[prop](gm) if prop in _CHECKERS else []
-
-
-def properties(gm: fx.GraphModule) -> frozenset[str]:
-    """The properties the passes run so far have given this graph."""
-    return frozenset(gm.meta.get("properties", ()))
 
 
 def run_passes(gm: fx.GraphModule, passes: Sequence[Pass]) -> list[PassReport]:
@@ -135,11 +131,10 @@ def _run_one(gm: fx.GraphModule, current: Pass, where: str) -> PassReport:
 
 
 def _check_result(gm: fx.GraphModule, current: Pass, where: str) -> None:
-    # A new set, never an update in place: copies of a GraphModule share the objects in their meta.
     held = (properties(gm) - current.breaks) | current.ensures
     for prop in sorted(held):
         broken = violations(gm, prop)
         if broken:
             more = f" and {len(broken) - 1} more" if len(broken) > 1 else ""
             raise PassError(f"the result is not {prop}: {broken[0]}{more}", where=where)
-    gm.meta["properties"] = held
+    set_properties(gm, held)

@@ -9,6 +9,7 @@ from typing import Any, Generic, TypeVar
 from torch import fx
 
 from qdiff_fx.errors import PassError
+from qdiff_fx.ir.annotations import path_of
 from qdiff_fx.ir.edit import is_mutable
 from qdiff_fx.passes.framework import Change, Refusal
 
@@ -78,7 +79,7 @@ def _sweep(gm: fx.GraphModule, rules: Sequence[Rule[Any]]) -> tuple[list[Change]
     changes: list[Change] = []
     refusals: list[Refusal] = []
     for node, rule, found in _matches(gm, rules):
-        name, path = node.name, node.meta.get("path", "")
+        name, path = node.name, path_of(node)
         reason = rule.refuse(gm, found)
         if reason:
             refusals.append(Refusal(name, path, reason))

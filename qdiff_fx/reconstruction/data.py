@@ -11,6 +11,7 @@ from torch import Tensor
 from qdiff_fx.calibration.data import Batch
 from qdiff_fx.calibration.run import check_batch, schedule_length
 from qdiff_fx.errors import CalibrationError, QDiffError
+from qdiff_fx.ir.facts import is_timestep
 from qdiff_fx.networks import PreparedUNet
 from qdiff_fx.observers import TimestepObserver
 
@@ -72,7 +73,7 @@ def gather(prepared: PreparedUNet, data: Iterable[Batch], batch_size: int) -> Sa
             where="reconstruct",
             fix="Record more calibration data, or lower batch_size",
         )
-    timestep = next((node.name for node in placeholders if node.meta.get("timestep")), None)
+    timestep = next((node.name for node in placeholders if is_timestep(node)), None)
     order = torch.arange(count) if timestep is None else inputs[timestep].argsort(stable=True)
     if timestep is not None:
         _check_timesteps(prepared, inputs[timestep])

@@ -8,8 +8,9 @@ from typing import cast
 from torch import fx, nn
 
 from qdiff_fx.config import QDiffConfig
+from qdiff_fx.ir.annotations import fact, has, path_of, set_path
 from qdiff_fx.ir.edit import clean, copy_graph, get_attr_tensor
-from qdiff_fx.passes.quantize.annotate import LayerPlan
+from qdiff_fx.ir.facts import ActivationPlan, LayerPlan
 from qdiff_fx.passes.quantize.decisions import activation_decision, is_wide, layer_decision, weight_axis
 from qdiff_fx.reconstruction.adaround import AdaRound
 from qdiff_fx.reconstruction.quantizers import ActivationQuantizer, LayerBias, LayerWeight, Switch
@@ -41,12 +42,12 @@ def simulate(prepared: fx.GraphModule, config: QDiffConfig) -> Simulation:
     gm = copy_graph(prepared)
     simulation = Simulation(gm, Switch(), {}, {}, {})
     for node in list(gm.graph.nodes):
-        plan: LayerPlan | None = node.meta.get("plan")
+        plan = fact(node, LayerPlan)
         if plan is not None and plan.info.quantized and plan.info.kind != "attention":
             _replace_weight(simulation, node, plan, config)
     for node in [n for n in gm.graph.nodes if n.op == "call_module" and n.name not in simulation.activations]:
         # What 16 bits leave over is nothing beside the error of 8.
-        if "activation_plan" in node.meta and not is_wide(node):
+        if has(node, ActivationPlan) and not is_wide(node):
             _replace_observer(simulation, prepared, node, config)
         elif isinstance(node.args, tuple) and node.args:  # watches a layer's output
             node.replace_all_uses_with(cast(fx.Node, node.args[0]))
@@ -78,7 +79,7 @@ def _call(gm: fx.GraphModule, before: fx.Node, target: str, module: nn.Module) -
     gm.add_submodule(target, module)
     with gm.graph.inserting_before(before):
         node = gm.graph.call_module(target)
-    node.meta["path"] = before.meta.get("path", "")
+    set_path(node, path_of(before))
     return node
 
 

@@ -15,11 +15,11 @@ from typing import Literal
 import torch
 from torch import fx
 
+from qdiff_fx.ir.annotations import fact, has, path_of, value
 from qdiff_fx.ir.edit import is_op
+from qdiff_fx.ir.facts import Part, part_path, planned_info
 from qdiff_fx.ir.sample_flow import depends_on_sample
-from qdiff_fx.ir.shapes import is_tensor, value
-from qdiff_fx.passes.quantize.annotate import layer_path
-from qdiff_fx.quant.qparams import LayerInfo
+from qdiff_fx.ir.shapes import is_tensor
 
 aten = torch.ops.aten
 
@@ -59,23 +59,23 @@ def find_units(gm: fx.GraphModule) -> tuple[Unit, ...]:
         output = _sum_of(parts)
         if not _is_batched(output):
             continue
-        units.append((position[output], _unit(parts[0].meta.get("path", ""), "layer", parts, output)))
+        units.append((position[output], _unit(path_of(parts[0]), "layer", parts, output)))
     return tuple(unit for _, unit in sorted(units, key=lambda each: each[0]))
 
 
 def is_quantized(node: fx.Node) -> bool:
     """Whether the node is a layer or an attention that the plan quantizes."""
-    info: LayerInfo | None = node.meta["plan"].info if "plan" in node.meta else None
+    info = planned_info(node)
     return info is not None and info.quantized
 
 
 def _unit(path: str, kind: UnitKind, layers: list[fx.Node], output: fx.Node) -> Unit:
-    return Unit(path or layer_path(layers[0]), kind, tuple(node.name for node in layers), output.name)
+    return Unit(path or part_path(layers[0]), kind, tuple(node.name for node in layers), output.name)
 
 
 def _block_paths(gm: fx.GraphModule) -> list[str]:
     """Modules whose own forward holds a residual addition and that contain no other such module."""
-    paths = {node.meta.get("path", "") for node in gm.graph.nodes if _is_residual(gm, node)} - {""}
+    paths = {path_of(node) for node in gm.graph.nodes if _is_residual(gm, node)} - {""}
     return sorted(path for path in paths if not any(other.startswith(f"{path}.") for other in paths))
 
 
@@ -92,13 +92,13 @@ def _is_sum_of_parts(node: object) -> bool:
         return False
     if node.op == "call_module":  # an observer
         return bool(node.args) and _is_sum_of_parts(node.args[0])
-    if "split_of" in node.meta:
+    if has(node, Part):
         return True
     return is_op(node, aten.add.Tensor) and all(_is_sum_of_parts(each) for each in node.args[:2])
 
 
 def _is_under(node: fx.Node, path: str) -> bool:
-    own = node.meta.get("path", "")
+    own = path_of(node)
     return own == path or own.startswith(f"{path}.")
 
 
@@ -122,7 +122,8 @@ def _whole_layers(layers: Iterable[fx.Node]) -> list[list[fx.Node]]:
     """Layers with the parts of a split one together."""
     groups: dict[str, list[fx.Node]] = {}
     for node in layers:
-        groups.setdefault(node.meta.get("split_of", node.name), []).append(node)
+        part = fact(node, Part)
+        groups.setdefault(part.split_of if part else node.name, []).append(node)
     return list(groups.values())
 
 

@@ -21,7 +21,10 @@ from torch import fx, nn
 
 from qdiff_fx.config import QDiffConfig
 from qdiff_fx.errors import ArtifactError
+from qdiff_fx.ir.annotations import fact, put, value_or_none
 from qdiff_fx.ir.edit import add_buffer, get_attr_tensor
+from qdiff_fx.ir.facts import WeightCodes
+from qdiff_fx.ir.properties import set_properties
 from qdiff_fx.quant.packing import check_packed, pack_codes, unpack_codes
 from qdiff_fx.signature import CallSignature
 from qdiff_fx.storage.graph_json import graph_from_json, graph_to_json
@@ -80,8 +83,8 @@ def load_artifact(folder: str | os.PathLike[str], *, keep_packed: bool = False) 
 
     Args:
         folder: the folder.
-        keep_packed: leave codes below 8 bits packed in memory; ``node.meta["packed"]`` of whoever reads them then
-            holds their bits and shape. Only some backends take such a graph.
+        keep_packed: leave codes below 8 bits packed in memory; the ``WeightCodes`` of whoever reads them then
+            hold their bits and shape. Only some backends take such a graph.
 
     Raises:
         ArtifactError: the folder is missing, incomplete, damaged, or of a newer version.
@@ -131,7 +134,8 @@ def _pack(gm: fx.GraphModule) -> tuple[dict[str, torch.Tensor], dict[str, list[A
         if node.op != "get_attr" or name in tensors:
             continue
         tensor = get_attr_tensor(gm, node).detach().cpu()
-        bits = node.meta.get("weight_bits", 8)
+        known = fact(node, WeightCodes)
+        bits = known.bits if known else 8
         if bits < 8:
             packed[name] = [bits, list(tensor.shape)]
             tensor = pack_codes(tensor, bits)
@@ -175,12 +179,13 @@ def _unpack(graph: dict[str, Any], tensors: dict[str, torch.Tensor], keep_packed
     nodes = graph_from_json(graph["nodes"])
     for node in nodes.nodes:
         if node.op == "get_attr" and keep_packed and node.target in packed:
-            bits, shape = node.meta["packed"] = packed[node.target]
+            bits, shape = packed[node.target]
+            put(node, WeightCodes(bits, tuple(shape)))
             check_packed(tensors[node.target], bits, shape)
         elif node.op == "get_attr":
             _check_tensor(root, node, set(tensors))
     module = fx.GraphModule(root, nodes)
-    module.meta["properties"] = {"canonical", "quantized"}
+    set_properties(module, {"canonical", "quantized"})
     return module
 
 
@@ -200,7 +205,7 @@ def _check_tensor(root: fx.GraphModule, node: fx.Node, stored: set[str]) -> None
     """Raises ArtifactError for a tensor the graph reads that is missing, or is not of the kind the graph expects."""
     if node.target not in stored:
         raise ArtifactError(f"tensor {node.target!r} is missing", where=WEIGHTS, fix="Save the network again")
-    expected, found = node.meta.get("val"), get_attr_tensor(root, node)
+    expected, found = value_or_none(node), get_attr_tensor(root, node)
     if expected is not None and (expected.dtype, expected.shape) != (found.dtype, found.shape):
         raise ArtifactError(
             f"tensor {node.target!r} is {found.dtype} {list(found.shape)}, "

@@ -13,6 +13,8 @@ from torch import fx
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from qdiff_fx.errors import ArtifactError
+from qdiff_fx.ir.annotations import fact, path_of, put, set_path, set_value, value_or_none
+from qdiff_fx.ir.facts import Input, Part, QuantizedLayer, StaticQParams, WeightCodes
 from qdiff_fx.quant.qparams import LayerInfo
 
 NAMESPACES = ("aten", "quantized_decomposed", "qdiff", "prims")
@@ -50,8 +52,6 @@ ENUMS: dict[str, type] = {
     "memory_format": torch.memory_format,
     "layout": torch.layout,
 }
-# Meta entries that are plain values and mean something to the passes that run after loading.
-META_KEYS = ("path", "timestep", "sample", "channels", "weight_bits", "static_qparams")
 
 
 def graph_to_json(graph: fx.Graph) -> list[dict[str, Any]]:
@@ -64,7 +64,7 @@ def graph_to_json(graph: fx.Graph) -> list[dict[str, Any]]:
 
 
 def graph_from_json(rows: list[dict[str, Any]]) -> fx.Graph:
-    """The graph ``graph_to_json`` wrote; every tensor node gets a fake tensor as ``meta["val"]``.
+    """The graph ``graph_to_json`` wrote; every tensor node gets a fake tensor as its value.
 
     Raises:
         ArtifactError: the description is malformed or calls something outside the allow-list.
@@ -77,7 +77,7 @@ def graph_from_json(rows: list[dict[str, Any]]) -> fx.Graph:
         try:
             node = _node_from_json(graph, row, nodes)
             nodes[row["name"]] = node
-            node.meta.update(_meta_from_json(row, mode))
+            _describe_from_json(node, row, mode)
         except (LookupError, TypeError, ValueError, AttributeError, RuntimeError) as error:
             cause = f"{type(error).__name__}: {error}"
             raise ArtifactError(f"node {index} is malformed ({cause})", where="graph.json") from error
@@ -90,12 +90,35 @@ def _node_to_json(node: fx.Node) -> dict[str, Any]:
     row["args"] = [_encode(node, arg) for arg in node.args]
     if node.kwargs:
         row["kwargs"] = {key: _encode(node, value) for key, value in node.kwargs.items()}
-    row |= {key: node.meta[key] for key in META_KEYS if node.meta.get(key)}
-    if "layer" in node.meta:
-        row["layer"] = node.meta["layer"].to_json()
-    value = node.meta.get("val")
-    if isinstance(value, torch.Tensor):
+    row |= _known_to_json(node)
+    value = value_or_none(node)
+    if value is not None:
         row["val"] = [str(value.dtype).removeprefix("torch."), [_hint(size) for size in value.shape]]
+    return row
+
+
+def _known_to_json(node: fx.Node) -> dict[str, Any]:
+    """What is known about a node and means something to the passes that run after loading, each under its key."""
+    role, part, codes, static, layer = (
+        fact(node, Input),
+        fact(node, Part),
+        fact(node, WeightCodes),
+        fact(node, StaticQParams),
+        fact(node, QuantizedLayer),
+    )
+    row: dict[str, Any] = {}
+    if path_of(node):
+        row["path"] = path_of(node)
+    if role:
+        row[role.role] = True
+    if part:
+        row["channels"] = part.channels
+    if codes:
+        row["weight_bits"] = codes.bits
+    if static:
+        row["static_qparams"] = (static.scale, static.zero_point)
+    if layer:
+        row["layer"] = layer.info.to_json()
     return row
 
 
@@ -133,17 +156,26 @@ def _check_attribute(path: str) -> None:
         raise ArtifactError(f"{path!r} is not the path of a tensor", where="graph.json")
 
 
-def _meta_from_json(row: dict[str, Any], mode: FakeTensorMode) -> dict[str, Any]:
-    meta = {key: row[key] for key in META_KEYS if key in row}
-    meta.setdefault("path", "")
-    meta |= {key: tuple(meta[key]) for key in ("channels", "static_qparams") if key in meta}
+def _describe_from_json(node: fx.Node, row: dict[str, Any], mode: FakeTensorMode) -> None:
+    """The reverse of `_known_to_json`, and the value."""
+    set_path(node, row.get("path", ""))
+    if row.get("timestep"):
+        put(node, Input("timestep"))
+    elif row.get("sample"):
+        put(node, Input("sample"))
+    if "channels" in row:
+        first, end = row["channels"]
+        put(node, Part((first, end)))
+    if "weight_bits" in row:
+        put(node, WeightCodes(row["weight_bits"]))
+    if "static_qparams" in row:
+        put(node, StaticQParams(*row["static_qparams"]))
     if "layer" in row:
-        meta["layer"] = LayerInfo.from_json(row["layer"])
+        put(node, QuantizedLayer(LayerInfo.from_json(row["layer"])))
     if "val" in row:
         dtype, shape = row["val"]
         with mode:
-            meta["val"] = torch.empty(shape, dtype=_named(torch.dtype, dtype))
-    return meta
+            set_value(node, torch.empty(shape, dtype=_named(torch.dtype, dtype)))
 
 
 def _target_name(node: fx.Node) -> str:

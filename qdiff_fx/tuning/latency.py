@@ -15,8 +15,10 @@ from tqdm import tqdm
 from qdiff_fx.backends import get_backend
 from qdiff_fx.backends.common.base import weight_of
 from qdiff_fx.backends.common.options import known_options
+from qdiff_fx.ir.annotations import put, require
 from qdiff_fx.ir.edit import is_op
 from qdiff_fx.ir.excerpt import Excerpt, excerpt
+from qdiff_fx.ir.facts import QuantizedLayer, layer_info, quantized_layers
 from qdiff_fx.ir.sample_flow import depends_on_sample
 from qdiff_fx.tuning.choice import FLOAT, Choice
 from qdiff_fx.tuning.timing import Step, take_turns
@@ -77,7 +79,7 @@ def _timed_layers(twins: Twins, units: Iterable[Unit]) -> Iterator[tuple[Unit, s
 
 def _kind(twins: Twins, name: str, run: Run) -> str:
     """What decides how long a layer takes: operator, shapes, arguments, bits of its inputs."""
-    node, info = twins.float_node(name), twins.quantized_node(name).meta["layer"]
+    node, info = twins.float_node(name), layer_info(twins.quantized_node(name))
     arguments = fx.node.map_arg((node.args, node.kwargs), lambda each: _shape(run.values[each]))
     return f"{node.target} {arguments} {info.act_bits} {info.softmax_bits}"
 
@@ -129,7 +131,7 @@ def _from_codes(twins: Twins, name: str, values: dict[str, Any], backend: str) -
     """The quantized layer behind its quantizers, or with them for a backend that makes its own; `values` gets codes."""
     layer = twins.quantized_node(name)
     piece = twins.quantized_excerpt(layer, lambda each: is_op(each, *QUANTIZE))
-    (alone,) = [each for each in piece.module.graph.nodes if "layer" in each.meta]
+    (alone,) = quantized_layers(piece.module)
     if get_backend(backend).supports(alone):
         return twins.quantized_excerpt(layer)
     for quantizer in [each for each in layer.graph.nodes if each.name in piece.inputs and each.name not in values]:
@@ -157,11 +159,12 @@ def _lowered(piece: Excerpt, backend: str) -> nn.Module:
 
 def _at_bits(piece: Excerpt, bits: int) -> Excerpt:
     """The layer with codes of other bits; which codes they are makes no difference to time."""
-    for layer in [n for n in piece.module.graph.nodes if "layer" in n.meta]:
+    for layer in quantized_layers(piece.module):
         weight = weight_of(layer)
         if weight is None:
             continue
-        layer.meta["layer"] = replace(layer.meta["layer"], weight_bits=bits)
+        known = require(layer, QuantizedLayer)
+        put(layer, replace(known, info=replace(known.info, weight_bits=bits)))
         codes: fx.Node = weight.args[0]  # type: ignore[assignment]
         owner, _, leaf = str(codes.target).rpartition(".")
         holder = piece.module.get_submodule(owner)

@@ -10,13 +10,14 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
-from qdiff_fx.backends.common.base import quantized_layers, weight_of
+from qdiff_fx.backends.common.base import weight_of
 from qdiff_fx.config import QDiffConfig, Rule
+from qdiff_fx.ir.annotations import fact
 from qdiff_fx.ir.edit import get_attr_tensor
 from qdiff_fx.ir.excerpt import Excerpt, excerpt
-from qdiff_fx.passes.quantize.convert import READS_REST
+from qdiff_fx.ir.facts import QuantizedLayer, layer_info, quantized_layers
 from qdiff_fx.quant.numerics import fake_quantize, weight_range, weight_scales
-from qdiff_fx.quant.qparams import WIDE_BITS, LayerInfo
+from qdiff_fx.quant.qparams import WIDE_BITS
 from qdiff_fx.tuning.choice import Choice
 from qdiff_fx.tuning.float_graph import all_values, without_observers
 from qdiff_fx.tuning.units import Unit, convert_as, planned_layers, units_of
@@ -107,7 +108,7 @@ class Twins:
         return get_attr_tensor(self.float_graph, self._by_name[name].args[1]).detach()  # type: ignore[arg-type]
 
     def _axis(self, name: str) -> int:
-        info: LayerInfo = self.quantized_node(name).meta["layer"]
+        info = layer_info(self.quantized_node(name))
         return 1 if info.kind == "conv_transpose" else 0
 
 
@@ -167,13 +168,23 @@ class _Swapped(fx.Interpreter):
 def paired_layers(prepared: fx.GraphModule, qdq: fx.GraphModule) -> dict[str, fx.Node]:
     """Name of each quantized layer in the float graph → its node in the q/dq graph."""
     names = [node.name for node in planned_layers(prepared)]
-    quantized = [node for node in quantized_layers(qdq) if node.meta["layer"].quantized and READS_REST not in node.meta]
+    quantized = [node for node in quantized_layers(qdq) if _reads_first_code(node)]
     return dict(zip(names, quantized, strict=True))
 
 
 def result_of(layer: fx.Node) -> fx.Node:
     """The layer, or the sum of both where its input has 16 bits."""
     for reader in layer.users:
-        if any(READS_REST in each.meta for each in reader.all_input_nodes):
+        if any(_reads_rest(each) for each in reader.all_input_nodes):
             return reader
     return layer
+
+
+def _reads_first_code(layer: fx.Node) -> bool:
+    """Whether the layer is on integers and, where its input has two codes, reads the first."""
+    return layer_info(layer).quantized and not _reads_rest(layer)
+
+
+def _reads_rest(node: fx.Node) -> bool:
+    known = fact(node, QuantizedLayer)
+    return known is not None and known.reads_rest

@@ -8,8 +8,10 @@ from dataclasses import dataclass, replace
 from torch import fx
 
 from qdiff_fx.config import QDiffConfig, Rule
+from qdiff_fx.ir.annotations import nodes_with, path_of, require
 from qdiff_fx.ir.edit import copy_graph, get_attr_tensor
-from qdiff_fx.passes.quantize.annotate import Annotate, LayerPlan
+from qdiff_fx.ir.facts import LayerPlan
+from qdiff_fx.passes.quantize.annotate import Annotate
 from qdiff_fx.passes.quantize.convert import convert
 from qdiff_fx.passes.quantize.insert_observers import renew_activation_plans
 from qdiff_fx.quant.packing import packed_size
@@ -70,24 +72,23 @@ def units_of(prepared: fx.GraphModule) -> list[Unit]:
     """The quantized layers of a prepared graph by module path, in execution order."""
     groups: dict[str, list[fx.Node]] = {}
     for node in planned_layers(prepared):
-        groups.setdefault(node.meta.get("path", ""), []).append(node)
+        groups.setdefault(path_of(node), []).append(node)
     return [_unit(prepared, path, nodes) for path, nodes in groups.items()]
 
 
 def planned_layers(prepared: fx.GraphModule) -> list[fx.Node]:
     """The nodes of a prepared graph that will be quantized, in execution order."""
-    plans: dict[fx.Node, LayerPlan] = {n: n.meta["plan"] for n in prepared.graph.nodes if "plan" in n.meta}
-    return [node for node, plan in plans.items() if plan.info.quantized]
+    return [node for node in nodes_with(prepared, LayerPlan) if require(node, LayerPlan).info.quantized]
 
 
 def _unit(prepared: fx.GraphModule, path: str, nodes: list[fx.Node]) -> Unit:
     weights = [
         get_attr_tensor(prepared, node.args[1])  # type: ignore[arg-type]
         for node in nodes
-        if node.meta["plan"].info.kind != "attention"
+        if require(node, LayerPlan).info.kind != "attention"
     ]
     counts = tuple(weight.numel() for weight in weights)
-    infos = [node.meta["plan"].info for node in nodes]
+    infos = [require(node, LayerPlan).info for node in nodes]
     configured = Choice(infos[0].weight_bits) if counts else AS_CONFIGURED
     widens = all(info.kind != "attention" and info.act_bits != WIDE_BITS for info in infos)
     names = tuple(node.name for node in nodes)

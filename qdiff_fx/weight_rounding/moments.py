@@ -6,9 +6,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
+from qdiff_fx.ir.annotations import value
 from qdiff_fx.ir.arguments import bound
 from qdiff_fx.ir.edit import is_op
-from qdiff_fx.ir.shapes import value
 
 aten = torch.ops.aten
 

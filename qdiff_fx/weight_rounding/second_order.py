@@ -10,11 +10,13 @@ import torch
 from torch import Tensor, fx
 from tqdm import tqdm
 
-from qdiff_fx.backends.common.base import quantized_layers, weight_of
+from qdiff_fx.backends.common.base import weight_of
 from qdiff_fx.calibration.data import Batch
 from qdiff_fx.config import WeightRange
 from qdiff_fx.errors import CalibrationError, ConfigError
 from qdiff_fx.ir.edit import get_attr_tensor
+from qdiff_fx.ir.facts import layer_info, quantized_layers
+from qdiff_fx.ir.properties import set_weight_rounding
 from qdiff_fx.networks import PreparedUNet, QuantizedUNet
 from qdiff_fx.passes.quantize.convert import convert
 from qdiff_fx.passes.quantize.decisions import DECIDED, DecidedLayer
@@ -95,7 +97,7 @@ def round_weights(
                 for layer in job.layers:
                     _round(prepared, originals[layer.name], graph, layer, factor)
                     rounded.append(_path(layer))
-    prepared.graph_module.meta["weight_rounding"] = "second_order"
+    set_weight_rounding(prepared.graph_module, "second_order")
     return RoundingReport(tuple(rounded), refused)
 
 
@@ -104,7 +106,7 @@ def _jobs(graph: fx.GraphModule, waiting: set[str], cap: int) -> tuple[list[Job]
     jobs: dict[Any, Job] = {}
     refused: dict[str, str] = {}
     for layer in quantized_layers(graph):
-        info = layer.meta["layer"]
+        info = layer_info(layer)
         if info.float_reason or info.kind == "attention" or layer.name not in waiting:
             continue
         moment = moment_of(layer)
@@ -147,7 +149,7 @@ def _gather(network: QuantizedUNet, group: list[Job], batches: list[Batch], bar:
 def _round(prepared: PreparedUNet, original: fx.Node, graph: fx.GraphModule, layer: fx.Node, factor: Factor) -> None:
     """Keep the codes in the prepared graph, and let what follows see their effect."""
     weight = get_attr_tensor(prepared.graph_module, original.args[1]).detach().float()  # type: ignore[arg-type]
-    found = second_order(weight, layer.meta["layer"].weight_bits, factor, prepared.qconfig.weight_range)
+    found = second_order(weight, layer_info(layer).weight_bits, factor, prepared.qconfig.weight_range)
     original.meta[DECIDED] = found
     codes, scales = weight_of(layer).args[:2]  # type: ignore[union-attr]
     get_attr_tensor(graph, codes).copy_(found.codes)  # type: ignore[arg-type]
@@ -177,4 +179,4 @@ def second_order(weight: Tensor, bits: int, factor: Factor, method: WeightRange)
 
 
 def _path(layer: fx.Node) -> str:
-    return layer.meta["layer"].path
+    return layer_info(layer).path

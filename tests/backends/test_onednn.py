@@ -13,7 +13,9 @@ from qdiff_fx.backends import get_backend
 from qdiff_fx.backends.inductor.backend import InductorOptions
 from qdiff_fx.backends.inductor.onednn import LAYER_OPS, SUM_OPS, accumulate_sums, lower_to_onednn, refusal
 from qdiff_fx.backends.inductor.output_quantization import hide_from_inductor, write_codes
+from qdiff_fx.ir.annotations import path_of, set_value
 from qdiff_fx.ir.edit import clean, copy_graph, is_op
+from qdiff_fx.ir.facts import quantized_layers
 
 EAGER = InductorOptions(compile=False)
 qd = torch.ops.quantized_decomposed
@@ -93,7 +95,7 @@ def lowered_shortcut() -> tuple[torch.fx.GraphModule, torch.fx.GraphModule]:
 
 def test_every_layer_is_lowered():
     gm, lowered = lowered_shortcut()
-    assert not any(refusal(node) for node in gm.graph.nodes if "layer" in node.meta)
+    assert not any(refusal(node) for node in quantized_layers(gm))
     # 3 convolutions, 2 parts of the shortcut, 4 linear layers.
     assert sum(is_op(node, *LAYER_OPS) for node in lowered.graph.nodes) == 9
     assert not any("dequantize_per_channel" in str(node.target) for node in clean(lowered).graph.nodes)
@@ -101,13 +103,13 @@ def test_every_layer_is_lowered():
 
 def test_the_parts_of_a_shortcut_are_summed_by_the_second_one():
     gm, lowered = lowered_shortcut()
-    shortcuts = [n for n in lowered.graph.nodes if is_op(n, *LAYER_OPS) and "shortcut" in n.meta["path"]]
+    shortcuts = [n for n in lowered.graph.nodes if is_op(n, *LAYER_OPS) and "shortcut" in path_of(n)]
     (add,) = {user for node in shortcuts for user in node.users}
     # Inductor works on a graph whose nodes know their shapes; here they come from the graph before lowering.
     for node in (*shortcuts, add):
-        node.meta["val"] = torch.empty(2, 16, 8, 8)
+        set_value(node, torch.empty(2, 16, 8, 8))
     assert accumulate_sums(lowered.graph) == 1
-    assert [n.meta.get("path") for n in lowered.graph.nodes if is_op(n, *SUM_OPS)] == ["shortcut"]
+    assert [path_of(n) for n in lowered.graph.nodes if is_op(n, *SUM_OPS)] == ["shortcut"]
     lowered.graph.lint()
     lowered.recompile()
     x, t = torch.randn(2, 3, 8, 8), torch.tensor([40.0, 40.0])
@@ -118,13 +120,13 @@ def test_the_parts_of_a_shortcut_are_summed_by_the_second_one():
 
 def test_a_sum_that_something_else_reads_stays():
     _, lowered = lowered_shortcut()
-    shortcuts = [n for n in lowered.graph.nodes if is_op(n, *LAYER_OPS) and "shortcut" in n.meta["path"]]
+    shortcuts = [n for n in lowered.graph.nodes if is_op(n, *LAYER_OPS) and "shortcut" in path_of(n)]
     for node in lowered.graph.nodes:
-        node.meta["val"] = torch.empty(2, 16, 8, 8)
+        set_value(node, torch.empty(2, 16, 8, 8))
     with lowered.graph.inserting_after(shortcuts[0]):
         lowered.graph.call_function(torch.ops.aten.neg.default, (shortcuts[0],))
     accumulate_sums(lowered.graph)
-    assert not any(n.meta.get("path") == "shortcut" for n in lowered.graph.nodes if is_op(n, *SUM_OPS))
+    assert not any(path_of(n) == "shortcut" for n in lowered.graph.nodes if is_op(n, *SUM_OPS))
 
 
 def test_queries_keys_and_values_leave_their_layers_as_codes():

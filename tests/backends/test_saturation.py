@@ -17,10 +17,11 @@ from torch import fx, nn
 
 from qdiff_fx import Rule, convert_qdiff, load_qdiff, save_qdiff
 from qdiff_fx.backends import get_backend
-from qdiff_fx.backends.common.base import activation_of, quantized_layers
+from qdiff_fx.backends.common.base import activation_of
 from qdiff_fx.backends.common.options import known_options
 from qdiff_fx.backends.common.reduced_range import NOTE_ASKED, NOTE_SATURATES, overflows, reduce_range
 from qdiff_fx.ir.edit import clean, copy_graph
+from qdiff_fx.ir.facts import layer_id, layer_info, quantized_layers
 from qdiff_fx.quant.numerics import sqnr_db
 
 X, T = torch.linspace(-2, 3, 2 * 3 * 64).reshape(2, 3, 8, 8).sin() * 3, torch.tensor([40.0, 40.0])
@@ -36,7 +37,7 @@ def reduced(gm: fx.GraphModule) -> fx.GraphModule:
 
 
 def layers(gm: fx.GraphModule) -> dict[str, fx.Node]:
-    return {node.meta["layer"].path: node for node in quantized_layers(gm)}
+    return {layer_id(node): node for node in quantized_layers(gm)}
 
 
 def code_range(layer: fx.Node) -> tuple[int, int]:
@@ -54,7 +55,7 @@ class TestRewrite:
     def test_every_range_stays_and_so_does_what_the_network_computes(self, granularity):
         net = Shortcut()
         gm = qdq_graph(net, X, T, act_granularity=granularity)
-        weight_layers = [node for node in quantized_layers(reduced(gm)) if node.meta["layer"].kind != "attention"]
+        weight_layers = [node for node in quantized_layers(reduced(gm)) if layer_info(node).kind != "attention"]
         assert {code_range(node) for node in weight_layers} == {(0, 127)}
         exact = net(X, T).detach()
         coarse, fine = sqnr_db(exact, run(reduced(gm), X, T)), sqnr_db(exact, run(gm, X, T))

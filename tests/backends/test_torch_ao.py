@@ -19,12 +19,14 @@ from torch import fx, nn
 
 from examples import examples
 from qdiff_fx.backends import BackendOptions, get_backend
-from qdiff_fx.backends.common.base import activation_of, quantized_layers, weight_of
+from qdiff_fx.backends.common.base import activation_of, weight_of
 from qdiff_fx.backends.common.reduced_range import reduce_range
 from qdiff_fx.backends.reference import ReferenceOptions
 from qdiff_fx.backends.torch_ao.backend import TorchAOBackend, TorchAOOptions
 from qdiff_fx.config import QDiffConfig, Rule
+from qdiff_fx.ir.annotations import drop, exported_module, put, set_path
 from qdiff_fx.ir.edit import clean, get_attr_tensor
+from qdiff_fx.ir.facts import Input, QuantizedLayer, StaticQParams, layer_info, quantized_layers
 from qdiff_fx.passes.canonicalize.canonicalize import Canonicalize
 from qdiff_fx.passes.framework import run_passes
 from qdiff_fx.passes.quantize.annotate import Annotate
@@ -75,8 +77,9 @@ def _export(net: nn.Module, *inputs: torch.Tensor) -> fx.GraphModule:
     for node in list(gm.graph.nodes):
         if node.op == "call_module":
             gm.graph.erase_node(node)
-        node.meta["path"] = list((node.meta.get("nn_module_stack") or {"": ("", None)}).values())[-1][0]
-        node.meta["timestep"] = node.op == "placeholder" and node.target == "t"
+        set_path(node, exported_module(node))
+        if node.op == "placeholder" and node.target == "t":
+            put(node, Input("timestep"))
     gm.graph.set_codegen(fx.graph.CodeGen())
     return clean(gm)
 
@@ -109,7 +112,7 @@ class _Recorder(fx.Interpreter):
 
 def integer_layers(gm: fx.GraphModule, engine: str) -> list[fx.Node]:
     """The weight layers of a q/dq graph that the engine takes."""
-    layers = [node for node in quantized_layers(gm) if node.meta["layer"].kind != "attention"]
+    layers = [node for node in quantized_layers(gm) if layer_info(node).kind != "attention"]
     return [node for node in layers if not get_backend(engine).supports(node)]
 
 
@@ -230,7 +233,7 @@ def test_modules_hold_exactly_our_codes_and_scales(engine, weight_bits):
         assert torch.equal(module.weight().int_repr(), get_attr_tensor(gm, codes))
         assert torch.equal(module.weight().q_per_channel_scales().float(), get_attr_tensor(gm, scales))
         assert module.weight().q_per_channel_axis() == axis
-        output = layer.meta["layer"].output
+        output = layer_info(layer).output
         assert (module.scale, module.zero_point) == (output.scale[0], output.zero_point[0])
 
 
@@ -276,7 +279,7 @@ def test_any_convolution_agrees_to_one_code(engine, data):
     (layer,) = quantized_layers(gm)
     expected = run(lowered(gm, "reference", AS_TORCH_AO), 1.5 * x)
     actual = run(lowered(gm, engine), 1.5 * x)
-    one_code = 1.001 * layer.meta["layer"].output.scale[0]
+    one_code = 1.001 * layer_info(layer).output.scale[0]
     assert (actual - expected).abs().max() <= one_code + _bias_rounding(gm, layer, engine)
 
 
@@ -292,16 +295,16 @@ def test_narrow_activations_are_clipped_to_their_codes(engine, act_bits):
     gm = quantized_graph(nn.Conv2d(4, 8, 3, padding=1), x, act_bits=act_bits)
     (layer,) = quantized_layers(gm)
     expected, actual = (run(lowered(gm, name, AS_TORCH_AO), 20 * x) for name in ("reference", engine))
-    assert (actual - expected).abs().max() <= 1.001 * layer.meta["layer"].output.scale[0]
+    assert (actual - expected).abs().max() <= 1.001 * layer_info(layer).output.scale[0]
 
 
 def test_readers_of_one_tensor_keep_their_own_quantizers(engine):
     x = torch.randn(2, 3, 6, 6)
     gm = quantized_graph(TwoReaders(), x, rules=(Rule("coarse", act_bits=4),))
-    scales = {node.meta["layer"].path: activation_of(node).args[1] for node in quantized_layers(gm)}
+    scales = {layer_info(node).path: activation_of(node).args[1] for node in quantized_layers(gm)}
     assert scales["coarse"] > 8 * scales["fine"]
     expected, actual = (run(lowered(gm, name, AS_TORCH_AO), x) for name in ("reference", engine))
-    step = max(node.meta["layer"].output.scale[0] for node in quantized_layers(gm))
+    step = max(layer_info(node).output.scale[0] for node in quantized_layers(gm))
     assert (actual - expected).abs().max() <= 2.002 * step
 
 
@@ -411,7 +414,7 @@ def test_a_table_without_a_scale_over_all_timesteps_runs_in_float(engine):
     x, t = torch.randn(2, 3, 6, 6), torch.tensor([3.0, 900.0])
     gm = quantized_graph(Timed(), x, t, act_granularity="timestep")
     for node in gm.graph.nodes:
-        node.meta.pop("static_qparams", None)
+        drop(node, StaticQParams)
     result = get_backend(engine).lower(gm)
     reason = 'per-timestep scales are not supported by torch.ao; convert with act_granularity="tensor"'
     assert [row.reason for row in result.layers] == [reason, reason]
@@ -422,7 +425,7 @@ def test_a_table_without_a_scale_over_all_timesteps_runs_in_float(engine):
 def test_a_layer_without_measured_output_is_refused(engine):
     gm = quantized_graph(nn.Conv2d(4, 8, 3), torch.randn(2, 4, 6, 6))
     (layer,) = quantized_layers(gm)
-    layer.meta["layer"] = replace(layer.meta["layer"], output=None)
+    put(layer, QuantizedLayer(replace(layer_info(layer), output=None)))
     assert get_backend(engine).supports(layer) == "the range of its output was not measured"
 
 

@@ -8,6 +8,8 @@ from benchmarks.lineup import get_contender
 from benchmarks.networks import get_network
 from benchmarks.profile_step import Timer, profile
 from qdiff_fx import load_qdiff
+from qdiff_fx.ir.annotations import value
+from qdiff_fx.ir.facts import layer_id, quantized_layers
 from qdiff_fx.kernels import status
 
 pytestmark = pytest.mark.skipif(not status().available, reason=status().reason or "-")
@@ -39,8 +41,8 @@ def test_a_first_step_does_everything(artifact):
     with torch.no_grad(), Timer() as timer:
         network(**inputs)
     work = get_network("sd-tiny").work()
-    layers = [n for n in network.graph_module.graph.nodes if "layer" in n.meta]
-    (twice,) = [n for n in layers if n.meta["layer"].path == "conv_in[rest]"]  # the sample is two codes
-    again = 2 * inputs["sample"][:, 0].numel() * twice.args[1].meta["val"].numel() / 1e9
+    layers = quantized_layers(network.graph_module)
+    (twice,) = [n for n in layers if layer_id(n) == "conv_in[rest]"]  # the sample is two codes
+    again = 2 * inputs["sample"][:, 0].numel() * value(twice.args[1]).numel() / 1e9
     operations = sum(total[1] for kind, total in timer.totals.items() if kind != "attention") / 1e9
     assert operations == pytest.approx(work.gflop + again, rel=1e-3)

@@ -10,7 +10,9 @@ import pytest
 import torch
 from torch import fx, nn
 
+from qdiff_fx.ir.annotations import exported_module, put, set_path
 from qdiff_fx.ir.edit import clean
+from qdiff_fx.ir.facts import Input
 
 
 class Call(nn.Module):
@@ -46,10 +48,9 @@ def export_graph(
     for node in list(gm.graph.nodes):
         if node.op == "call_module":
             gm.graph.erase_node(node)
-        stack = node.meta.get("nn_module_stack") or {"": ("", None)}
-        node.meta["path"] = list(stack.values())[-1][0]
+        set_path(node, exported_module(node))
     gm.graph.set_codegen(fx.graph.CodeGen())
-    next(node for node in gm.graph.nodes if node.op == "placeholder").meta["sample"] = True
+    put(next(node for node in gm.graph.nodes if node.op == "placeholder"), Input("sample"))
     return clean(gm)
 
 

@@ -8,6 +8,8 @@ from torch import nn
 
 from qdiff_fx.config import QDiffConfig, Rule
 from qdiff_fx.errors import ConfigError, PassError
+from qdiff_fx.ir.annotations import nodes_with, require
+from qdiff_fx.ir.facts import LayerPlan, layer_id
 from qdiff_fx.passes.canonicalize.canonicalize import Canonicalize
 from qdiff_fx.passes.framework import run_passes
 from qdiff_fx.passes.quantize.annotate import Annotate
@@ -26,7 +28,7 @@ def annotate(gm, **config):
 
 
 def plans(gm):
-    return {node.meta["plan"].info.path: node.meta["plan"] for node in gm.graph.nodes if "plan" in node.meta}
+    return {layer_id(node): require(node, LayerPlan) for node in nodes_with(gm, LayerPlan)}
 
 
 class Attention(nn.Module):

@@ -6,10 +6,12 @@ from hypothesis import strategies as st
 from torch import nn
 
 from examples import examples
+from qdiff_fx.ir.annotations import set_value, value
 from qdiff_fx.ir.edit import insert_call
+from qdiff_fx.ir.properties import properties
 from qdiff_fx.ir.text import format_graph
 from qdiff_fx.passes.canonicalize.canonicalize import Canonicalize
-from qdiff_fx.passes.framework import properties, run_passes
+from qdiff_fx.passes.framework import run_passes
 
 quick = examples(25)
 aten = torch.ops.aten
@@ -347,7 +349,7 @@ class TestConvolutions:
         gm.register_buffer("codes", torch.ones(4, 3, 1, 1, dtype=torch.int8))
         with gm.graph.inserting_before(conv):
             codes = gm.graph.get_attr("codes")
-        codes.meta["val"] = conv.args[1].meta["val"].to(torch.int8)
+        set_value(codes, value(conv.args[1]).to(torch.int8))
         dequantize = torch.ops.qdiff_test_codes.dequantize.default
         conv.args = (conv.args[0], insert_call(gm.graph, conv, dequantize, (codes,)), *conv.args[2:])
         canonical(gm)

@@ -6,6 +6,8 @@ import torch.nn.functional as F
 from torch import nn
 
 from qdiff_fx.config import QDiffConfig, Rule
+from qdiff_fx.ir.annotations import exported_module, nodes_with, put, require, set_path
+from qdiff_fx.ir.facts import Input, LayerPlan
 from qdiff_fx.passes.canonicalize.canonicalize import Canonicalize
 from qdiff_fx.passes.framework import run_passes
 from qdiff_fx.passes.quantize.annotate import Annotate
@@ -32,10 +34,11 @@ def bits(net, shape=IMAGE, **config):
     for node in list(gm.graph.nodes):
         if node.op == "call_module":
             gm.graph.erase_node(node)
-        node.meta["path"] = list((node.meta.get("nn_module_stack") or {"": ("", None)}).values())[-1][0]
-        node.meta["sample"] = node.op == "placeholder"
+        set_path(node, exported_module(node))
+        if node.op == "placeholder":
+            put(node, Input("sample"))
     run_passes(gm, [Canonicalize(), SplitShortcut(), Annotate(QDiffConfig(**config))])
-    infos = [node.meta["plan"].info for node in gm.graph.nodes if "plan" in node.meta]
+    infos = [require(node, LayerPlan).info for node in nodes_with(gm, LayerPlan)]
     return {info.path: (info.weight_bits, info.act_bits) for info in infos}
 
 

@@ -5,7 +5,8 @@ import torch
 from torch import fx
 
 from qdiff_fx.errors import ConfigError, PassError
-from qdiff_fx.passes.framework import Change, Pass, PassReport, Refusal, checks, properties, run_passes
+from qdiff_fx.ir.properties import properties
+from qdiff_fx.passes.framework import Change, Pass, PassReport, Refusal, checks, run_passes
 
 aten = torch.ops.aten
 

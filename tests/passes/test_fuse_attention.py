@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from examples import examples
+from qdiff_fx.ir.annotations import value
 from qdiff_fx.ir.text import format_graph
 from qdiff_fx.passes.canonicalize.canonicalize import Canonicalize
 from qdiff_fx.passes.framework import run_passes
@@ -108,7 +109,7 @@ def test_the_arguments_are_always_the_same(function, rank, export):
     assert (mask, dropout, causal) == (None, 0.0, False)
     assert set(node.kwargs) == {"scale"}
     assert isinstance(node.kwargs["scale"], float)
-    shapes = [tuple(x.meta["val"].shape[-2:]) for x in (q, k, v)]
+    shapes = [tuple(value(x).shape[-2:]) for x in (q, k, v)]
     assert shapes == [(L, D), (S, D), (S, E)]
 
 
@@ -192,7 +193,7 @@ class TestMasks:
         gm = export(function, *inputs, dynamic=True)
         assert canonical(gm).refused == ()
         (node,) = attentions(gm)
-        assert node.args[3].meta["val"].dtype in (torch.bool, torch.float32)
+        assert value(node.args[3]).dtype in (torch.bool, torch.float32)
         torch.testing.assert_close(call(gm, *inputs), function(*inputs), rtol=1e-4, atol=1e-5)
 
     def test_a_causal_attention_gets_a_mask(self, export, call):
@@ -217,7 +218,7 @@ class TestMasks:
         gm = export(function, q, k, v)
         assert canonical(gm).refused == ()
         (node,) = attentions(gm)
-        assert [x.meta["val"].shape[1] for x in node.args[:3]] == [4, 4, 4]
+        assert [value(x).shape[1] for x in node.args[:3]] == [4, 4, 4]
         torch.testing.assert_close(call(gm, q, k, v), function(q, k, v))
 
 
@@ -232,7 +233,7 @@ def test_rotated_queries_keep_their_narrow_dtype(export, call, ops):
     gm = export(function, q, k, v)
     assert canonical(gm).refused == ()
     (node,) = attentions(gm)
-    assert {x.meta["val"].dtype for x in node.args[:3]} == {torch.bfloat16}
+    assert {value(x).dtype for x in node.args[:3]} == {torch.bfloat16}
     torch.testing.assert_close(call(gm, q, k, v), function(q, k, v), rtol=5e-2, atol=5e-2)
 
 

@@ -7,6 +7,8 @@ from torch import nn
 
 from qdiff_fx.config import QDiffConfig, Rule
 from qdiff_fx.errors import CalibrationError, PassError
+from qdiff_fx.ir.annotations import path_of, put
+from qdiff_fx.ir.facts import Input
 from qdiff_fx.observers import TimestepObserver
 from qdiff_fx.passes.canonicalize.canonicalize import Canonicalize
 from qdiff_fx.passes.framework import run_passes
@@ -34,7 +36,7 @@ def observe(gm, timestep=True, **config):
     """Annotate and insert in place; a second run must change nothing. Returns the report."""
     config = QDiffConfig(timestep_bins=10, **config)
     if timestep:
-        [node for node in gm.graph.nodes if node.op == "placeholder"][-1].meta["timestep"] = True
+        put([node for node in gm.graph.nodes if node.op == "placeholder"][-1], Input("timestep"))
     report = run_passes(gm, [Canonicalize(), Annotate(config), InsertObservers(config)])[-1]
     before = str(gm.graph)
     assert run_passes(gm, [InsertObservers(config)])[-1].changed == ()
@@ -49,7 +51,7 @@ def observers(gm):
 def readers(gm, name):
     """The nodes that read an observer's result."""
     (node,) = [n for n in gm.graph.nodes if n.op == "call_module" and gm.get_submodule(n.target).name == name]
-    return {user.meta["path"] for user in node.users}
+    return {path_of(user) for user in node.users}
 
 
 @pytest.fixture

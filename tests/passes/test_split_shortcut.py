@@ -10,9 +10,12 @@ from torch import nn
 
 from examples import examples
 from qdiff_fx.errors import PassError
+from qdiff_fx.ir.annotations import drop, nodes_with, path_of, require
+from qdiff_fx.ir.facts import Input, Part
+from qdiff_fx.ir.properties import properties
 from qdiff_fx.ir.text import format_graph
 from qdiff_fx.passes.canonicalize.canonicalize import Canonicalize
-from qdiff_fx.passes.framework import Pass, PassReport, properties, run_passes
+from qdiff_fx.passes.framework import Pass, PassReport, run_passes
 from qdiff_fx.passes.split_shortcut.split_shortcut import SplitShortcut
 
 quick = examples(25)
@@ -31,7 +34,7 @@ def split(gm, policy="shortcut"):
 
 
 def parts(gm):
-    return [node for node in gm.graph.nodes if "channels" in node.meta]
+    return nodes_with(gm, Part)
 
 
 class Merge(nn.Module):
@@ -68,9 +71,9 @@ def test_golden_graph(export):
 def test_the_parts_say_what_they_are(export):
     gm = export(Merge(nn.Conv2d(10, 4, 1)), *images(5, 3, 2))
     (change,) = split(gm).changed
-    assert [node.meta["channels"] for node in parts(gm)] == [(0, 5), (5, 8), (8, 10)]
-    assert {node.meta["split_of"] for node in parts(gm)} == {change.node}
-    assert {node.meta["path"] for node in parts(gm)} == {"layer"}
+    assert [require(node, Part).channels for node in parts(gm)] == [(0, 5), (5, 8), (8, 10)]
+    assert {require(node, Part).split_of for node in parts(gm)} == {change.node}
+    assert {path_of(node) for node in parts(gm)} == {"layer"}
     assert [node.args[2] is not None for node in parts(gm)] == [False, False, True]
 
 
@@ -205,7 +208,7 @@ def test_nested_concats_are_opened_up(export, call, ops):
     inputs = images(5, 3, 2)
     gm = export(Net(), *inputs)
     assert len(split(gm).changed) == 1
-    assert [node.meta["channels"] for node in parts(gm)] == [(0, 5), (5, 8), (8, 10)]
+    assert [require(node, Part).channels for node in parts(gm)] == [(0, 5), (5, 8), (8, 10)]
     assert "cat" not in ops(gm)
     torch.testing.assert_close(call(gm, *inputs), Net()(*inputs), rtol=1e-4, atol=1e-5)
 
@@ -215,7 +218,7 @@ def test_a_tensor_concatenated_with_itself(export, call):
     (x,) = images(3)
     gm = export(network, x)
     split(gm)
-    assert [node.meta["channels"] for node in parts(gm)] == [(0, 3), (3, 6)]
+    assert [require(node, Part).channels for node in parts(gm)] == [(0, 3), (3, 6)]
     torch.testing.assert_close(call(gm, x), network(x), rtol=1e-4, atol=1e-5)
 
 
@@ -224,7 +227,7 @@ def test_empty_chunks_are_left_out(export, call):
     inputs = images(3, 0, 2)
     gm = export(network, *inputs)
     split(gm)
-    assert [node.meta["channels"] for node in parts(gm)] == [(0, 3), (3, 5)]
+    assert [require(node, Part).channels for node in parts(gm)] == [(0, 3), (3, 5)]
     torch.testing.assert_close(call(gm, *inputs), network(*inputs), rtol=1e-4, atol=1e-5)
 
 
@@ -381,7 +384,7 @@ def test_symbolic_channels(export):
 def test_without_a_marked_sample_every_concat_counts(export):
     gm = export(Functional(REFUSED["conditioning"][0]), *images(2, 4))
     for node in gm.graph.nodes:
-        node.meta.pop("sample", None)
+        drop(node, Input)
     assert len(split(gm).changed) == 1
 
 
@@ -410,7 +413,7 @@ def test_layers_behind_a_norm_are_split_only_on_request(after, policy, export, c
     assert len(report.changed) == (policy == "all")
     assert ops(gm).count("conv2d") == (2 if policy == "all" else 1)
     if policy == "all":
-        assert [node.meta["channels"] for node in parts(gm)] == [(0, 5), (5, 8)]
+        assert [require(node, Part).channels for node in parts(gm)] == [(0, 5), (5, 8)]
         assert all(node.args[0].target is aten.slice.Tensor for node in parts(gm))
     torch.testing.assert_close(call(gm, *inputs), network(*inputs), rtol=1e-4, atol=1e-5)
 
@@ -456,8 +459,8 @@ def test_a_part_is_split_again_where_its_chunk_was_concatenated(export, call):
     gm = export(net, *inputs)
     changed = split(gm, "all").changed
     assert len(changed) == 2
-    assert sorted(node.meta["channels"] for node in parts(gm)) == [(0, 2), (2, 7), (7, 10)]
-    assert {node.meta["split_of"] for node in parts(gm)} == {changed[0].node}
+    assert sorted(require(node, Part).channels for node in parts(gm)) == [(0, 2), (2, 7), (7, 10)]
+    assert {require(node, Part).split_of for node in parts(gm)} == {changed[0].node}
     torch.testing.assert_close(call(gm, *inputs), net(*inputs), rtol=1e-4, atol=1e-5)
 
 
@@ -478,7 +481,7 @@ def test_behind_a_norm_the_numbers_are_the_same(channels, activation, norm, kern
     gm = export(network, *inputs)
     assert len(split(gm, "all").changed) == 1
     bounds = list(itertools.accumulate(channels, initial=0))
-    assert [node.meta["channels"] for node in parts(gm)] == list(itertools.pairwise(bounds))
+    assert [require(node, Part).channels for node in parts(gm)] == list(itertools.pairwise(bounds))
     torch.testing.assert_close(call(gm, *inputs), network(*inputs), rtol=1e-4, atol=1e-5)
 
 

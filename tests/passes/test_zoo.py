@@ -7,7 +7,9 @@ from torch.utils._pytree import tree_leaves
 from zoo import ARCHITECTURES
 
 from qdiff_fx.capture import capture
+from qdiff_fx.ir.annotations import put
 from qdiff_fx.ir.edit import clean, copy_graph
+from qdiff_fx.ir.facts import Input
 from qdiff_fx.passes.canonicalize.canonicalize import Canonicalize
 from qdiff_fx.passes.framework import run_passes
 from qdiff_fx.passes.split_shortcut.split_shortcut import SplitShortcut
@@ -34,7 +36,7 @@ def network(request):
         expected = tree_leaves(dict(found) if hasattr(found := module(**inputs), "items") else found)[0]
     gm = torch.export.export(module, (), kwargs=inputs, strict=False).module(check_guards=False)
     gm.graph.set_codegen(fx.graph.CodeGen())
-    next(node for node in gm.graph.nodes if node.op == "placeholder").meta["sample"] = True
+    put(next(node for node in gm.graph.nodes if node.op == "placeholder"), Input("sample"))
     return architecture, tree_leaves(inputs), copy_graph(clean(gm)), expected
 
 

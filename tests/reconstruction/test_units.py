@@ -6,7 +6,9 @@ from residual_net import make_prepared
 from zoo import ARCHITECTURES, prepared
 
 from qdiff_fx import QDiffConfig
+from qdiff_fx.ir.annotations import has
 from qdiff_fx.ir.excerpt import Excerpt, excerpt
+from qdiff_fx.ir.facts import Part
 from qdiff_fx.reconstruction.units import find_units, is_quantized
 
 
@@ -70,6 +72,6 @@ def test_units_compute_what_the_network_does():
 def test_parts_of_a_split_layer_are_one_unit():
     gm = make_prepared().graph_module
     units = find_units(gm)
-    parts = {node.name for node in gm.graph.nodes if is_quantized(node) and "split_of" in node.meta}
+    parts = {node.name for node in gm.graph.nodes if is_quantized(node) and has(node, Part)}
     assert len(parts) == 2
     assert any(parts <= set(unit.layers) for unit in units)

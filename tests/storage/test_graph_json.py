@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import json
 import math
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -15,8 +16,10 @@ from hypothesis import strategies as st
 from torch import fx
 
 from qdiff_fx.errors import ArtifactError
+from qdiff_fx.ir.annotations import fact, has, path_of, require, set_path, value, value_or_none
+from qdiff_fx.ir.facts import Input, Part, QuantizedLayer, StaticQParams, WeightCodes
 from qdiff_fx.quant.qparams import LayerInfo, QParams, TensorSpec
-from qdiff_fx.storage.graph_json import META_KEYS, graph_from_json, graph_to_json
+from qdiff_fx.storage.graph_json import graph_from_json, graph_to_json
 
 aten = torch.ops.aten
 
@@ -34,7 +37,7 @@ def small_graph() -> fx.Graph:
     add = graph.create_node("call_function", aten.add.Tensor, (relu, weight), {"alpha": 2}, name="add")
     graph.output((add,))
     for node in graph.nodes:
-        node.meta["path"] = "block.0"
+        set_path(node, "block.0")
     return graph
 
 
@@ -54,20 +57,22 @@ def test_a_quantized_network_comes_back(name):
     assert [str(n.args) for n in again.nodes] == [str(n.args) for n in graph.nodes]
     assert [str(n.kwargs) for n in again.nodes] == [str(n.kwargs) for n in graph.nodes]
     for ours, theirs in zip(again.nodes, graph.nodes, strict=True):
-        assert ours.meta.get("layer") == theirs.meta.get("layer")
-        assert {key: ours.meta[key] for key in META_KEYS if ours.meta.get(key)} == {
-            key: theirs.meta[key] for key in META_KEYS if theirs.meta.get(key)
-        }
+        assert path_of(ours) == path_of(theirs)
+        for kind in (Input, WeightCodes, StaticQParams, QuantizedLayer):
+            assert fact(ours, kind) == fact(theirs, kind)
+        assert has(ours, Part) == has(theirs, Part)
+        if has(ours, Part):  # which layer it was a part of is not stored
+            assert require(ours, Part) == replace(require(theirs, Part), split_of="")
 
 
 @pytest.mark.parametrize("name", ["sd1"])
 def test_values_keep_their_types_and_ranks(name):
     graph = zoo.quantized(name).graph_module.graph
     for ours, theirs in zip(through_json(graph).nodes, graph.nodes, strict=True):
-        value = theirs.meta.get("val")
-        if isinstance(value, torch.Tensor):
-            assert ours.meta["val"].dtype == value.dtype
-            assert len(ours.meta["val"].shape) == len(value.shape)
+        expected = value_or_none(theirs)
+        if expected is not None:
+            assert value(ours).dtype == expected.dtype
+            assert len(value(ours).shape) == len(expected.shape)
 
 
 plain = st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(max_size=5)

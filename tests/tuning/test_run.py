@@ -9,8 +9,8 @@ import torch
 from tiny_graphs import Shortcut, prepared
 
 from qdiff_fx import QDiffConfig, calibrate, convert_qdiff, prepare_qdiff, save_qdiff, tune
-from qdiff_fx.backends.common.base import quantized_layers
 from qdiff_fx.errors import CalibrationError, ConfigError
+from qdiff_fx.ir.facts import layer_info, quantized_layers
 from qdiff_fx.quant.numerics import sqnr_db
 from qdiff_fx.storage.artifact import artifact_bytes
 from qdiff_fx.tuning.choice import AS_CONFIGURED, FLOAT, Choice
@@ -95,7 +95,7 @@ def test_edges_are_edges_in_an_observed_graph_too(unet):
     tensors = list(BATCHES[0].values())
     with torch.no_grad():
         torch.testing.assert_close(again(*tensors)[0], convert_qdiff(network, "reference")(*tensors), rtol=0, atol=0)
-    bits = {node.meta["layer"].path: node.meta["layer"] for node in quantized_layers(again)}
+    bits = {layer_info(node).path: layer_info(node) for node in quantized_layers(again)}
     assert (bits["conv_in"].act_bits, bits["conv_in"].weight_bits, bits["conv_out"].weight_bits) == (16, 8, 8)
 
 

@@ -10,7 +10,9 @@ import torch
 from torch import fx, nn
 
 import qdiff_fx.kernels  # noqa: F401, registers the operators named here
+from qdiff_fx.ir.annotations import fact
 from qdiff_fx.ir.edit import get_attr_tensor, is_op
+from qdiff_fx.ir.facts import WeightCodes, layer_info
 from qdiff_fx.quant.packing import unpack_codes
 from qdiff_fx.quant.qparams import LayerInfo
 
@@ -97,11 +99,6 @@ class Backend(ABC):
         """
 
 
-def quantized_layers(gm: fx.GraphModule) -> list[fx.Node]:
-    """Every weight layer and attention of a q/dq graph, in execution order."""
-    return [node for node in gm.graph.nodes if "layer" in node.meta]
-
-
 def without_casts(node: object) -> object:
     """The node behind dtype casts of dequantized values."""
     while isinstance(node, fx.Node) and is_op(node, torch.ops.aten.to.dtype):
@@ -124,13 +121,15 @@ def weight_of(layer: fx.Node) -> fx.Node | None:
 def weight_codes(gm: fx.GraphModule, node: fx.Node) -> torch.Tensor:
     """The int8 codes a get_attr node reads, unpacked where a loader left them packed."""
     tensor = get_attr_tensor(gm, node)
-    packed = node.meta.get("packed")
-    return unpack_codes(tensor, *packed) if packed else tensor
+    known = fact(node, WeightCodes)
+    if known is None or known.packed_shape is None:
+        return tensor
+    return unpack_codes(tensor, known.bits, known.packed_shape)
 
 
 def report(gm: fx.GraphModule, layer: fx.Node, kernel: str, reason: str = "", note: str = "") -> LayerReport:
     """The report row of a layer of the q/dq graph, its scales read from the graph."""
-    info: LayerInfo = layer.meta["layer"]
+    info = layer_info(layer)
     reason = info.float_reason or reason
     weight_scale = act_scale = None
     if is_op(layer, ATTENTION):

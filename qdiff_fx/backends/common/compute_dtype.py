@@ -6,7 +6,9 @@ import torch
 from torch import fx
 
 from qdiff_fx.backends.common.base import DEQUANTIZE_ACTIVATION, DEQUANTIZE_WEIGHT
+from qdiff_fx.ir.annotations import describe_like, value, value_or_none
 from qdiff_fx.ir.edit import add_buffer, get_attr_tensor, is_op
+from qdiff_fx.ir.facts import is_timestep
 
 aten, qd = torch.ops.aten, torch.ops.quantized_decomposed
 
@@ -32,7 +34,7 @@ def set_compute_dtype(gm: fx.GraphModule, dtype: torch.dtype) -> None:
     here, and outputs back to float32.
     """
     for node in list(gm.graph.nodes):
-        if node.op == "placeholder" and not node.meta.get("timestep"):
+        if node.op == "placeholder" and not is_timestep(node):
             _cast_after(node, dtype)
         elif node.op == "get_attr":
             _cast_parameter(gm, node, dtype)
@@ -43,8 +45,8 @@ def set_compute_dtype(gm: fx.GraphModule, dtype: torch.dtype) -> None:
 
 
 def _is_float(node: fx.Node) -> bool:
-    value = node.meta.get("val")
-    return isinstance(value, torch.Tensor) and value.is_floating_point()
+    known = value_or_none(node)
+    return known is not None and known.is_floating_point()
 
 
 def _cast_after(node: fx.Node, dtype: torch.dtype) -> None:
@@ -52,7 +54,7 @@ def _cast_after(node: fx.Node, dtype: torch.dtype) -> None:
         return
     with node.graph.inserting_after(node):
         cast = node.graph.call_function(aten.to.dtype, (node, dtype))
-    cast.meta = {"path": node.meta.get("path", ""), "val": node.meta["val"].to(dtype)}
+    describe_like(cast, node, value=value(node).to(dtype))
     node.replace_all_uses_with(cast, delete_user_cb=lambda user: user is not cast and not is_op(user, *KEEPS_FLOAT32))
 
 
@@ -64,7 +66,8 @@ def _cast_parameter(gm: fx.GraphModule, node: fx.Node, dtype: torch.dtype) -> No
     name = add_buffer(gm, f"{node.target}_{str(dtype).removeprefix('torch.')}", tensor.detach().to(dtype))
     with gm.graph.inserting_after(node):
         cast = gm.graph.get_attr(name)
-    cast.meta = {**node.meta, "val": node.meta["val"].to(dtype)} if "val" in node.meta else dict(node.meta)
+    known = value_or_none(node)
+    describe_like(cast, node, value=None if known is None else known.to(dtype), facts=True)
     for user in users:
         user.replace_input_with(node, cast)
 

@@ -13,15 +13,11 @@ from typing import NamedTuple, cast
 import torch
 from torch import Tensor, fx
 
-from qdiff_fx.backends.common.base import (
-    Backend,
-    activation_of,
-    quantized_layers,
-    weight_codes,
-    weight_of,
-)
+from qdiff_fx.backends.common.base import Backend, activation_of, weight_codes, weight_of
+from qdiff_fx.ir.annotations import fact, put, require, value
+from qdiff_fx.ir.arguments import operand
 from qdiff_fx.ir.edit import add_buffer, get_attr_tensor, insert_call, insert_get_attr, is_op
-from qdiff_fx.passes.quantize.convert import REST
+from qdiff_fx.ir.facts import QuantizedLayer, StaticQParams, quantized_layers
 from qdiff_fx.quant.numerics import choose_qparams, integer_range
 
 aten, qd = torch.ops.aten, torch.ops.quantized_decomposed
@@ -90,8 +86,10 @@ def reduce_range(gm: fx.GraphModule, layers: Iterable[fx.Node]) -> frozenset[fx.
     for layer in changed:
         activation = cast(fx.Node, activation_of(layer))
         if activation not in reduced:
-            reduced[activation] = _requantized(gm, activation, reduced, of_rest=layer.meta["layer"].path.endswith(REST))
-        values, dtype = reduced[activation], cast(fx.Node, layer.args[0]).meta["val"].dtype
+            reduced[activation] = _requantized(
+                gm, activation, reduced, of_rest=require(layer, QuantizedLayer).reads_rest
+            )
+        values, dtype = reduced[activation], value(operand(layer)).dtype
         if dtype != torch.float32:
             values = insert_call(gm.graph, layer, aten.to.dtype, (values, dtype))
         layer.update_arg(0, values)
@@ -137,10 +135,10 @@ def _insert_quantizer(
     ]
     tail = (*parameters, *integer_range(BITS, signed=False), torch.uint8)
     codes = insert_call(gm.graph, before, QUANTIZE[like.target], (source, *tail))
-    static = cast(fx.Node, like.args[0]).meta.get("static_qparams")
+    static = fact(operand(like), StaticQParams)
     if static is not None:
-        scale, zero_point = choose(Quantizer(torch.tensor(static[0]), torch.tensor(static[1]), qmin, qmax))
-        codes.meta["static_qparams"] = (scale.item(), zero_point.item())
+        scale, zero_point = choose(Quantizer(torch.tensor(static.scale), torch.tensor(static.zero_point), qmin, qmax))
+        put(codes, StaticQParams(float(scale), int(zero_point)))
     return insert_call(gm.graph, before, like.target, (codes, *tail))  # type: ignore[arg-type]
 
 

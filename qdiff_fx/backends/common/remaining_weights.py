@@ -5,6 +5,7 @@ from __future__ import annotations
 from torch import fx
 
 from qdiff_fx.backends.common.base import DEQUANTIZE_WEIGHT, weight_codes
+from qdiff_fx.ir.annotations import describe_like
 from qdiff_fx.ir.edit import add_buffer, get_attr_tensor, is_op
 from qdiff_fx.quant.numerics import dequantize
 
@@ -20,6 +21,6 @@ def dequantize_remaining_weights(gm: fx.GraphModule) -> None:
         name = add_buffer(gm, f"{codes.target}_dequantized", weight)
         with gm.graph.inserting_before(node):
             constant = gm.graph.get_attr(name)
-        constant.meta.update(node.meta)
+        describe_like(constant, node, facts=True)
         node.replace_all_uses_with(constant)
         gm.graph.erase_node(node)

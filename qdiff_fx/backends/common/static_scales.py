@@ -6,7 +6,9 @@ import torch
 from torch import fx
 
 from qdiff_fx.backends.common.base import ATTENTION
+from qdiff_fx.ir.annotations import fact
 from qdiff_fx.ir.edit import is_op
+from qdiff_fx.ir.facts import StaticQParams
 
 qd = torch.ops.quantized_decomposed
 
@@ -23,12 +25,12 @@ def use_static_scales(gm: fx.GraphModule) -> int:
     """
     changed = 0
     for quantize in [n for n in gm.graph.nodes if is_op(n, qd.quantize_per_tensor.tensor)]:
-        if "static_qparams" not in quantize.meta or any(is_op(user, ATTENTION) for user in quantize.users):
+        static = fact(quantize, StaticQParams)
+        if static is None or any(is_op(user, ATTENTION) for user in quantize.users):
             continue
-        scale, zero_point = quantize.meta["static_qparams"]
         for node in (quantize, *quantize.users):
             if node.target in STATIC_OVERLOAD:
                 node.target = STATIC_OVERLOAD[node.target]
-                node.args = (node.args[0], scale, zero_point, *node.args[3:])
+                node.args = (node.args[0], static.scale, static.zero_point, *node.args[3:])
         changed += 1
     return changed

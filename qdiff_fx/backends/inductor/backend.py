@@ -11,7 +11,7 @@ import torch._inductor.config
 from torch import fx, nn
 from torch._inductor.custom_graph_pass import CustomGraphPass
 
-from qdiff_fx.backends.common.base import ATTENTION, Backend, BackendOptions, Lowered, quantized_layers, report
+from qdiff_fx.backends.common.base import ATTENTION, Backend, BackendOptions, Lowered, report
 from qdiff_fx.backends.common.compute_dtype import set_compute_dtype
 from qdiff_fx.backends.common.reduced_range import fit_products
 from qdiff_fx.backends.common.remaining_weights import dequantize_remaining_weights
@@ -19,6 +19,7 @@ from qdiff_fx.backends.common.saturation import onednn_saturates
 from qdiff_fx.backends.inductor import onednn
 from qdiff_fx.backends.inductor.output_quantization import hide_from_inductor, write_codes
 from qdiff_fx.ir.edit import clean, copy_graph, is_op
+from qdiff_fx.ir.facts import layer_info, quantized_layers
 
 
 class AccumulateSums(CustomGraphPass):
@@ -110,4 +111,4 @@ class Compiled(nn.Module):
 def _kernel_name(layer: fx.Node) -> str:
     if is_op(layer, ATTENTION):
         return "qdiff::int_attention_vnni"
-    return f"onednn::q{layer.meta['layer'].kind}_pointwise"
+    return f"onednn::q{layer_info(layer).kind}_pointwise"

@@ -8,15 +8,11 @@ import torch
 from torch import fx
 from torch.fx.node import Argument
 
-from qdiff_fx.backends.common.base import (
-    ATTENTION,
-    activation_of,
-    quantized_layers,
-    weight_of,
-)
+from qdiff_fx.backends.common.base import ATTENTION, activation_of, weight_of
 from qdiff_fx.backends.common.geometry import CONVS, conv_geometry
+from qdiff_fx.ir.annotations import describe_like, path_of, put, require, set_path, value_or_none
 from qdiff_fx.ir.edit import add_buffer, get_attr_tensor, is_op
-from qdiff_fx.quant.qparams import LayerInfo
+from qdiff_fx.ir.facts import QuantizedLayer, layer_info, quantized_layers
 
 aten, onednn = torch.ops.aten, torch.ops.onednn
 
@@ -25,7 +21,7 @@ NO_POST_OP: tuple[Argument, ...] = ("none", [], "")
 
 def refusal(layer: fx.Node) -> str:
     """Why oneDNN's int8 kernels do not take a quantized layer; empty when they do."""
-    info: LayerInfo = layer.meta["layer"]
+    info = layer_info(layer)
     if info.float_reason or is_op(layer, ATTENTION):
         return info.float_reason
     if layer.target not in CONVS and not is_op(layer, aten.linear.default):
@@ -54,7 +50,8 @@ def _replace(
 ) -> None:
     with gm.graph.inserting_before(layer):
         integer = lower(gm, layer, output_dtype)
-    integer.meta.update({key: layer.meta[key] for key in ("path", "layer") if key in layer.meta})
+    set_path(integer, path_of(layer))
+    put(integer, require(layer, QuantizedLayer))
     layer.replace_all_uses_with(integer)
     gm.graph.erase_node(layer)
 
@@ -129,7 +126,7 @@ def accumulate_sums(graph: fx.Graph) -> int:
         into, layer = pair
         with graph.inserting_before(add):
             fused = graph.call_function(*_with_sum(layer, into))
-        fused.meta.update(add.meta)
+        describe_like(fused, add, facts=True)
         add.replace_all_uses_with(fused)
         graph.erase_node(add)
         graph.erase_node(layer)
@@ -170,7 +167,7 @@ def _takes_sum(layer: fx.Node) -> bool:
 
 
 def _same_shape(a: fx.Node, b: fx.Node) -> bool:
-    left, right = a.meta.get("val"), b.meta.get("val")
+    left, right = value_or_none(a), value_or_none(b)
     return left is not None and right is not None and left.shape == right.shape and left.dtype == right.dtype
 
 

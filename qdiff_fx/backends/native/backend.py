@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import fx
 
-from qdiff_fx.backends.common.base import ATTENTION, Backend, BackendOptions, Lowered, quantized_layers, report
+from qdiff_fx.backends.common.base import ATTENTION, Backend, BackendOptions, Lowered, report
 from qdiff_fx.backends.common.remaining_weights import dequantize_remaining_weights
 from qdiff_fx.backends.native.fusion import layers
 from qdiff_fx.backends.native.fusion.absorb_input import absorb_inputs
@@ -21,6 +21,7 @@ from qdiff_fx.backends.native.fusion.window import absorb_windows
 from qdiff_fx.backends.native.runtime.program import Program
 from qdiff_fx.backends.native.runtime.reuse import remember_what_repeats
 from qdiff_fx.ir.edit import clean, copy_graph, is_op
+from qdiff_fx.ir.facts import layer_info, quantized_layers
 from qdiff_fx.kernels import status
 
 REWRITES = (join_rests, hoist_quantizers, absorb_inputs, ask_inputs_for_sizes, absorb_windows, absorb_outputs)
@@ -74,4 +75,4 @@ class NativeBackend(Backend):
 def _kernel_name(layer: fx.Node) -> str:
     if is_op(layer, ATTENTION):
         return "qdiff::int_attention_vnni"
-    return "qdiff::int_linear" if layer.meta["layer"].kind == "linear" else "qdiff::int_conv"
+    return "qdiff::int_linear" if layer_info(layer).kind == "linear" else "qdiff::int_conv"

@@ -20,14 +20,14 @@ from torch.ao.quantization import QConfig, QConfigMapping
 from torch.ao.quantization.observer import ObserverBase
 from torch.ao.quantization.quantize_fx import convert_fx, prepare_fx
 
-from qdiff_fx.backends.common.base import ATTENTION, Backend, BackendOptions, Lowered, quantized_layers, report
+from qdiff_fx.backends.common.base import ATTENTION, Backend, BackendOptions, Lowered, report
 from qdiff_fx.backends.common.compute_dtype import set_compute_dtype
 from qdiff_fx.backends.common.reduced_range import fit_products
 from qdiff_fx.backends.common.saturation import x86_engine_saturates
 from qdiff_fx.backends.common.static_scales import use_static_scales
 from qdiff_fx.backends.torch_ao.module_graph import TRANSPOSED_CONVS, LayerConstants, constants_of, refusal, to_modules
 from qdiff_fx.ir.edit import clean, copy_graph, is_op
-from qdiff_fx.quant.qparams import LayerInfo
+from qdiff_fx.ir.facts import layer_info, quantized_layers
 
 aten, qdiff = torch.ops.aten, torch.ops.qdiff
 
@@ -73,7 +73,7 @@ class TorchAOBackend(Backend):
 
     def supports(self, layer: fx.Node) -> str:
         """As for every backend; ``lower`` asks after it has put static scales in the place of tables."""
-        info: LayerInfo = layer.meta["layer"]
+        info = layer_info(layer)
         if is_op(layer, ATTENTION):
             return info.float_reason
         reason = refusal(layer)

@@ -11,9 +11,10 @@ import torch
 from torch import Tensor, fx, nn
 
 from qdiff_fx.backends.common.base import activation_of, weight_of
+from qdiff_fx.ir.annotations import describe_like, value
 from qdiff_fx.ir.edit import get_attr_tensor, is_op
+from qdiff_fx.ir.facts import layer_info
 from qdiff_fx.quant.numerics import dequantize
-from qdiff_fx.quant.qparams import LayerInfo
 
 aten, qd = torch.ops.aten, torch.ops.quantized_decomposed
 
@@ -61,7 +62,7 @@ class LayerConstants:
 
 def refusal(layer: fx.Node) -> str:
     """Why a weight layer of the q/dq graph has no module with constant scales; empty when it has one."""
-    info: LayerInfo = layer.meta["layer"]
+    info = layer_info(layer)
     if info.float_reason:
         return info.float_reason
     activation = activation_of(layer)
@@ -80,7 +81,7 @@ def refusal(layer: fx.Node) -> str:
 
 def constants_of(gm: fx.GraphModule, layer: fx.Node) -> LayerConstants:
     """Read the constants of a layer that ``refusal`` let through."""
-    activation, weight, output = activation_of(layer), weight_of(layer), layer.meta["layer"].output
+    activation, weight, output = activation_of(layer), weight_of(layer), layer_info(layer).output
     assert activation is not None
     assert weight is not None
     scale, zero_point = cast(tuple[float, int], activation.args[1:3])
@@ -148,10 +149,10 @@ def _module_input(graph: fx.Graph, activation: fx.Node) -> fx.Node:
 
 
 def _call_instead(graph: fx.Graph, layer: fx.Node, name: str, x: fx.Node, compute_dtype: torch.dtype) -> None:
-    dtype = layer.meta["val"].dtype if compute_dtype == torch.float32 else compute_dtype
+    dtype = value(layer).dtype if compute_dtype == torch.float32 else compute_dtype
     with graph.inserting_before(layer):
         result = graph.call_module(name, (x,))
-        result.meta.update(layer.meta)
+        describe_like(result, layer, facts=True)
         if dtype != torch.float32:
             result = graph.call_function(aten.to.dtype, (result, dtype))
     layer.replace_all_uses_with(result)
@@ -163,7 +164,7 @@ def _add_module(gm: fx.GraphModule, owner: str, layer: fx.Node, constants: Layer
     module = float_module(layer.target, weight, constants.bias, constants.options)
     # Module paths may hold one another ("attn" and "attn.to_q"), so they are flattened; and a part of one may be a word
     # of Python's or of torch.ao's ("in", "qconfig").
-    flat = "".join(c if c.isalnum() else "_" for c in layer.meta["layer"].path).strip("_")
+    flat = "".join(c if c.isalnum() else "_" for c in layer_info(layer).path).strip("_")
     name = f"{owner}.{_unused_name(gm.get_submodule(owner), f'layer_{flat or layer.name}')}"
     gm.add_submodule(name, module)
     return name

@@ -10,10 +10,11 @@ import torch
 from torch import fx
 
 from qdiff_fx.ir import ops
+from qdiff_fx.ir.annotations import value
 from qdiff_fx.ir.arguments import bound, operand
 from qdiff_fx.ir.constants import scalar
 from qdiff_fx.ir.edit import is_op
-from qdiff_fx.ir.shapes import is_tensor, same_shape, value
+from qdiff_fx.ir.shapes import is_tensor, same_shape
 from qdiff_fx.passes.canonicalize.spelling import permutation
 
 aten = torch.ops.aten

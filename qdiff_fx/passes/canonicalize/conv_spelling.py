@@ -8,9 +8,9 @@ import torch
 from torch import fx
 
 from qdiff_fx.ir import ops
+from qdiff_fx.ir.annotations import value
 from qdiff_fx.ir.arguments import bound
 from qdiff_fx.ir.edit import insert_call
-from qdiff_fx.ir.shapes import value
 from qdiff_fx.passes.rule import Rule
 
 aten = torch.ops.aten

@@ -7,9 +7,10 @@ from dataclasses import dataclass, replace
 import torch
 from torch import fx
 
+from qdiff_fx.ir.annotations import value
 from qdiff_fx.ir.arguments import bound
 from qdiff_fx.ir.edit import insert_call
-from qdiff_fx.ir.shapes import same_sizes, value
+from qdiff_fx.ir.shapes import same_sizes
 from qdiff_fx.passes.rule import Rule, replace_node
 
 aten = torch.ops.aten

@@ -8,10 +8,11 @@ import torch
 from torch import fx
 
 from qdiff_fx.ir import ops
+from qdiff_fx.ir.annotations import value
 from qdiff_fx.ir.arguments import bound
 from qdiff_fx.ir.constants import scalar, share_buffer
 from qdiff_fx.ir.edit import insert_call, insert_get_attr
-from qdiff_fx.ir.shapes import is_tensor, same_dtype_and_device, same_shape, same_sizes, swap_last_two, value
+from qdiff_fx.ir.shapes import is_tensor, same_dtype_and_device, same_shape, same_sizes, swap_last_two
 from qdiff_fx.passes.canonicalize.attention_pattern import Attention, read_attention, resembles_attention
 from qdiff_fx.passes.canonicalize.attention_scores import Factor, Mask, NotAttention
 from qdiff_fx.passes.rule import Rule, replace_node

@@ -8,6 +8,7 @@ import torch
 from torch import fx
 from torch._dispatch.python import enable_python_dispatcher
 
+from qdiff_fx.ir.annotations import any_value
 from qdiff_fx.ir.arguments import operand
 from qdiff_fx.ir.edit import fake_mode
 from qdiff_fx.ir.shapes import same_sizes
@@ -85,7 +86,7 @@ def _may_alias(node: fx.Node) -> bool:
 
 def _why_other_type(node: fx.Node) -> str:
     """In-place calls keep the type of what they write into; the functional op may promote instead."""
-    args, kwargs = fx.map_arg((node.args, node.kwargs), lambda source: source.meta["val"])
+    args, kwargs = fx.map_arg((node.args, node.kwargs), any_value)
     before = args[0]
     with fake_mode(node.graph), enable_python_dispatcher(), torch.no_grad():
         after = functional(node.target)(*args, **kwargs)  # type: ignore[arg-type, misc]

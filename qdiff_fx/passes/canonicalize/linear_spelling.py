@@ -6,10 +6,11 @@ import torch
 from torch import fx
 
 from qdiff_fx.ir import ops
+from qdiff_fx.ir.annotations import path_of, value
 from qdiff_fx.ir.arguments import bound, operand
 from qdiff_fx.ir.constants import evaluate, is_constant, share_buffer
 from qdiff_fx.ir.edit import ancestors, insert_call, insert_get_attr, is_op
-from qdiff_fx.ir.shapes import is_tensor, value
+from qdiff_fx.ir.shapes import is_tensor
 from qdiff_fx.passes.rule import Rule, replace_node
 
 aten = torch.ops.aten
@@ -110,7 +111,7 @@ class FoldWeight(Rule[fx.Node]):
 
     def rewrite(self, gm: fx.GraphModule, found: fx.Node) -> str:
         weight = operand(found, 1)
-        path = found.meta.get("path", "")
+        path = path_of(found)
         name = f"{path}.weight_folded" if path else "weight_folded"
         name = share_buffer(gm, name, evaluate(gm, weight).contiguous())
         found.replace_input_with(weight, insert_get_attr(gm, found, name))

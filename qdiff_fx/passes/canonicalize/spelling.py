@@ -9,9 +9,10 @@ import torch
 from torch import fx
 
 from qdiff_fx.ir import ops
+from qdiff_fx.ir.annotations import value
 from qdiff_fx.ir.arguments import bound, operand
 from qdiff_fx.ir.edit import insert_call, is_op
-from qdiff_fx.ir.shapes import positive_dim, size_args, swap_last_two, value
+from qdiff_fx.ir.shapes import positive_dim, size_args, swap_last_two
 from qdiff_fx.passes.rule import Rule, replace_node
 
 aten = torch.ops.aten

@@ -2,48 +2,21 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 from torch import fx
 
-from qdiff_fx.config import ActRange, LayerSettings, QDiffConfig
+from qdiff_fx.config import LayerSettings, QDiffConfig
 from qdiff_fx.errors import ConfigError
 from qdiff_fx.ir import ops
+from qdiff_fx.ir.annotations import path_of, put, value
 from qdiff_fx.ir.edit import is_op
+from qdiff_fx.ir.facts import ActivationPlan, LayerPlan, part_path
 from qdiff_fx.passes.framework import Change, Pass, PassReport, Refusal
 from qdiff_fx.passes.quantize.edges import makes_prediction, reads_sample
 from qdiff_fx.quant.qparams import WIDE_BITS, LayerInfo, TensorSpec
 
 
-@dataclass(frozen=True)
-class ActivationPlan:
-    """How one input of a layer is to be quantized."""
-
-    spec: TensorSpec
-    act_range: ActRange
-
-
-@dataclass(frozen=True)
-class LayerPlan:
-    """What is planned for one layer.
-
-    Attributes:
-        info: the row ``explain()`` prints, before measuring.
-        inputs: argument index → plan of that activation; empty when the layer stays in float.
-    """
-
-    info: LayerInfo
-    inputs: dict[int, ActivationPlan]
-
-
-def layer_path(node: fx.Node) -> str:
-    """The module path of a layer, with its channel slice when it is one part of a split shortcut."""
-    path, channels = node.meta.get("path", ""), node.meta.get("channels")
-    return f"{path}[{channels[0]}:{channels[1]}]" if channels else path
-
-
 class Annotate(Pass):
-    """Writes ``node.meta["plan"]`` on every weight layer and attention, following the configuration's rules."""
+    """Writes a ``LayerPlan`` on every weight layer and attention, following the configuration's rules."""
 
     name = "annotate"
     requires = frozenset({"canonical"})
@@ -58,7 +31,7 @@ class Annotate(Pass):
         changes, refusals = [], []
         for node in layers:
             plan = self._plan(node)
-            node.meta["plan"] = plan
+            put(node, plan)
             if plan.info.quantized:
                 changes.append(Change(node.name, plan.info.path, f"{plan.info.kind} annotated"))
             else:
@@ -66,7 +39,7 @@ class Annotate(Pass):
         return PassReport(self.name, tuple(changes), tuple(refusals))
 
     def _check_rules(self, layers: list[fx.Node]) -> None:
-        paths = [node.meta.get("path", "") for node in layers]
+        paths = [path_of(node) for node in layers]
         for rule in self.config.rules:
             if not any(rule.matches(path) for path in paths):
                 raise ConfigError(
@@ -76,7 +49,7 @@ class Annotate(Pass):
                 )
 
     def _plan(self, node: fx.Node) -> LayerPlan:
-        path = node.meta.get("path", "")
+        path = path_of(node)
         if is_op(node, ops.ATTENTION):
             return _plan_attention(node, self.config.settings_for(path), self.config.quantize_attention)
         first = reads_sample(node)
@@ -88,8 +61,8 @@ def _plan_weight_layer(node: fx.Node, settings: LayerSettings) -> LayerPlan:
     kind = ops.WEIGHT_LAYERS[node.target].kind
     reason = _weight_layer_refusal(node, settings)
     if reason:
-        return LayerPlan(LayerInfo(layer_path(node), kind, float_reason=reason), {})
-    info = LayerInfo(layer_path(node), kind, weight_bits=settings.weight_bits, act_bits=settings.act_bits)
+        return LayerPlan(LayerInfo(part_path(node), kind, float_reason=reason), {})
+    info = LayerInfo(part_path(node), kind, weight_bits=settings.weight_bits, act_bits=settings.act_bits)
     activation = ActivationPlan(TensorSpec(settings.act_bits), settings.act_range)
     return LayerPlan(info, {0: activation})
 
@@ -100,7 +73,7 @@ def _weight_layer_refusal(node: fx.Node, settings: LayerSettings) -> str:
     weight = node.args[1]
     if not isinstance(weight, fx.Node) or weight.op != "get_attr":
         return "its weight is not a constant"
-    if not node.meta["val"].is_floating_point():
+    if not value(node).is_floating_point():
         return "it does not compute in floating point"
     if ops.WEIGHT_LAYERS[node.target].kind == "conv_transpose" and len(node.args) > 6 and node.args[6] != 1:
         return "the weight of a grouped transposed convolution has no output-channel axis to scale along"
@@ -108,7 +81,7 @@ def _weight_layer_refusal(node: fx.Node, settings: LayerSettings) -> str:
 
 
 def _plan_attention(node: fx.Node, settings: LayerSettings, enabled: bool) -> LayerPlan:
-    path = layer_path(node)
+    path = part_path(node)
     reason = _attention_refusal(node, settings, enabled)
     if reason:
         return LayerPlan(LayerInfo(path, "attention", float_reason=reason), {})
@@ -134,6 +107,3 @@ def _attention_refusal(node: fx.Node, settings: LayerSettings, enabled: bool) ->
     if any(not isinstance(n, fx.Node) for n in (query, key, value)):
         return "its operands are not tensors of the graph"
     return ""
-
-
-__all__ = ["ActivationPlan", "Annotate", "LayerPlan", "layer_path"]

@@ -11,9 +11,22 @@ from torch import fx
 import qdiff_fx.kernels  # noqa: F401, registers the operators used here
 from qdiff_fx.config import QDiffConfig
 from qdiff_fx.errors import ConversionError
+from qdiff_fx.ir.annotations import describe_like, drop, has, nodes_with, put, require, value
+from qdiff_fx.ir.arguments import operand
 from qdiff_fx.ir.edit import add_buffer, clean, copy_graph, get_attr_tensor, insert_call, insert_get_attr
+from qdiff_fx.ir.facts import (
+    REST,
+    ActivationPlan,
+    LayerPlan,
+    Observed,
+    QuantizedLayer,
+    StaticQParams,
+    WeightCodes,
+    layer_info,
+    timestep_input,
+)
+from qdiff_fx.ir.properties import properties, set_properties, weight_rounding
 from qdiff_fx.observers import TimestepObserver
-from qdiff_fx.passes.quantize.annotate import ActivationPlan, LayerPlan
 from qdiff_fx.passes.quantize.decisions import (
     DECIDED,
     activation_decision,
@@ -23,13 +36,9 @@ from qdiff_fx.passes.quantize.decisions import (
     weight_axis,
 )
 from qdiff_fx.quant.numerics import choose_qparams, dequantize, weight_range
-from qdiff_fx.quant.qparams import LayerInfo, QParams, TensorSpec
+from qdiff_fx.quant.qparams import QParams, TensorSpec
 
 aten, qd = torch.ops.aten, torch.ops.quantized_decomposed
-
-# Of a layer that reads the second code of a 16-bit input: a key in its node's meta, and what its path ends with.
-READS_REST = "reads_rest"
-REST = "[rest]"
 
 
 @dataclass
@@ -55,15 +64,15 @@ def convert(prepared: fx.GraphModule, config: QDiffConfig) -> fx.GraphModule:
         config: the configuration it was prepared with.
 
     Returns:
-        The q/dq graph; ``node.meta["layer"]`` of each layer is its ``LayerInfo``.
+        The q/dq graph; ``layer_info(node)`` of each layer is its ``LayerInfo``.
 
     Raises:
         CalibrationError: an observer saw no data.
         ConversionError: the graph was not prepared.
     """
-    if "observed" not in prepared.meta.get("properties", ()):
+    if "observed" not in properties(prepared):
         raise ConversionError("the graph has no observers", fix="Call prepare_qdiff and calibrate first")
-    if config.weight_rounding == "second_order" and prepared.meta.get("weight_rounding") != "second_order":
+    if config.weight_rounding == "second_order" and weight_rounding(prepared) != "second_order":
         raise ConversionError(
             "the configuration asks for second_order rounding and no weight has been rounded",
             where="weight_rounding",
@@ -74,33 +83,34 @@ def convert(prepared: fx.GraphModule, config: QDiffConfig) -> fx.GraphModule:
     activations = {
         node: _quantize_activation(gm, node, config, tables)
         for node in gm.graph.nodes
-        if node.op == "call_module" and "activation_plan" in node.meta
+        if node.op == "call_module" and has(node, ActivationPlan)
     }
-    for node in [n for n in gm.graph.nodes if "plan" in n.meta]:
+    for node in nodes_with(gm, LayerPlan):
         _convert_layer(gm, node, config, activations)
     for observer in [n for n in gm.graph.nodes if n.op == "call_module"]:
         observer.replace_all_uses_with(cast(fx.Node, observer.args[0]))
         gm.graph.erase_node(observer)
-    gm.meta["properties"] = {"canonical", "quantized"}
+    set_properties(gm, {"canonical", "quantized"})
     return clean(gm)
 
 
 def _convert_layer(
     gm: fx.GraphModule, node: fx.Node, config: QDiffConfig, activations: dict[fx.Node, QuantizedActivation]
 ) -> None:
-    plan: LayerPlan = node.meta.pop("plan")
-    node.meta.pop("observed", None)
+    plan, observed = require(node, LayerPlan), drop(node, Observed)
+    drop(node, LayerPlan)
     info = plan.info
     if not info.quantized:
-        node.meta["layer"] = info
+        put(node, QuantizedLayer(info))
         return
     if plan.info.kind == "attention":
         _convert_attention(gm, node, plan, activations)
         return
-    observer = gm.get_submodule(node.meta.pop("output_observer"))
+    assert observed is not None
+    observer = gm.get_submodule(observed.output_observer)
     output_plan = ActivationPlan(TensorSpec(8), plan.inputs[0].act_range)
     output = measure(cast(TimestepObserver, observer), output_plan, per_timestep=False)
-    node.meta["layer"] = replace(info, output=output)
+    put(node, QuantizedLayer(replace(info, output=output)))
     activation = activations[cast(fx.Node, node.args[0])]
     node.update_arg(0, activation.values)
     node.update_arg(1, _quantize_weight(gm, node, plan, config))
@@ -112,13 +122,13 @@ def _add_layer_of_rest(gm: fx.GraphModule, node: fx.Node, rest: QuantizedActivat
     """``layer(x)`` becomes ``layer(x̂) + layer(x - x̂)``, the bias added once, the weight's codes stored once."""
     with gm.graph.inserting_after(node):
         total = gm.graph.call_function(aten.add.Tensor)
-    total.meta = {key: node.meta[key] for key in ("val", "path") if key in node.meta}
+    describe_like(total, node)
     node.replace_all_uses_with(total)
     args = (rest.values, node.args[1], None, *node.args[3:])
     fine = insert_call(gm.graph, total, node.target, args, node.kwargs, like=node)  # type: ignore[arg-type]
-    info: LayerInfo = node.meta["layer"]
-    fine.meta[READS_REST] = True
-    fine.meta["layer"] = replace(info, path=info.path + REST, output=_range_over_rest(gm, node, rest))
+    info = layer_info(node)
+    fine_info = replace(info, path=info.path + REST, output=_range_over_rest(gm, node, rest))
+    put(fine, QuantizedLayer(fine_info))
     total.args = (node, fine)
 
 
@@ -137,7 +147,7 @@ def _quantize_activation(
 ) -> QuantizedActivation:
     params = activation_decision(gm, node, config)
     static = measure(
-        cast(TimestepObserver, gm.get_submodule(str(node.target))), node.meta["activation_plan"], per_timestep=False
+        cast(TimestepObserver, gm.get_submodule(str(node.target))), require(node, ActivationPlan), per_timestep=False
     )
     source = cast(fx.Node, node.args[0])
     activation, values = _insert_quantizer(gm, node, source, params, static, tables)
@@ -171,13 +181,13 @@ def _insert_quantizer(
     values = insert_call(gm.graph, node, dequantize_op, (codes, *tail))
     if params.per_timestep:
         # Beside the table, for backends whose kernels take one scale only.
-        codes.meta["static_qparams"] = (static.scale[0], static.zero_point[0])
+        put(codes, StaticQParams(static.scale[0], static.zero_point[0]))
     return QuantizedActivation(params, scale, zero_point, codes, _cast_like(gm, node, values)), values
 
 
 def _cast_like(gm: fx.GraphModule, node: fx.Node, values: fx.Node) -> fx.Node:
     """Dequantizing gives float32; a network in another dtype goes on in its own."""
-    dtype = node.meta["val"].dtype
+    dtype = value(node).dtype
     if dtype == torch.float32:
         return values
     return insert_call(gm.graph, node, aten.to.dtype, (values, dtype))
@@ -191,7 +201,7 @@ class _TimestepTables:
 
     def __init__(self, gm: fx.GraphModule, config: QDiffConfig):
         self.gm, self.config = gm, config
-        self.timestep = next((n for n in gm.graph.nodes if n.meta.get("timestep")), None)
+        self.timestep = timestep_input(gm)
         self._bin: fx.Node | None = None
 
     def lookup(self, before: fx.Node, params: QParams) -> tuple[fx.Node, fx.Node]:
@@ -225,8 +235,8 @@ def _quantize_weight(gm: fx.GraphModule, node: fx.Node, plan: LayerPlan, config:
     # Symmetric weights: no zero-points to store.
     args = (codes_node, scales_node, None, axis, *weight_range(bits), torch.int8)
     values = insert_call(gm.graph, node, qd.dequantize_per_channel.default, args)
-    codes_node.meta["weight_bits"] = bits
-    dtype = weight_node.meta["val"].dtype
+    put(codes_node, WeightCodes(bits))
+    dtype = value(weight_node).dtype
     if dtype != torch.float32:
         values = insert_call(gm.graph, node, aten.to.dtype, (values, dtype))
     node.meta.pop(DECIDED, None)
@@ -250,27 +260,27 @@ def _convert_attention(
     gm: fx.GraphModule, node: fx.Node, plan: LayerPlan, activations: dict[fx.Node, QuantizedActivation]
 ) -> None:
     """``sdpa(q, k, v)`` becomes one integer attention on the codes of q, k and v."""
-    query, key, value = (activations[cast(fx.Node, node.args[i])] for i in range(3))
+    q, k, v = (activations[cast(fx.Node, node.args[i])] for i in range(3))
     mask = node.args[3] if len(node.args) > 3 else node.kwargs.get("attn_mask")
     softmax_scale = node.kwargs.get("scale")
     if softmax_scale is None:
-        softmax_scale = float(node.args[0].meta["val"].shape[-1]) ** -0.5  # type: ignore[union-attr]
+        softmax_scale = float(value(operand(node)).shape[-1]) ** -0.5
     constants = [
         _as_tensor(gm, node, number, dtype)
         for number, dtype in (
-            (query.scale, torch.float32),
-            (query.zero_point, torch.int64),
-            (key.scale, torch.float32),
-            (value.scale, torch.float32),
+            (q.scale, torch.float32),
+            (q.zero_point, torch.int64),
+            (k.scale, torch.float32),
+            (v.scale, torch.float32),
         )
     ]
     args = (
-        *(query.codes, key.codes, value.codes, mask),
+        *(q.codes, k.codes, v.codes, mask),
         *constants,
-        *(softmax_scale, plan.info.softmax_bits, node.meta["val"].dtype),
+        *(softmax_scale, plan.info.softmax_bits, value(node).dtype),
     )
     attention = insert_call(gm.graph, node, torch.ops.qdiff.int_attention.default, args)
-    attention.meta["layer"] = plan.info
+    put(attention, QuantizedLayer(plan.info))
     node.replace_all_uses_with(attention)
     gm.graph.erase_node(node)
 

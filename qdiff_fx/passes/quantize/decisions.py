@@ -13,9 +13,10 @@ import torch
 from torch import Tensor, fx
 
 from qdiff_fx.config import QDiffConfig
+from qdiff_fx.ir.annotations import require
 from qdiff_fx.ir.edit import ancestors, get_attr_tensor
+from qdiff_fx.ir.facts import ActivationPlan, LayerPlan, is_sample, is_timestep, timestep_input
 from qdiff_fx.observers import TimestepObserver, choose_range
-from qdiff_fx.passes.quantize.annotate import ActivationPlan, LayerPlan
 from qdiff_fx.quant.numerics import choose_qparams, quantize, weight_range, weight_scales
 from qdiff_fx.quant.qparams import WIDE_BITS, QParams, TensorSpec
 
@@ -63,13 +64,12 @@ def activation_decision(gm: fx.GraphModule, node: fx.Node, config: QDiffConfig) 
     if DECIDED in node.meta:
         return cast(QParams, node.meta[DECIDED])
     observer = cast(TimestepObserver, gm.get_submodule(str(node.target)))
-    return measure(observer, node.meta["activation_plan"], per_timestep=has_table(gm, node, config))
+    return measure(observer, require(node, ActivationPlan), per_timestep=has_table(gm, node, config))
 
 
 def is_wide(node: fx.Node) -> bool:
     """Whether an observed activation gets 16 bits, in two codes."""
-    plan: ActivationPlan = node.meta["activation_plan"]
-    return plan.spec.bits == WIDE_BITS
+    return require(node, ActivationPlan).spec.bits == WIDE_BITS
 
 
 def measure(observer: TimestepObserver, plan: ActivationPlan, *, per_timestep: bool) -> QParams:
@@ -95,8 +95,8 @@ def has_table(gm: fx.GraphModule, node: fx.Node, config: QDiffConfig) -> bool:
     Not where the network has no timestep to look a row up by, nor for a value that cannot change from step to
     step: it depends on the conditioning alone.
     """
-    if config.act_granularity != "timestep" or not any(n.meta.get("timestep") for n in gm.graph.nodes):
+    if config.act_granularity != "timestep" or timestep_input(gm) is None:
         return False
     source = cast(fx.Node, node.args[0])
     inputs = {each for each in ancestors(source) | {source} if each.op == "placeholder"}
-    return not inputs or any(each.meta.get("sample") or each.meta.get("timestep") for each in inputs)
+    return not inputs or any(is_sample(each) or is_timestep(each) for each in inputs)

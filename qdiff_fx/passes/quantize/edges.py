@@ -8,7 +8,9 @@ import torch
 from torch import fx
 
 from qdiff_fx.ir import ops
+from qdiff_fx.ir.annotations import any_value
 from qdiff_fx.ir.edit import is_op
+from qdiff_fx.ir.facts import is_sample
 
 # What a tensor goes through on the way from the network's input to a layer, or from a layer to the prediction.
 MOVES = ops.ALIASES | ops.COPIES | ops.CASTS | ops.RESHAPES | ops.PADS | ops.PERMUTATIONS
@@ -19,11 +21,11 @@ def reads_sample(layer: fx.Node) -> bool:
     """Whether a layer's input is the image being denoised, moved, cast or scaled at most."""
     current = _observed(layer.args[0])
     while is_op(current, *MOVES, *SCALINGS):
-        tensors = [node for node in current.all_input_nodes if isinstance(node.meta.get("val"), torch.Tensor)]  # type: ignore[union-attr]
+        tensors = [node for node in current.all_input_nodes if isinstance(any_value(node), torch.Tensor)]  # type: ignore[union-attr]
         if len(tensors) != 1:
             return False
         current = _observed(tensors[0])
-    return isinstance(current, fx.Node) and current.op == "placeholder" and bool(current.meta.get("sample"))
+    return isinstance(current, fx.Node) and current.op == "placeholder" and is_sample(current)
 
 
 def makes_prediction(layer: fx.Node) -> bool:

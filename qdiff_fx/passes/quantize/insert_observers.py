@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from torch import fx, nn
 
 from qdiff_fx.config import QDiffConfig
+from qdiff_fx.ir.annotations import describe, describe_like, has, nodes_with, put, require, value
+from qdiff_fx.ir.facts import ActivationPlan, LayerPlan, Observed, part_path, timestep_input
 from qdiff_fx.observers import TimestepObserver
 from qdiff_fx.passes.framework import Change, Pass, PassReport
-from qdiff_fx.passes.quantize.annotate import ActivationPlan, LayerPlan, layer_path
 
 OBSERVERS = "observers"
 
@@ -35,15 +34,14 @@ class InsertObservers(Pass):
         timestep = _timestep_node(gm)
         changes: list[Change] = []
         shared: dict[tuple[fx.Node, ActivationPlan], fx.Node] = {}
-        for node in [n for n in gm.graph.nodes if "plan" in n.meta and "observed" not in n.meta]:
-            plan: LayerPlan = node.meta["plan"]
+        for node in [n for n in nodes_with(gm, LayerPlan) if not has(n, Observed)]:
+            plan = require(node, LayerPlan)
             if not plan.info.quantized:
                 continue
             for index, activation in plan.inputs.items():
                 self._observe_input(gm, node, index, activation, timestep, shared)
-            if plan.info.kind != "attention":
-                self._observe_output(gm, node, timestep)
-            node.meta["observed"] = True
+            output = "" if plan.info.kind == "attention" else self._observe_output(gm, node, timestep)
+            put(node, Observed(output))
             changes.append(Change(node.name, plan.info.path, f"{len(plan.inputs)} inputs observed"))
         return PassReport(self.name, tuple(changes), ())
 
@@ -59,16 +57,17 @@ class InsertObservers(Pass):
         source = node.args[index]
         assert isinstance(source, fx.Node)
         if (source, activation) not in shared:
-            name = f"{layer_path(node)} input {index}" if index else f"{layer_path(node)} input"
+            name = f"{part_path(node)} input {index}" if index else f"{part_path(node)} input"
             observer = self._insert(gm, source, timestep, name, f"{source.name}_to_{node.name}_{index}")
-            observer.meta["activation_plan"] = activation
+            put(observer, activation)
             shared[source, activation] = observer
         node.update_arg(index, shared[source, activation])
 
-    def _observe_output(self, gm: fx.GraphModule, node: fx.Node, timestep: fx.Node) -> None:
-        observer = self._insert(gm, node, timestep, f"{layer_path(node)} output", f"{node.name}_output")
+    def _observe_output(self, gm: fx.GraphModule, node: fx.Node, timestep: fx.Node) -> str:
+        """The path of the observer that now watches what a layer returns."""
+        observer = self._insert(gm, node, timestep, f"{part_path(node)} output", f"{node.name}_output")
         node.replace_all_uses_with(observer, delete_user_cb=lambda user: user is not observer)
-        node.meta["output_observer"] = observer.target
+        return str(observer.target)
 
     def _insert(self, gm: fx.GraphModule, source: fx.Node, timestep: fx.Node, name: str, key: str) -> fx.Node:
         module = TimestepObserver(self.config.timestep_bins, self.config.num_train_timesteps)
@@ -76,7 +75,7 @@ class InsertObservers(Pass):
         gm.get_submodule(OBSERVERS).add_module(key, module)
         with gm.graph.inserting_after(max(source, timestep)):
             observer = gm.graph.call_module(f"{OBSERVERS}.{key}", (source, timestep))
-        observer.meta.update(_described_as(source))
+        describe_like(observer, source)
         return observer
 
 
@@ -86,33 +85,28 @@ def renew_activation_plans(gm: fx.GraphModule) -> None:
     What was observed serves any plan: where layers that share an observer no longer agree, it is read once for each.
     """
     read: dict[tuple[str, ActivationPlan], fx.Node] = {}
-    for node in gm.graph.nodes:
-        if "activation_plan" in node.meta:
-            read[str(node.target), node.meta["activation_plan"]] = node
-    for node in [n for n in gm.graph.nodes if "plan" in n.meta]:
-        for index, plan in node.meta["plan"].inputs.items():
+    for node in nodes_with(gm, ActivationPlan):
+        read[str(node.target), require(node, ActivationPlan)] = node
+    for node in nodes_with(gm, LayerPlan):
+        for index, plan in require(node, LayerPlan).inputs.items():
             observer = node.args[index]
             assert isinstance(observer, fx.Node)
             key = (str(observer.target), plan)
             if key not in read:
                 with gm.graph.inserting_after(observer):
                     read[key] = gm.graph.call_module(key[0], observer.args)
-                read[key].meta = _described_as(observer) | {"activation_plan": plan}
+                describe_like(read[key], observer)
+                put(read[key], plan)
             node.update_arg(index, read[key])
-
-
-def _described_as(node: fx.Node) -> dict[str, Any]:
-    return {name: node.meta[name] for name in ("val", "path") if name in node.meta}
 
 
 def _timestep_node(gm: fx.GraphModule) -> fx.Node:
     """The timestep placeholder; a network without one is observed as if every call were timestep 0."""
-    for node in gm.graph.nodes:
-        if node.meta.get("timestep"):
-            return node
+    given = timestep_input(gm)
+    if given is not None:
+        return given
     placeholders = [node for node in gm.graph.nodes if node.op == "placeholder"]
     with gm.graph.inserting_after(placeholders[-1]):
         zero = gm.graph.call_function(torch.ops.aten.zeros.default, ([1],))
-    zero.meta["val"] = placeholders[0].meta["val"].new_zeros([1])
-    zero.meta["path"] = ""
+    describe(zero, value=value(placeholders[0]).new_zeros([1]))
     return zero

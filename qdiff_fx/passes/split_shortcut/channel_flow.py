@@ -8,10 +8,11 @@ import torch
 from torch import fx
 
 from qdiff_fx.ir import ops
+from qdiff_fx.ir.annotations import value
 from qdiff_fx.ir.arguments import bound, operand
 from qdiff_fx.ir.edit import is_op
 from qdiff_fx.ir.ops import Channels
-from qdiff_fx.ir.shapes import is_tensor, positive_dim, same_sizes, value
+from qdiff_fx.ir.shapes import is_tensor, positive_dim, same_sizes
 from qdiff_fx.passes.canonicalize.noops import is_noop
 from qdiff_fx.passes.canonicalize.spelling import permutation
 

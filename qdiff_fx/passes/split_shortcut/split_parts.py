@@ -5,10 +5,12 @@ from __future__ import annotations
 import torch
 from torch import fx
 
+from qdiff_fx.ir.annotations import fact, put, require, value
 from qdiff_fx.ir.arguments import operand
 from qdiff_fx.ir.constants import share_buffer
 from qdiff_fx.ir.edit import get_attr_tensor, insert_call, insert_get_attr
-from qdiff_fx.ir.shapes import is_tensor, value
+from qdiff_fx.ir.facts import Part
+from qdiff_fx.ir.shapes import is_tensor
 from qdiff_fx.passes.rule import replace_node
 from qdiff_fx.passes.split_shortcut.channel_flow import input_dim, weight_dim
 
@@ -18,7 +20,7 @@ aten = torch.ops.aten
 def split_layer(gm: fx.GraphModule, layer: fx.Node, inputs: list[fx.Node]) -> str:
     """Replace `layer` by one part per input, summed from left to right; the last part holds the bias.
 
-    Each part reads its own slice of the weight, a new buffer, and carries meta "channels" and "split_of".
+    Each part reads its own slice of the weight, a new buffer, and is marked as a `Part`.
     Returns a description of the change.
     """
     dim, start = input_dim(layer), 0
@@ -39,9 +41,9 @@ def _part(gm: fx.GraphModule, layer: fx.Node, chunk: fx.Node, channels: tuple[in
     args = (chunk, weight, bias, *layer.args[3:])
     part = insert_call(gm.graph, layer, layer.target, args, layer.kwargs)  # type: ignore[arg-type]
     # A part of a part keeps naming the whole layer's channels.
-    offset = layer.meta.get("channels", (0, 0))[0]
-    part.meta["channels"] = (offset + channels[0], offset + channels[1])
-    part.meta["split_of"] = layer.meta.get("split_of", layer.name)
+    whole = fact(layer, Part) or Part((0, 0), layer.name)
+    offset = whole.channels[0]
+    put(part, Part((offset + channels[0], offset + channels[1]), whole.split_of))
     return part
 
 
@@ -56,10 +58,10 @@ def _weight_slice(gm: fx.GraphModule, layer: fx.Node, channels: tuple[int, int])
 
 def bad_parts(name: str, parts: list[fx.Node]) -> list[str]:
     """What keeps the parts of the layer called `name` from adding up to it; empty when nothing does."""
-    parts = sorted(parts, key=lambda part: part.meta["channels"])
+    parts = sorted(parts, key=lambda part: require(part, Part).channels)
     start, problems = 0, []
     for part in parts:
-        first, end = part.meta["channels"]
+        first, end = require(part, Part).channels
         if first != start:
             problems.append(f"the parts of {name} leave out or repeat channels {start} to {first}")
         if is_tensor(part.args[1]) and value(operand(part, 1)).shape[weight_dim(part)] != end - first:

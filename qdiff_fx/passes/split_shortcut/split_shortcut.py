@@ -10,10 +10,12 @@ from torch import fx
 
 from qdiff_fx.config import SplitPolicy
 from qdiff_fx.ir import ops
+from qdiff_fx.ir.annotations import nodes_with, require, value
 from qdiff_fx.ir.arguments import bound, operand
 from qdiff_fx.ir.edit import insert_call
+from qdiff_fx.ir.facts import Part
+from qdiff_fx.ir.properties import set_split_policy, split_policy
 from qdiff_fx.ir.sample_flow import depends_on_sample
-from qdiff_fx.ir.shapes import value
 from qdiff_fx.passes.framework import Pass, PassReport, checks
 from qdiff_fx.passes.rule import Rule, apply_rules, is_mutable, pending
 from qdiff_fx.passes.split_shortcut.channel_flow import (
@@ -87,8 +89,8 @@ class SplitShortcut(Pass):
         policy: "shortcut" splits layers that read a concatenation itself, as the paper does; "all" also those
             behind a norm or an activation of one; "off" none.
 
-    Each part carries meta "channels" = (k0, k1), its slice of the input channels, and "split_of", the name of the
-    layer it was. Only concatenations the denoised image flows through count.
+    Each part is marked as a `Part`: its slice of the input channels, and the name of the layer it was. Only
+    concatenations the denoised image flows through count.
 
     Raises:
         ValueError: an unknown policy.
@@ -104,7 +106,7 @@ class SplitShortcut(Pass):
 
     def run(self, gm: fx.GraphModule) -> PassReport:
         """Rewrite in place. A concatenation nothing else reads disappears."""
-        gm.meta["split_policy"] = self.policy
+        set_split_policy(gm, self.policy)
         changes, refusals = apply_rules(gm, _rules(self.policy))
         return PassReport(self.name, tuple(changes), tuple(refusals))
 
@@ -162,9 +164,9 @@ def _is_batched(layer: fx.Node) -> bool:
 
 @checks("split")
 def _not_split(gm: fx.GraphModule) -> list[str]:
-    problems = pending(gm, _rules(gm.meta.get("split_policy", "off")))
+    problems = pending(gm, _rules(split_policy(gm)))
     layers: dict[str, list[fx.Node]] = defaultdict(list)
-    for node in gm.graph.nodes:
-        if "split_of" in node.meta and node.target in ops.WEIGHT_LAYERS:
-            layers[node.meta["split_of"]].append(node)
+    for node in nodes_with(gm, Part):
+        if node.target in ops.WEIGHT_LAYERS:
+            layers[require(node, Part).split_of].append(node)
     return problems + [problem for name, parts in layers.items() for problem in bad_parts(name, parts)]

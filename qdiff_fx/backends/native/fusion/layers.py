@@ -13,13 +13,13 @@ from typing import Any
 import torch
 from torch import fx
 
-from qdiff_fx.backends.common.base import activation_of, quantized_layers, weight_codes, weight_of
+from qdiff_fx.backends.common.base import activation_of, weight_codes, weight_of
 from qdiff_fx.backends.common.geometry import CONVS, conv_geometry
 from qdiff_fx.backends.common.memory import trim
 from qdiff_fx.backends.native.fusion.numbers import ATTENTION_NUMBERS, NO_OUTPUT_QUANTIZER
 from qdiff_fx.ir.edit import add_buffer, get_attr_tensor, is_op
+from qdiff_fx.ir.facts import layer_info, quantized_layers
 from qdiff_fx.kernels.integer import Activation
-from qdiff_fx.quant.qparams import LayerInfo
 
 aten, qd, qdiff = torch.ops.aten, torch.ops.quantized_decomposed, torch.ops.qdiff
 
@@ -38,7 +38,7 @@ NO_QUANTIZER = {"scale": 1.0, "zero_point": 0, "low": 0, "high": 0}
 
 def refusal(layer: fx.Node) -> str:
     """Why the kernels do not take a layer of the q/dq graph; empty when they do."""
-    info: LayerInfo = layer.meta["layer"]
+    info = layer_info(layer)
     if info.float_reason or info.kind == "attention":
         return info.float_reason
     is_conv = layer.target in CONVS
@@ -87,7 +87,7 @@ def lower_layers(gm: fx.GraphModule, *, release: bool = False) -> None:
             continue
         lower = _lower_linear if is_op(layer, aten.linear.default) else _lower_conv
         codes = _codes_node(layer)
-        key = str(codes.target), layer.meta["layer"].weight_bits
+        key = str(codes.target), layer_info(layer).weight_bits
         if key not in packed:
             packed[key] = _pack(gm, layer)
         with gm.graph.inserting_before(layer):
@@ -199,7 +199,7 @@ def _pack(gm: fx.GraphModule, layer: fx.Node) -> PackedWeight:
     """Pack the codes of a layer's weight."""
     codes_node, scales_node = _codes_node(layer), weight_of(layer).args[1]  # type: ignore[union-attr]
     codes = weight_codes(gm, codes_node)
-    packed, sums = qdiff.pack_weight(codes, layer.meta["layer"].weight_bits)
+    packed, sums = qdiff.pack_weight(codes, layer_info(layer).weight_bits)
     scales = torch.zeros(sums.numel())
     scales[: codes.shape[0]] = get_attr_tensor(gm, scales_node).float()  # type: ignore[arg-type]
     base = str(codes_node.target)

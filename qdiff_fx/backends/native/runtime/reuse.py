@@ -18,6 +18,7 @@ from torch import Tensor, fx, nn
 from qdiff_fx.backends.native.fusion.sizes import SIZE
 from qdiff_fx.backends.native.runtime.program import Program
 from qdiff_fx.ir.edit import is_op
+from qdiff_fx.ir.facts import is_sample, is_timestep
 
 SMALL = 64  # elements of a tensor that is compared as part of a key
 LIMIT_BYTES = 128 << 20
@@ -102,11 +103,11 @@ def _classify(gm: fx.GraphModule) -> dict[fx.Node, Depends]:
     """Sizes of inputs count as nothing: they are handed over as numbers."""
     found: dict[fx.Node, Depends] = {}
     placeholders = [node for node in gm.graph.nodes if node.op == "placeholder"]
-    samples = [node for node in placeholders if node.meta.get("sample")] or placeholders[:1]
+    samples = [node for node in placeholders if is_sample(node)] or placeholders[:1]
     for node in gm.graph.nodes:
         if node.op == "placeholder":
             given = Depends.SAMPLE if node in samples else Depends.CONDITIONING
-            found[node] = Depends.TIMESTEP if node.meta.get("timestep") else given
+            found[node] = Depends.TIMESTEP if is_timestep(node) else given
         elif node.op == "output" or is_op(node, SIZE):
             known = node.op != "output" and node.args[0].op == "placeholder"
             found[node] = Depends.NOTHING if known else Depends.SAMPLE
