@@ -82,9 +82,13 @@ class QuantizedUNet(DropIn):
             self._modules["graph_module"] = graph
         return graph
 
-    def explain(self) -> Explanation:
-        """Every weight layer and attention: bits, scales, kernel, or why it is in float."""
-        return Explanation(self.backend, self._lowered.layers)
+    def explain(self, *, verbose: bool = False) -> Explanation:
+        """Every weight layer and attention: bits, scales, kernel, or why it is in float.
+
+        Args:
+            verbose: with details of how each runs.
+        """
+        return Explanation(self.backend, self._lowered.layers, verbose)
 
     def with_backend(self, backend: str, options: BackendOptions | None = None, **chosen: Any) -> QuantizedUNet:
         """The same quantized network, lowered for another backend.

@@ -6,6 +6,7 @@ from tiny_graphs import Shortcut, prepared, reference_for
 
 from qdiff_fx import convert_qdiff
 from qdiff_fx.errors import InputError
+from qdiff_fx.kernels.running import attention_kernel_name
 
 X = torch.linspace(-2, 3, 4 * 3 * 64).reshape(4, 3, 8, 8)
 T = torch.tensor([900.0, 20.0, 480.0, 20.0])
@@ -44,7 +45,7 @@ def test_the_same_network_on_another_backend(quantized):
     assert {row.kernel for row in other.explain()} == {
         "onednn::qconv_pointwise",
         "onednn::qlinear_pointwise",
-        "qdiff::int_attention_vnni",
+        attention_kernel_name(8),
     }
 
 

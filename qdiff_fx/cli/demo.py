@@ -116,15 +116,15 @@ def _float_figures(source: DigitsSource, run: Run, judged: Draw) -> NetworkFigur
 def _figures(
     name: str, network: QuantizedUNet, folder: Path, run: Run, sqnr: float, labels: torch.Tensor
 ) -> NetworkFigures:
-    layers = network.explain()
+    integer, in_float = network.explain().counts
     return NetworkFigures(
         name,
         artifact_bytes(folder),
         run.seconds_per_image,
         sqnr,
         accuracy(run.images, labels),
-        len(layers.integer),
-        len(layers.in_float),
+        integer,
+        in_float,
     )
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from rich.table import Table
+from rich.text import Text
 
 from qdiff_fx.api import QuantizedUNet, load_qdiff
 from qdiff_fx.cli.options import BackendName, Json, SavedFolder
@@ -18,6 +19,7 @@ def inspect(folder: SavedFolder, backend: BackendName = "native", json: Json = N
     output = Output(json)
     quantized = load_qdiff(folder, backend=backend)
     explanation = quantized.explain()
+    integer, in_float = explanation.counts
     output.show(explanation.table())
     output.show(_summary(quantized, folder))
     output.figures(
@@ -28,8 +30,8 @@ def inspect(folder: SavedFolder, backend: BackendName = "native", json: Json = N
             "backend": backend,
             "config": quantized.qconfig.to_json(),
             "layers": {
-                "integer": len(explanation.integer),
-                "float": len(explanation.in_float),
+                "integer": integer,
+                "float": in_float,
                 "rows": explanation.to_json(),
             },
         }
@@ -41,12 +43,12 @@ def _summary(quantized: QuantizedUNet, folder: Path) -> Table:
     table = Table(show_header=False)
     table.add_column()
     table.add_column(overflow="fold")
-    table.add_row("folder", str(folder))
+    table.add_row("folder", Text(str(folder)))
     table.add_row("size", megabytes(artifact_bytes(folder)))
-    table.add_row("source", quantized.source or "not recorded")
+    table.add_row("source", Text(quantized.source or "not recorded"))
     for name, value in config.to_json().items():
         if name != "rules":
-            table.add_row(name, str(value))
+            table.add_row(name, Text(str(value)))
     for rule in config.rules:
-        table.add_row("rule", str(rule))
+        table.add_row("rule", Text(str(rule)))
     return table

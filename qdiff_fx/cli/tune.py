@@ -9,6 +9,7 @@ from typing import Annotated, Any
 
 import typer
 from rich.table import Table
+from rich.text import Text
 
 from qdiff_fx.calibration import calibrate
 from qdiff_fx.cli.amounts import parse_bytes, parse_seconds, parse_share
@@ -145,7 +146,7 @@ def _noise_table(tuned: Tuned) -> Table:
     for column in ("layer", "bits", "share of the noise"):
         table.add_column(column, justify="left" if column == "layer" else "right")
     for path, share in sorted(tuned.noise_shares().items(), key=lambda item: -item[1])[:MOST_NOISE]:
-        table.add_row(path, str(tuned.choices[path]), f"{share:.1%}")
+        table.add_row(Text(path), str(tuned.choices[path]), f"{share:.1%}")
     return table
 
 

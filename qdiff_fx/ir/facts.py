@@ -98,6 +98,15 @@ class QuantizedLayer(Fact):
 
 
 @dataclass(frozen=True)
+class Computes(Fact):
+    """Of a call in a lowered graph: the layers it computes, by the paths of their reports."""
+
+    stage: ClassVar[str] = "lowering"
+
+    layers: tuple[str, ...]
+
+
+@dataclass(frozen=True)
 class WeightCodes(Fact):
     """Of a get_attr: it reads the integer codes of a weight.
 

@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from rich.table import Table
+from rich.text import Text
 
 MISSING = "–"
 COLUMNS = ("network", "file", "s / image", "ε SQNR", "accuracy", "int8 layers", "float layers")
@@ -45,11 +46,11 @@ def comparison_rows(figures: Sequence[NetworkFigures]) -> list[list[str]]:
 def comparison_table(figures: Sequence[NetworkFigures], title: str = "") -> Table:
     """The same for a terminal."""
     header, *rows = comparison_rows(figures)
-    table = Table(title=title or None)
+    table = Table(title=Text(title) if title else None)
     for index, column in enumerate(header):
         table.add_column(column, justify="right" if index else "left")
     for row in rows:
-        table.add_row(*row)
+        table.add_row(*map(Text, row))
     return table
 
 

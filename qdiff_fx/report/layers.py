@@ -10,12 +10,14 @@ from rich.table import Table
 from rich.text import Text
 
 from qdiff_fx.backends import LayerReport
+from qdiff_fx.backends.common.base import count_layers
 
 
 def float_layers_table(rows: Sequence[LayerReport], what: str) -> RenderableType:
     """How many layers are ``what`` ("on integers", "quantized"), and a table of the others if there are any."""
     in_float = [row for row in rows if not row.integer]
-    title = f"{len(rows) - len(in_float)} layers {what}, {len(in_float)} in float"
+    counts = count_layers(rows)
+    title = f"{counts[0]} layers {what}, {counts[1]} in float"
     if not in_float:
         return title
     table = Table(title=title)
@@ -30,4 +32,5 @@ def float_layers_table(rows: Sequence[LayerReport], what: str) -> RenderableType
 def layers_json(rows: Sequence[LayerReport]) -> dict[str, Any]:
     """The same as figures."""
     in_float = [{"path": row.info.path, "reason": row.reason} for row in rows if not row.integer]
-    return {"integer": len(rows) - len(in_float), "float": len(in_float), "in_float": in_float}
+    integer, others = count_layers(rows)
+    return {"integer": integer, "float": others, "in_float": in_float}

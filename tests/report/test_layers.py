@@ -11,6 +11,7 @@ from qdiff_fx.quant.qparams import LayerInfo
 from qdiff_fx.report.layers import float_layers_table, layers_json
 
 INTEGER = LayerReport(LayerInfo("conv_in", "conv", 8, 8), "kernel")
+OTHER = LayerReport(LayerInfo("conv_out", "conv", 8, 8), "kernel")
 FLOAT = LayerReport(LayerInfo("up[bold].conv[0:4]", "conv", float_reason="[red]no[/red]"), "float", "[red]no[/red]")
 
 
@@ -21,7 +22,7 @@ def text_of(rows: list[LayerReport]) -> str:
 
 
 def test_counts_and_reasons() -> None:
-    text = text_of([INTEGER, INTEGER, FLOAT])
+    text = text_of([INTEGER, OTHER, FLOAT])
     assert "2 layers quantized, 1 in float" in text
     # Brackets are part of a path, not markup.
     assert "up[bold].conv[0:4]" in text

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -36,6 +37,7 @@ class LayerReport:
         kernel: what it runs on.
         reason: why it runs in float; empty when it runs on integers.
         note: what else a user should know about it; mostly empty.
+        notes: details of how it runs, shown on demand: what its kernel does beside it, and why not more.
         weight_scale, act_scale: (smallest, largest) scale, ``None`` where there is none.
     """
 
@@ -45,10 +47,24 @@ class LayerReport:
     weight_scale: tuple[float, float] | None = None
     act_scale: tuple[float, float] | None = None
     note: str = ""
+    notes: tuple[str, ...] = ()
 
     @property
     def integer(self) -> bool:
         return not self.reason
+
+
+def count_layers(rows: Iterable[LayerReport]) -> tuple[int, int]:
+    """How many layers run on integers, and how many do not.
+
+    A layer that was split, or reads a 16-bit input in two codes, has several rows, ``path[0:64]`` or ``path[rest]``. It
+    counts once, as one in float if any part of it is.
+    """
+    whole: dict[str, bool] = {}
+    for row in rows:
+        path = row.info.path.partition("[")[0]
+        whole[path] = whole.get(path, True) and row.integer
+    return sum(whole.values()), len(whole) - sum(whole.values())
 
 
 @dataclass(frozen=True)

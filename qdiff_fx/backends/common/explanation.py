@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from qdiff_fx.backends.common.base import LayerReport
+from qdiff_fx.backends.common.base import LayerReport, count_layers
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -15,10 +15,22 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Explanation:
-    """Every weight layer and attention in execution order; ``str()`` of it is a table."""
+    """Every weight layer and attention in execution order; ``str()`` of it is a table.
+
+    Attributes:
+        backend: name of the backend.
+        rows: one for each layer, or for each part of a layer that was split or reads a 16-bit input.
+        verbose: the table shows details of how each layer runs.
+    """
 
     backend: str
     rows: tuple[LayerReport, ...]
+    verbose: bool = False
+
+    @property
+    def counts(self) -> tuple[int, int]:
+        """How many layers run on integers, and how many do not; one that has several rows counts once."""
+        return count_layers(self.rows)
 
     @property
     def integer(self) -> tuple[LayerReport, ...]:
@@ -41,27 +53,34 @@ class Explanation:
                     name: getattr(row.info, name)
                     for name in ("path", "kind", "weight_bits", "act_bits", "softmax_bits")
                 },
-                **{name: getattr(row, name) for name in ("kernel", "reason", "note", "weight_scale", "act_scale")},
+                **{
+                    name: getattr(row, name)
+                    for name in ("kernel", "reason", "note", "notes", "weight_scale", "act_scale")
+                },
             }
             for row in self.rows
         ]
 
     def table(self) -> Table:
         from rich.table import Table
+        from rich.text import Text
 
-        table = Table(title=f"{len(self.integer)} layers on integers, {len(self.in_float)} in float ({self.backend})")
+        integer, in_float = self.counts
+        table = Table(title=Text(f"{integer} layers on integers, {in_float} in float ({self.backend})"))
         for column in ("layer", "kind", "W", "A", "weight scale", "activation scale", "kernel", "remark"):
             table.add_column(column, overflow="fold")
         for row in self.rows:
             info = row.info
-            table.add_row(
+            remarks = (row.reason, row.note, *(row.notes if self.verbose else ()))
+            cells = (
                 info.path,
                 info.kind,
                 *(str(bits or "–") for bits in (info.weight_bits, info.act_bits)),
                 *(_range(scale) for scale in (row.weight_scale, row.act_scale)),
                 row.kernel,
-                "; ".join(text for text in (row.reason, row.note) if text),
+                "; ".join(text for text in remarks if text),
             )
+            table.add_row(*map(Text, cells))  # as text: brackets of a path are no markup
         return table
 
     def __str__(self) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import inspect
 from dataclasses import dataclass
+from typing import cast
 
 import torch
 import torch._inductor.config
@@ -15,11 +16,12 @@ from qdiff_fx.backends.common.base import ATTENTION, Backend, BackendOptions, Lo
 from qdiff_fx.backends.common.compute_dtype import set_compute_dtype
 from qdiff_fx.backends.common.reduced_range import fit_products
 from qdiff_fx.backends.common.remaining_weights import dequantize_remaining_weights
+from qdiff_fx.backends.common.running import Running, attention_name, name_running, note_layers
 from qdiff_fx.backends.common.saturation import onednn_saturates
 from qdiff_fx.backends.inductor import onednn
 from qdiff_fx.backends.inductor.output_quantization import hide_from_inductor, write_codes
 from qdiff_fx.ir.edit import clean, copy_graph, is_op
-from qdiff_fx.ir.facts import layer_info, quantized_layers
+from qdiff_fx.ir.facts import quantized_layers
 
 
 class AccumulateSums(CustomGraphPass):
@@ -72,10 +74,10 @@ class InductorBackend(Backend):
         float_type = options.compute_dtype or torch.float32
         lowered = copy_graph(gm)
         notes = fit_products(lowered, self, options.reduce_range)
-        layers = tuple(
-            report(lowered, node, _kernel_name(node), self.supports(node), notes.get(node, ""))
-            for node in quantized_layers(lowered)
-        )
+        rows = [
+            report(lowered, node, "", self.supports(node), notes.get(node, "")) for node in quantized_layers(lowered)
+        ]
+        note_layers(lowered)
         onednn.lower_to_onednn(lowered, float_type)
         dequantize_remaining_weights(lowered)
         write_codes(lowered)
@@ -87,6 +89,7 @@ class InductorBackend(Backend):
         if float_type != torch.float32:
             set_compute_dtype(lowered, float_type)
         clean(lowered)
+        layers = name_running(rows, lowered, _describe)
         return Lowered(Compiled(lowered) if options.compile else lowered, layers)
 
 
@@ -108,7 +111,7 @@ class Compiled(nn.Module):
             return self.compiled(*inputs)
 
 
-def _kernel_name(layer: fx.Node) -> str:
-    if is_op(layer, ATTENTION):
-        return "qdiff::int_attention_vnni"
-    return f"onednn::q{layer_info(layer).kind}_pointwise"
+def _describe(node: fx.Node) -> Running | None:
+    if is_op(node, torch.ops.qdiff.int_attention_vnni.default):
+        return Running(attention_name(node, cast(int, node.args[9])))
+    return Running(f"onednn::{str(node.target).split('.')[1]}") if is_op(node, *onednn.LAYER_OPS) else None

@@ -10,6 +10,7 @@ from torch.fx.node import Argument
 
 from qdiff_fx.backends.common.base import ATTENTION, activation_of, weight_of
 from qdiff_fx.backends.common.geometry import CONVS, conv_geometry
+from qdiff_fx.backends.common.running import computes
 from qdiff_fx.ir.annotations import describe_like, path_of, put, require, set_path, value_or_none
 from qdiff_fx.ir.edit import add_buffer, get_attr_tensor, is_op
 from qdiff_fx.ir.facts import QuantizedLayer, layer_info, quantized_layers
@@ -52,6 +53,7 @@ def _replace(
         integer = lower(gm, layer, output_dtype)
     set_path(integer, path_of(layer))
     put(integer, require(layer, QuantizedLayer))
+    computes(integer, layer)
     layer.replace_all_uses_with(integer)
     gm.graph.erase_node(layer)
 

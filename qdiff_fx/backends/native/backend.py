@@ -7,8 +7,10 @@ from dataclasses import dataclass
 import torch
 from torch import fx
 
-from qdiff_fx.backends.common.base import ATTENTION, Backend, BackendOptions, Lowered, report
+from qdiff_fx.backends.common.base import Backend, BackendOptions, Lowered, report
 from qdiff_fx.backends.common.remaining_weights import dequantize_remaining_weights
+from qdiff_fx.backends.common.running import name_running, note_layers
+from qdiff_fx.backends.native.explain import describe
 from qdiff_fx.backends.native.fusion import layers
 from qdiff_fx.backends.native.fusion.absorb_input import absorb_inputs
 from qdiff_fx.backends.native.fusion.absorb_output import absorb_outputs
@@ -20,8 +22,8 @@ from qdiff_fx.backends.native.fusion.sizes import ask_inputs_for_sizes
 from qdiff_fx.backends.native.fusion.window import absorb_windows
 from qdiff_fx.backends.native.runtime.program import Program
 from qdiff_fx.backends.native.runtime.reuse import remember_what_repeats
-from qdiff_fx.ir.edit import clean, copy_graph, is_op
-from qdiff_fx.ir.facts import layer_info, quantized_layers
+from qdiff_fx.ir.edit import clean, copy_graph
+from qdiff_fx.ir.facts import quantized_layers
 from qdiff_fx.kernels import status
 
 REWRITES = (join_rests, hoist_quantizers, absorb_inputs, ask_inputs_for_sizes, absorb_windows, absorb_outputs)
@@ -56,8 +58,9 @@ class NativeBackend(Backend):
     def lower(self, gm: fx.GraphModule, options: NativeOptions | None = None, *, release: bool = False) -> Lowered:
         options = options or NativeOptions()
         status()  # the kernels decide how weights are packed, so they are built before the first is
-        reports = tuple(report(gm, node, _kernel_name(node), self.supports(node)) for node in quantized_layers(gm))
+        rows = [report(gm, node, "", self.supports(node)) for node in quantized_layers(gm)]
         lowered = copy_graph(gm)
+        note_layers(lowered)
         with torch.no_grad():
             numbers_from_tables(lowered)
             layers.lower_layers(lowered, release=release)
@@ -69,10 +72,5 @@ class NativeBackend(Backend):
             settle_dtypes(lowered, options.compute_dtype or torch.float16)
             if options.reuse:
                 remember_what_repeats(lowered)
-        return Lowered(Program(clean(lowered)), reports)
-
-
-def _kernel_name(layer: fx.Node) -> str:
-    if is_op(layer, ATTENTION):
-        return "qdiff::int_attention_vnni"
-    return "qdiff::int_linear" if layer_info(layer).kind == "linear" else "qdiff::int_conv"
+        program = Program(clean(lowered))
+        return Lowered(program, name_running(rows, program, describe))

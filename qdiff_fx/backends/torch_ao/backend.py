@@ -28,6 +28,7 @@ from qdiff_fx.backends.common.static_scales import use_static_scales
 from qdiff_fx.backends.torch_ao.module_graph import TRANSPOSED_CONVS, LayerConstants, constants_of, refusal, to_modules
 from qdiff_fx.ir.edit import clean, copy_graph, is_op
 from qdiff_fx.ir.facts import layer_info, quantized_layers
+from qdiff_fx.kernels.running import attention_kernel_name
 
 aten, qdiff = torch.ops.aten, torch.ops.qdiff
 
@@ -110,7 +111,7 @@ class TorchAOBackend(Backend):
 
     def _kernel(self, layer: fx.Node) -> str:
         if is_op(layer, ATTENTION):
-            return "qdiff::int_attention_vnni"
+            return attention_kernel_name(cast(int, layer.args[9]))
         return f"quantized::{str(layer.target).split('.')[1]} ({self.name})"
 
 

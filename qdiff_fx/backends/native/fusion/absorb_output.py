@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import fx
 
+from qdiff_fx.backends.common.running import computes
 from qdiff_fx.backends.native.fusion.absorb_input import only_user
 from qdiff_fx.backends.native.fusion.layers import CONV, LAYERS, LINEAR, QUANTIZE, call, named
 from qdiff_fx.backends.native.fusion.numbers import ATTENTION_NUMBERS
@@ -171,6 +172,7 @@ def _merge(gm: fx.GraphModule, layer: fx.Node, other: fx.Node, add: fx.Node) -> 
     first, second = sorted((layer, other))
     changes: dict[str, Any] = {name: [*named(first)[name], *named(second)[name]] for name in SOURCES}
     changes["bias"] = _sum_of_biases(gm, first, second)
+    computes(second, first, second)
     _move(second, add, changes)
     gm.graph.erase_node(first)
 

@@ -16,6 +16,7 @@ from torch import fx
 from qdiff_fx.backends.common.base import activation_of, weight_codes, weight_of
 from qdiff_fx.backends.common.geometry import CONVS, conv_geometry
 from qdiff_fx.backends.common.memory import trim
+from qdiff_fx.backends.common.running import computes
 from qdiff_fx.backends.native.fusion.numbers import ATTENTION_NUMBERS, NO_OUTPUT_QUANTIZER
 from qdiff_fx.ir.edit import add_buffer, get_attr_tensor, is_op
 from qdiff_fx.ir.facts import layer_info, quantized_layers
@@ -153,6 +154,7 @@ def _lower_conv(gm: fx.GraphModule, layer: fx.Node, weight: PackedWeight) -> fx.
     if dims == 2:
         return node
     node.meta["path"] = layer.meta.get("path", "")
+    computes(node, layer)
     return gm.graph.call_function(aten.squeeze.dim, (node, 2))
 
 
