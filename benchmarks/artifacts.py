@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import shutil
 import tempfile
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, nullcontext
@@ -11,6 +9,7 @@ from pathlib import Path
 
 from benchmarks.contender import Batch, Contender
 from benchmarks.networks import Network
+from qdiff_fx.atomic import replacing_folder
 
 CALIBRATION_BATCHES = 2
 
@@ -38,13 +37,7 @@ def ensure_artifact(
     folder = artifact_folder(cache, network, contender)
     if folder is None or folder.exists():
         return
-    unfinished = folder.with_name(f".{folder.name}.{os.getpid()}")
-    shutil.rmtree(unfinished, ignore_errors=True)
-    unfinished.parent.mkdir(parents=True, exist_ok=True)
     if batches is None:
         batches = [network.inputs(seed) for seed in range(CALIBRATION_BATCHES)]
-    try:
+    with replacing_folder(folder) as unfinished:
         contender.prepare(network.build(False), network, batches, unfinished)
-        unfinished.rename(folder)
-    finally:
-        shutil.rmtree(unfinished, ignore_errors=True)

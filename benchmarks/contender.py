@@ -23,7 +23,7 @@ class Contender(Protocol):
         """Name of the folder that `prepare` writes and `load` reads; empty when nothing has to be prepared."""
 
     def prepare(self, unet: nn.Module, network: Network, batches: Iterable[Batch], folder: Path) -> None:
-        """Quantize or convert `unet` into `folder`, calibrating on `batches`."""
+        """Quantize or convert `unet` into `folder`, which is there and empty, calibrating on `batches`."""
 
     def load(self, network: Network, folder: Path) -> Predict:
         """What is timed: called like the network, ``(sample, timestep, **conditioning)``, returns a tensor."""

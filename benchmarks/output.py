@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -14,16 +13,15 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from qdiff_fx.atomic import write_text
+
 PLAIN_WIDTH = 140
 Column = tuple[str, Callable[[Any], str]]
 
 
 def write_json(rows: Sequence[Mapping[str, Any]], path: Path) -> None:
     """Write the list of rows; the file appears only when it is complete. What JSON cannot say becomes null."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = path.with_name(f".{path.name}.{os.getpid()}")
-    unfinished.write_text(json.dumps([_finite(row) for row in rows], indent=1, allow_nan=False) + "\n")
-    unfinished.replace(path)
+    write_text(path, json.dumps([_finite(row) for row in rows], indent=1, allow_nan=False) + "\n")
 
 
 def _finite(value: Any) -> Any:

@@ -28,6 +28,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 from tqdm import tqdm
 
+from qdiff_fx.atomic import write_text
 from qdiff_fx.bundled import digits
 from qdiff_fx.bundled.modules import (
     NULL_LABEL,
@@ -143,9 +144,8 @@ class DenoiserTraining:
             tensors |= {f"optimizer.{index}.{slot}": value for slot, value in slots.items()}
         name = f"state-{self.step:06d}.safetensors"
         save_file({key: value.contiguous() for key, value in tensors.items()}, folder / name)
-        draft = folder / "state.json.new"
-        draft.write_text(json.dumps({"step": self.step, "tensors": name, "settings": settings(self.args)}, indent=2))
-        draft.replace(folder / "state.json")
+        state = {"step": self.step, "tensors": name, "settings": settings(self.args)}
+        write_text(folder / "state.json", json.dumps(state, indent=2))
         for old in folder.glob("state-*.safetensors"):
             if old.name != name:
                 old.unlink()

@@ -12,6 +12,7 @@ ROOT = Path(__file__).parents[1] / "qdiff_fx"
 # A file or folder imports only from those before it. `__init__.py` of the package itself comes last.
 LAYERS = (
     "errors",
+    "atomic",
     "quant",
     "config",
     "ir",

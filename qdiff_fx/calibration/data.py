@@ -14,6 +14,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from qdiff_fx.atomic import replacing_file
 from qdiff_fx.calibration.nested import flatten, unflatten
 from qdiff_fx.errors import ArtifactError, CalibrationError
 
@@ -101,9 +102,12 @@ class CalibrationData(Sequence[Batch]):
         return CalibrationData(kept, self.metadata | {"selected": [timesteps, steps]})
 
     def save(self, folder: str | os.PathLike[str]) -> None:
-        """Write `folder/calibration.safetensors`; a reader sees the old file or the new one, never half of one."""
+        """Write `folder/calibration.safetensors`; a reader sees the old file or the new one, never half of one.
+
+        Raises:
+            ArtifactError: it cannot be written, or the disk is full.
+        """
         path = Path(folder) / FILE_NAME
-        path.parent.mkdir(parents=True, exist_ok=True)
         tensors = self._tensors()
         keys = {identity: f"tensor_{index}" for index, identity in enumerate(tensors)}
         header = {
@@ -112,14 +116,10 @@ class CalibrationData(Sequence[Batch]):
             "metadata": self.metadata,
             "records": [{name: keys[id(tensor)] for name, tensor in record.items()} for record in self._records],
         }
-        partial = path.with_name(f".{FILE_NAME}.{os.getpid()}")
-        try:
+        with replacing_file(path, expected_bytes=self.nbytes) as draft:
             # Cloned, because safetensors refuses tensors that are views of one another.
             stored = {keys[identity]: tensor.clone().contiguous() for identity, tensor in tensors.items()}
-            save_file(stored, partial, metadata={"qdiff_fx": json.dumps(header)})
-            os.replace(partial, path)
-        finally:
-            partial.unlink(missing_ok=True)
+            save_file(stored, draft, metadata={"qdiff_fx": json.dumps(header)})
 
     @staticmethod
     def load(folder: str | os.PathLike[str]) -> CalibrationData:

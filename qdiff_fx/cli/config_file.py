@@ -5,9 +5,9 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+from qdiff_fx.atomic import write_text
 from qdiff_fx.config import QDiffConfig
 from qdiff_fx.errors import ConfigError
-from qdiff_fx.report.files import write_text
 
 
 def write_config(config: QDiffConfig, file: Path) -> None:

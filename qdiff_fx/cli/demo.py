@@ -11,6 +11,7 @@ import torch
 import typer
 
 from qdiff_fx.api import load_qdiff
+from qdiff_fx.atomic import write_text
 from qdiff_fx.calibration import CalibrationData
 from qdiff_fx.cli.drawing import Run, accuracy, draw_in_turn
 from qdiff_fx.cli.options import BackendName, Json, Seed, Steps
@@ -20,7 +21,6 @@ from qdiff_fx.evaluation import eps_sqnr
 from qdiff_fx.networks import PreparedUNet, QuantizedUNet
 from qdiff_fx.observers import Observer
 from qdiff_fx.report.comparison import NetworkFigures, comparison_rows, comparison_table
-from qdiff_fx.report.files import write_text
 from qdiff_fx.report.page import Section, html_page
 from qdiff_fx.report.ranges import most_varying, save_ranges
 from qdiff_fx.report.sheet import save_sheet

@@ -10,7 +10,7 @@ from typing import Any
 
 from rich.console import Console, RenderableType
 
-from qdiff_fx.report.files import write_text
+from qdiff_fx.atomic import write_text
 
 STDOUT = "-"
 PIPE_WIDTH = 160

@@ -150,7 +150,8 @@ def _was_given(context: typer.Context, option: str) -> bool:
 
 def check_target(out: Path) -> None:
     """Raises ArtifactError when the folder to write holds something that is not a saved network."""
-    if out.exists() and not (out / MANIFEST).is_file():
+    empty = out.is_dir() and not any(out.iterdir())
+    if out.exists() and not empty and not (out / MANIFEST).is_file():
         raise ArtifactError("it exists and is not a saved network", where=str(out), fix="Choose another --out")
 
 

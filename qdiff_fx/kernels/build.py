@@ -19,6 +19,7 @@ from pathlib import Path
 import torch
 from filelock import FileLock
 
+from qdiff_fx.atomic import replacing_file
 from qdiff_fx.errors import KernelError
 from qdiff_fx.kernels.isa import Isa, choose_isa
 
@@ -145,16 +146,13 @@ def _build(compiler: str, isa: Isa, library: Path) -> None:
         folder = Path(name)
         with ThreadPoolExecutor(os.cpu_count()) as pool:
             objects = list(pool.map(lambda each: _compile(compiler, each[0], each[1], folder), _sources(isa)))
-        made = folder / library.name
         search = [f"-L{path}" for path in library_paths()]
         # No -fopenmp here: torch's own OpenMP runtime, already loaded, is the only one wanted.
-        _run(
-            [compiler, "-shared", *_more_flags(), *map(str, objects), "-o", str(made), *search, "-ltorch_cpu", "-lc10"]
-        )
-        digest = _digest_file(made)
-        digest.write_text(hashlib.sha256(made.read_bytes()).hexdigest())
-        os.replace(digest, _digest_file(library))
-        os.replace(made, library)
+        link = [compiler, "-shared", *_more_flags(), *map(str, objects), *search, "-ltorch_cpu", "-lc10"]
+        with replacing_file(library, error=KernelError) as made:
+            _run([*link, "-o", str(made)])
+            with replacing_file(_digest_file(library), error=KernelError) as digest:
+                digest.write_text(hashlib.sha256(made.read_bytes()).hexdigest())
 
 
 def _sources(isa: Isa) -> Iterator[tuple[str, list[str]]]:

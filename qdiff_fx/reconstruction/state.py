@@ -13,6 +13,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from qdiff_fx.atomic import replacing_file, write_text
 from qdiff_fx.errors import ArtifactError
 
 FORMAT, VERSION = "qdiff_fx reconstruction", 1
@@ -42,7 +43,7 @@ class Checkpoint:
             if folder.exists() and any(folder.iterdir()):
                 raise ArtifactError("it holds something else", where=str(folder), fix="Choose an empty folder")
             folder.mkdir(parents=True, exist_ok=True)
-            write_whole(manifest, lambda path: path.write_text(json.dumps(header, indent=1)))
+            write_text(manifest, json.dumps(header, indent=1))
             return
         found = _read_header(manifest)
         if (found.get("format"), found.get("version")) != (FORMAT, VERSION):
@@ -79,30 +80,20 @@ class Checkpoint:
             ) from error
 
     def save(self, step: str, tensors: Mapping[str, Tensor], report: Mapping[str, Any]) -> None:
-        """Keep a finished step; a reader sees the whole file or none."""
+        """Keep a finished step; a reader sees the whole file or none.
+
+        Raises:
+            ArtifactError: it cannot be written; the disk is full, say.
+        """
         file = self._file(step)
         if file is not None:
             stored = {key: tensor.detach().contiguous() for key, tensor in tensors.items()}
-            write_whole(file, lambda path: save_file(stored, path, metadata={"report": json.dumps(report)}))
+            size = sum(tensor.nbytes for tensor in stored.values())
+            with replacing_file(file, expected_bytes=size) as draft:
+                save_file(stored, draft, metadata={"report": json.dumps(report)})
 
     def _file(self, step: str) -> Path | None:
         return None if self.folder is None else self.folder / f"{step}.safetensors"
-
-
-def write_whole(path: Path, write: Any) -> None:
-    """Let `write` fill a file beside `path`, then put it in its place.
-
-    Raises:
-        ArtifactError: it cannot be written; the disk is full, say.
-    """
-    partial = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        write(partial)
-        os.replace(partial, path)
-    except (OSError, SafetensorError) as error:
-        raise ArtifactError(f"it cannot be written ({error})", where=str(path), fix="Free space, then go on") from error
-    finally:
-        partial.unlink(missing_ok=True)
 
 
 def digest(parts: Iterable[str | Tensor]) -> str:

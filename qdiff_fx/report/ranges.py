@@ -9,11 +9,11 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
+from qdiff_fx.atomic import replacing_file
 from qdiff_fx.errors import InputError
 from qdiff_fx.observers.distribution import distribution_at, quantile
 from qdiff_fx.observers.statistics import Statistics
 from qdiff_fx.quant.timestep_bins import TimestepBins
-from qdiff_fx.report.files import replacing
 
 TAIL = 0.01
 COLUMNS = 3
@@ -61,7 +61,7 @@ def ranges_figure(records: Sequence[Statistics], num_train_timesteps: int) -> Fi
 def save_ranges(records: Sequence[Statistics], num_train_timesteps: int, path: Path) -> Path:
     """Write `ranges_figure` as a PNG file, whole or not at all."""
     figure = ranges_figure(records, num_train_timesteps)
-    with replacing(path) as draft:
+    with replacing_file(path) as draft:
         # The date and matplotlib's version would make every file differ.
         figure.savefig(draft, format="png", dpi=110, metadata={"Software": None})
     return path

@@ -9,8 +9,8 @@ import numpy as np
 import torch
 from PIL import Image, ImageDraw, ImageFont
 
+from qdiff_fx.atomic import replacing_file
 from qdiff_fx.errors import InputError
-from qdiff_fx.report.files import replacing
 
 GAP = 2
 BACKGROUND, INK = (255, 255, 255), (40, 40, 40)
@@ -43,7 +43,7 @@ def sample_sheet(rows: Mapping[str, torch.Tensor]) -> Image.Image:
 def save_sheet(rows: Mapping[str, torch.Tensor], path: Path) -> Path:
     """Write `sample_sheet` as a PNG file, whole or not at all."""
     sheet = sample_sheet(rows)
-    with replacing(path) as draft:
+    with replacing_file(path) as draft:
         sheet.save(draft, format="PNG", optimize=True)
     return path
 

@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import errno
 import hashlib
 import json
 import os
-import shutil
-import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -15,10 +12,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import fx, nn
 
+from qdiff_fx.atomic import current, replacing_folder
 from qdiff_fx.config import QDiffConfig
 from qdiff_fx.errors import ArtifactError
 from qdiff_fx.ir.annotations import fact, put, value_or_none
@@ -53,7 +51,7 @@ class Artifact:
 def save_artifact(artifact: Artifact, folder: str | os.PathLike[str]) -> Path:
     """Write ``folder``; codes below 8 bits are packed densely.
 
-    An existing artifact there is replaced, and only once the new one is complete.
+    An existing artifact there is replaced, and only once the new one is complete; so is an empty folder.
 
     Raises:
         ArtifactError: the folder holds something else, the disk is full, or the graph cannot be saved.
@@ -62,7 +60,7 @@ def save_artifact(artifact: Artifact, folder: str | os.PathLike[str]) -> Path:
     _check_replaceable(target)
     tensors, packed = _pack(artifact.graph_module)
     graph = {"nodes": graph_to_json(artifact.graph_module.graph), "packed": packed}
-    with _replacing(target, sum(t.numel() * t.element_size() for t in tensors.values())) as staging:
+    with replacing_folder(target, expected_bytes=sum(tensor.nbytes for tensor in tensors.values())) as staging:
         save_file(tensors, staging / WEIGHTS, metadata={"format": "qdiff_fx"})
         (staging / GRAPH).write_text(json.dumps(graph, separators=(",", ":")))
         manifest = {
@@ -89,7 +87,7 @@ def load_artifact(folder: str | os.PathLike[str], *, keep_packed: bool = False) 
     Raises:
         ArtifactError: the folder is missing, incomplete, damaged, or of a newer version.
     """
-    path = Path(folder)
+    path = current(folder)
     with _reading(path):
         manifest = _read_manifest(path)
         for name in (GRAPH, WEIGHTS):
@@ -257,8 +255,8 @@ def _digest(file: Path) -> str:
 
 
 def _check_replaceable(target: Path) -> None:
-    """Only a saved network is ever overwritten, and only one with nothing else beside it."""
-    if not target.exists():
+    """Only an empty folder or a saved network is ever overwritten, and only one with nothing else beside it."""
+    if not target.exists() or (target.is_dir() and not any(target.iterdir())):
         return
     if not (target / MANIFEST).is_file():
         raise ArtifactError(
@@ -269,34 +267,3 @@ def _check_replaceable(target: Path) -> None:
         raise ArtifactError(
             f"it holds {others[0]!r} beside a saved network", where=str(target), fix="Choose another folder"
         )
-
-
-@contextmanager
-def _replacing(target: Path, expected_bytes: int) -> Iterator[Path]:
-    """A staging folder beside ``target`` that takes its place on success and vanishes on failure."""
-    token = uuid.uuid4().hex[:8]
-    staging, previous = (target.parent / f".{target.name}.{token}.{kind}" for kind in ("new", "old"))
-    try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        free = shutil.disk_usage(target.parent).free
-        if free < expected_bytes:
-            raise _disk_full(target, f"{expected_bytes} bytes are needed and {free} are free")
-        staging.mkdir()
-        yield staging
-        if target.exists():
-            os.replace(target, previous)
-        os.replace(staging, target)
-    except (OSError, SafetensorError) as error:
-        # safetensors wraps the operating system's error in its own text.
-        if getattr(error, "errno", None) == errno.ENOSPC or "No space left" in str(error):
-            raise _disk_full(target, str(error)) from error
-        raise ArtifactError(f"it cannot be written ({error})", where=str(target)) from error
-    finally:
-        if previous.exists() and not target.exists():
-            os.replace(previous, target)
-        shutil.rmtree(staging, ignore_errors=True)
-        shutil.rmtree(previous, ignore_errors=True)
-
-
-def _disk_full(target: Path, cause: str) -> ArtifactError:
-    return ArtifactError(f"the disk is full ({cause})", where=str(target), fix="Free space or choose another disk")

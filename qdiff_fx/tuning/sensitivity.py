@@ -7,7 +7,6 @@ what the allocation builds on.
 from __future__ import annotations
 
 import json
-import os
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
@@ -18,6 +17,7 @@ import torch
 from torch import Tensor, fx
 from tqdm import tqdm
 
+from qdiff_fx.atomic import write_text
 from qdiff_fx.config import QDiffConfig
 from qdiff_fx.errors import ConfigError
 from qdiff_fx.tuning.choice import FLOAT, Choice
@@ -47,11 +47,8 @@ class Sensitivity:
 
     def save(self, file: Path) -> None:
         """Write it as JSON; a reader sees the old file or the new one."""
-        file.parent.mkdir(parents=True, exist_ok=True)
-        partial = file.with_name(f".{file.name}.{os.getpid()}")
         noise = [{p: {str(c): v for c, v in row.items()} for p, row in each.items()} for each in self.noise]
-        partial.write_text(json.dumps({"key": self.key, "timesteps": self.timesteps, "noise": noise}))
-        partial.replace(file)
+        write_text(file, json.dumps({"key": self.key, "timesteps": self.timesteps, "noise": noise}))
 
     @staticmethod
     def load(file: Path, key: dict[str, Any], timesteps: list[float]) -> Sensitivity:

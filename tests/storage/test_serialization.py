@@ -435,20 +435,6 @@ class TestSavingFails:
         with pytest.raises(ArtifactError, match="it cannot be written .*Permission denied"):
             save_qdiff(network, target)
 
-    @pytest.mark.parametrize("error", [OSError(errno.EIO, "I/O error"), KeyboardInterrupt()], ids=["error", "ctrl-c"])
-    def test_the_last_move(self, network, target, monkeypatch, error):
-        """The old folder has been moved away, the new one is not there yet."""
-        replace = os.replace
-
-        def fail(source: Path, destination: Path) -> None:
-            if source.suffix == ".new":
-                raise error
-            replace(source, destination)
-
-        monkeypatch.setattr(os, "replace", fail)
-        with pytest.raises((ArtifactError, KeyboardInterrupt)):
-            save_qdiff(network, target)
-
     def test_interrupted_while_writing(self, network, target, monkeypatch):
         def interrupt(*_: object, **__: object) -> None:
             raise KeyboardInterrupt
