@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from qdiff_fx import QuantizedUNet
 from qdiff_fx.evaluation import Trajectory, predict
-from qdiff_fx.evaluation.denoising import prediction_of
+from qdiff_fx.sampling import prediction_of
 
 
 @torch.no_grad()

@@ -14,8 +14,8 @@ from benchmarks.recipe import decided
 from qdiff_fx import PreparedUNet, QDiffConfig, QuantizedUNet, convert_qdiff
 from qdiff_fx.calibration import CalibrationData
 from qdiff_fx.evaluation import Trajectory, eps_sqnr, psnr_db
+from qdiff_fx.sampling.recorder import as_trajectory, recording
 from qdiff_fx.sources import Draw, Source, resolve
-from qdiff_fx.sources.recording import as_trajectory, recording
 
 Selection = tuple[str, int] | None
 """Which recorded timesteps calibrate: ("first" | "middle" | "last" | "uniform", how many); None is all of them."""
@@ -96,6 +96,6 @@ class Study:
 
     def walk(self, network: QuantizedUNet, seed: int) -> Trajectory:
         """Every call that the network gets when it denoises by itself."""
-        with recording(network, like=self.source.unet) as calls:
+        with recording(network) as calls:
             final = self.source.sample(network, self.draw(seed))
         return as_trajectory(calls, final)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -16,6 +15,8 @@ from PIL import Image
 from torch import nn
 
 from qdiff_fx.bundled.modules import IMAGE_SIZE, NULL_LABEL
+from qdiff_fx.sampling.guidance import Guidance
+from qdiff_fx.sampling.loop import accepted_options, denoise
 
 DEFAULT_GUIDANCE = 2.5
 OUTPUT_TYPES = ("pt", "np", "pil")
@@ -67,8 +68,8 @@ class DigitsPipeline(DiffusionPipeline):
         # The embedding says where to run: a replaced UNet need not have a `device`, nor any parameters.
         device = next(self.embedding.parameters()).device
         targets = _as_labels(labels).to(device)
-        guided = guidance_scale > 1.0
-        if guided:
+        guidance = Guidance.above_one(guidance_scale)
+        if guidance.scale is not None:
             context = self.embedding(torch.cat([torch.full_like(targets, NULL_LABEL), targets]))
         else:
             context = self.embedding(targets)
@@ -83,19 +84,15 @@ class DigitsPipeline(DiffusionPipeline):
 
         # Guidance overshoots at the noisy end, where DDIM clips its estimate of the image; the noise must then be
         # taken from the clipped estimate, or the two disagree and samples drift to other digits.
-        accepted = inspect.signature(self.scheduler.step).parameters
-        options = {"generator": generator, "use_clipped_model_output": True}
-        extra = {name: value for name, value in options.items() if name in accepted}
-
-        for t in self.progress_bar(self.scheduler.timesteps):
-            model_input = torch.cat([sample, sample]) if guided else sample
-            model_input = self.scheduler.scale_model_input(model_input, t)
-            noise = self.unet(model_input, t, encoder_hidden_states=context).sample
-            if guided:
-                without, conditional = noise.chunk(2)
-                noise = without + guidance_scale * (conditional - without)
-            sample = self.scheduler.step(noise, t, sample, **extra).prev_sample
-
+        options = accepted_options(self.scheduler, generator=generator, use_clipped_model_output=True)
+        sample = denoise(
+            lambda noisy, t: self.unet(noisy, t, encoder_hidden_states=context).sample,
+            self.scheduler,
+            sample,
+            guidance=guidance,
+            step_options=options,
+            timesteps=self.progress_bar(self.scheduler.timesteps),
+        )
         images = _convert(sample.clamp(-1.0, 1.0), output_type)
         return DigitsOutput(images=images) if return_dict else (images,)
 

@@ -15,8 +15,8 @@ from tqdm import tqdm
 
 from qdiff_fx.calibration.data import FILE_NAME, Batch, CalibrationData
 from qdiff_fx.calibration.recorder import TrajectoryRecorder, recorded_bytes
-from qdiff_fx.calibration.samplers import Sampler, make_sampler
 from qdiff_fx.errors import CalibrationError, ConfigError
+from qdiff_fx.sampling.samplers import Sampler, make_sampler
 
 Inputs = Mapping[str, Any] | Callable[[int], Mapping[str, Any]] | None
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Iterator, Mapping, Sequence
-from itertools import islice
 from pathlib import Path
 from typing import Any, Literal, overload
 
@@ -17,6 +16,7 @@ from torch import Tensor
 from qdiff_fx.atomic import replacing_file
 from qdiff_fx.calibration.nested import flatten, unflatten
 from qdiff_fx.errors import ArtifactError, CalibrationError
+from qdiff_fx.signature.roles import sample_argument, timestep_argument
 
 Batch = Mapping[str, Any]
 Timesteps = Literal["first", "middle", "last", "uniform"]
@@ -154,13 +154,16 @@ class CalibrationData(Sequence[Batch]):
 _STARTS = {"first": 0.0, "middle": 0.5, "last": 1.0}
 
 
-def as_record(arguments: Mapping[str, Any]) -> dict[str, Tensor]:
+def as_record(arguments: Mapping[str, Any], timestep: str | None = None) -> dict[str, Tensor]:
     """Forward arguments -> flat CPU tensors that all start with the R samples of "sample".
 
     A timestep given as a number or for all samples at once becomes [R]; so does anything of first dimension 1.
+
+    Args:
+        timestep: the argument that holds it, where that is known.
     """
-    name = timestep_argument(arguments)
-    if name is not None and isinstance(arguments[name], (int, float)):
+    name = timestep or timestep_argument(arguments)
+    if name is not None and isinstance(arguments.get(name), (int, float)):
         arguments = {**arguments, name: torch.tensor(arguments[name])}
     # A tensor that needs neither stays the same object, by which shared tensors are recognised.
     flat = {
@@ -171,15 +174,6 @@ def as_record(arguments: Mapping[str, Any]) -> dict[str, Tensor]:
     return {name: _expanded(name, tensor, rows) for name, tensor in flat.items()}
 
 
-def timestep_argument(arguments: Mapping[str, Any]) -> str | None:
-    """The argument that holds t: "timestep", or the second one if that can be t, as in ``unet(x_t, t)``."""
-    if "timestep" in arguments:
-        return "timestep"
-    name, value = next(islice(arguments.items(), 1, None), ("", None))
-    is_timestep = isinstance(value, (int, float)) or (isinstance(value, Tensor) and value.dim() <= 1)
-    return name if is_timestep else None
-
-
 def _timestep_of(record: Mapping[str, Tensor]) -> float:
     """The timestep of a batch's first sample; of a network without any, one and the same for all."""
     name = timestep_argument(record)
@@ -187,8 +181,8 @@ def _timestep_of(record: Mapping[str, Tensor]) -> float:
 
 
 def _row_count(record: Mapping[str, Tensor]) -> int:
-    sample = record["sample"] if "sample" in record else next(iter(record.values()))
-    return sample.shape[0] if sample.dim() else 1
+    name = sample_argument(record)
+    return 1 if name is None or not record[name].dim() else record[name].shape[0]
 
 
 def _expanded(name: str, tensor: Tensor, rows: int) -> Tensor:

@@ -9,10 +9,11 @@ import torch
 from torch import nn
 from tqdm import tqdm
 
-from qdiff_fx.calibration.data import Batch, timestep_argument
+from qdiff_fx.calibration.data import Batch
 from qdiff_fx.calibration.nested import flatten
 from qdiff_fx.errors import CalibrationError, QDiffError
 from qdiff_fx.observers import Observer
+from qdiff_fx.signature.roles import timestep_of_call
 
 
 def calibrate(prepared: nn.Module, batches: Iterable[Batch], *, progress: bool = True) -> None:
@@ -29,7 +30,7 @@ def calibrate(prepared: nn.Module, batches: Iterable[Batch], *, progress: bool =
     schedule = schedule_length(prepared)
     index = -1
     for index, batch in enumerate(tqdm(batches, desc="calibrating", unit="batch", disable=not progress)):
-        check_batch(index, batch, schedule)
+        check_batch(index, batch, schedule, prepared)
         try:
             with torch.no_grad():
                 prepared(**batch)
@@ -48,7 +49,7 @@ def schedule_length(prepared: nn.Module) -> float:
     return lengths[0] if lengths else math.inf
 
 
-def check_batch(index: int, batch: Batch, schedule: float) -> None:
+def check_batch(index: int, batch: Batch, schedule: float, prepared: nn.Module) -> None:
     """Raises CalibrationError for a batch that is no mapping, is not finite, or has a timestep outside the schedule."""
     if not isinstance(batch, Mapping):
         raise CalibrationError(
@@ -59,8 +60,9 @@ def check_batch(index: int, batch: Batch, schedule: float) -> None:
     for name, tensor in flatten(batch, strict=False).items():
         if tensor.is_floating_point() and not bool(tensor.isfinite().all()):
             raise CalibrationError("it holds NaN or infinity", where=f"batch {index}, argument {name!r}")
-    argument = timestep_argument(batch)
-    for timestep in [] if argument is None else torch.as_tensor(batch[argument]).flatten().tolist():
+    argument = timestep_of_call(prepared, batch)
+    given = None if argument is None else batch.get(argument)
+    for timestep in [] if given is None else torch.as_tensor(given).flatten().tolist():
         if not 0 <= timestep < schedule:
             raise CalibrationError(
                 f"timestep {timestep} is outside the schedule [0, {schedule})",

@@ -5,7 +5,6 @@ from __future__ import annotations
 import inspect
 from collections.abc import Mapping
 from dataclasses import dataclass
-from numbers import Real
 from typing import Any
 
 import torch
@@ -14,8 +13,7 @@ from torch import nn
 from qdiff_fx.errors import CaptureError
 from qdiff_fx.signature.call import RETURN_DICT, CallSignature, Parameter, forward_parameters
 from qdiff_fx.signature.inputs import Constant, as_timestep, flatten_arguments
-
-TIMESTEP_NAMES = ("timestep", "t", "timesteps", "time", "sigma")
+from qdiff_fx.signature.roles import timestep_argument
 
 
 @dataclass(frozen=True)
@@ -47,7 +45,7 @@ def read_example(model: nn.Module, example_inputs: Mapping[str, Any]) -> Example
     arguments = CallSignature(parameters, (), {}, {}).bind_arguments((), example_inputs)
     if RETURN_DICT in arguments:
         arguments[RETURN_DICT] = True
-    timestep = _timestep_name(parameters, arguments)
+    timestep = timestep_argument(arguments, [p.name for p in parameters if p.required and not p.keyword_only])
     passed = {name: value for name, value in arguments.items() if name not in (timestep, RETURN_DICT)}
     tensors, constants = flatten_arguments(passed)
     if not tensors:
@@ -73,19 +71,6 @@ def _parameters(model: nn.Module, example_inputs: Mapping[str, Any]) -> tuple[Pa
     known = {parameter.name for parameter in parameters}
     further = [name for name in example_inputs if name not in known]
     return parameters + tuple(Parameter(name, required=False, keyword_only=True) for name in further)
-
-
-def _timestep_name(parameters: tuple[Parameter, ...], arguments: Mapping[str, Any]) -> str | None:
-    """By its usual names, else forward's second argument where that is required and one number per image."""
-    second = [p.name for p in parameters if not p.keyword_only][1:2]
-    required = [p.name for p in parameters if p.required]
-    for name in (*TIMESTEP_NAMES, *(name for name in second if name in required)):
-        value = arguments.get(name)
-        if isinstance(value, torch.Tensor) and value.dim() <= 1 and value.dtype != torch.bool:
-            return name
-        if isinstance(value, Real) and not isinstance(value, bool):
-            return name
-    return None
 
 
 def _timestep_dtype(model: nn.Module, value: Any) -> torch.dtype:

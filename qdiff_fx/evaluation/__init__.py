@@ -1,8 +1,8 @@
 """How close a quantized network stays to its float original: step by step, at the end, in distribution."""
 
-from qdiff_fx.evaluation.denoising import Step, Trajectory, generate, predict, trajectory
 from qdiff_fx.evaluation.fidelity import eps_sqnr, images_psnr_db, psnr_db, sqnr_db
 from qdiff_fx.evaluation.frechet import frechet_distance
+from qdiff_fx.sampling import Step, Trajectory, generate, predict, trajectory
 
 __all__ = [
     "Step",

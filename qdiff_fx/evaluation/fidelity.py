@@ -13,7 +13,7 @@ import torch
 from tqdm import tqdm
 
 from qdiff_fx.errors import InputError
-from qdiff_fx.evaluation.denoising import Trajectory, predict
+from qdiff_fx.sampling import Trajectory, predict
 
 
 def sqnr_db(reference: torch.Tensor, actual: torch.Tensor) -> float:

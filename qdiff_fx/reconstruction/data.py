@@ -57,7 +57,7 @@ def gather(prepared: PreparedUNet, data: Iterable[Batch], batch_size: int) -> Sa
     names = [node.name for node in placeholders]
     rows: list[list[Tensor]] = []
     for index, batch in enumerate(data):
-        check_batch(index, batch, schedule_length(prepared))
+        check_batch(index, batch, schedule_length(prepared), prepared)
         try:
             rows.append(prepared.flatten_inputs((), batch))
             if rows[-1][0].shape[1:] != rows[0][0].shape[1:]:

@@ -13,9 +13,9 @@ from torch import nn
 
 from qdiff_fx.calibration import CalibrationData, collect_calibration_data
 from qdiff_fx.errors import QDiffError
-from qdiff_fx.evaluation import Trajectory
+from qdiff_fx.sampling import Trajectory
+from qdiff_fx.sampling.recorder import as_trajectory, recording
 from qdiff_fx.sources.draw import Draw
-from qdiff_fx.sources.recording import as_trajectory, recording
 
 
 class SourceError(QDiffError):

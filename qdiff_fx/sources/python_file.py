@@ -18,7 +18,7 @@ from diffusers.utils.torch_utils import randn_tensor
 from torch import nn
 
 from qdiff_fx.errors import QDiffError
-from qdiff_fx.evaluation import generate
+from qdiff_fx.sampling import generate
 from qdiff_fx.sources.base import Source, SourceError
 
 REQUIRED = ("load_unet", "make_scheduler")

@@ -17,7 +17,6 @@ from tqdm import tqdm
 
 from qdiff_fx.backends import get_backend
 from qdiff_fx.calibration import CalibrationData
-from qdiff_fx.calibration.data import timestep_argument
 from qdiff_fx.config import QDiffConfig
 from qdiff_fx.errors import CalibrationError, ConfigError
 from qdiff_fx.networks import PreparedUNet
@@ -168,7 +167,7 @@ def probe_batches(
     data = batches if isinstance(batches, CalibrationData) else CalibrationData(list(batches))
     probes: dict[float, list[Tensor]] = {}
     for batch in data.select("uniform", steps).batches(images):
-        name = timestep_argument(batch)
+        name = prepared.signature.timestep.name if prepared.signature.timestep else None
         timesteps = torch.as_tensor(batch[name]).reshape(-1).unique().tolist() if name else [0.0]
         if len(timesteps) != 1:
             raise CalibrationError(

@@ -8,9 +8,9 @@ from safetensors.torch import save_file
 
 from examples import examples
 from qdiff_fx.calibration import CalibrationData
-from qdiff_fx.calibration.data import timestep_argument
 from qdiff_fx.calibration.nested import flatten, unflatten
 from qdiff_fx.errors import ArtifactError, CalibrationError
+from qdiff_fx.signature.roles import timestep_argument
 
 
 def trajectory(timesteps, rows=2, seed=0, context=None):

@@ -10,9 +10,12 @@ from contextlib import contextmanager
 from typing import Any, Protocol
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from qdiff_fx.errors import CalibrationError
+from qdiff_fx.sampling.guidance import Guidance
+from qdiff_fx.sampling.loop import accepted_options, denoise
+from qdiff_fx.sampling.prediction import predict
 
 
 class Sampler(Protocol):
@@ -94,28 +97,23 @@ class NetworkSampler:
 
     def __init__(self, unet: nn.Module, scheduler: Any, num_inference_steps: int, guidance_scale: float | None):
         self.unet, self.scheduler = unet, scheduler
-        self.guidance_scale, self.halves = guidance_scale, 1 if guidance_scale is None else 2
+        self.guidance = Guidance(guidance_scale)
+        self.halves = self.guidance.halves
         self._shape, self._steps = _sample_shape(unet), num_inference_steps
-        self._noise = {"generator"} & set(inspect.signature(scheduler.step).parameters)
 
     def sample(self, count: int, inputs: Mapping[str, Any], generator: torch.Generator) -> None:
         like = next(itertools.chain(self.unet.parameters(), self.unet.buffers()), torch.empty(0))
         self.scheduler.set_timesteps(self._steps)
-        extra = dict.fromkeys(self._noise, generator)
         sample = torch.randn(count, *self._shape, generator=generator).to(
             like.device, getattr(self.unet, "dtype", like.dtype)
         )
-        sample = sample * self.scheduler.init_noise_sigma
-        for timestep in self.scheduler.timesteps:
-            scaled = self.scheduler.scale_model_input(torch.cat([sample] * self.halves), timestep)
-            predicted = self._guided(_tensor_of(self.unet(scaled, timestep, **inputs)))
-            sample = self.scheduler.step(predicted, timestep, sample, **extra).prev_sample
-
-    def _guided(self, predicted: Tensor) -> Tensor:
-        if self.guidance_scale is None:
-            return predicted
-        unconditional, conditional = predicted.chunk(2)
-        return unconditional + self.guidance_scale * (conditional - unconditional)
+        denoise(
+            lambda noisy, timestep: predict(self.unet, noisy, timestep, **inputs),
+            self.scheduler,
+            sample * self.scheduler.init_noise_sigma,
+            guidance=self.guidance,
+            step_options=accepted_options(self.scheduler, generator=generator),
+        )
 
 
 def _sample_shape(unet: nn.Module) -> tuple[int, ...]:
@@ -130,9 +128,3 @@ def _sample_shape(unet: nn.Module) -> tuple[int, ...]:
             fix="Sample with a pipeline instead",
         ) from error
     return (channels, size, size) if isinstance(size, int) else (channels, *size)
-
-
-def _tensor_of(output: Any) -> Tensor:
-    if isinstance(output, Tensor):
-        return output
-    return output[0]  # a tuple, or a diffusers output: both give the prediction first

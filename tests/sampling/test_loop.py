@@ -8,7 +8,9 @@ from diffusers import DDIMScheduler, DDPMScheduler, DPMSolverMultistepScheduler
 from torch import nn
 
 from qdiff_fx.errors import InputError
-from qdiff_fx.evaluation import generate, predict, trajectory
+from qdiff_fx.sampling import generate, predict, trajectory
+from qdiff_fx.sampling.guidance import Guidance
+from qdiff_fx.sampling.loop import accepted_options
 
 
 class Shrink(nn.Module):
@@ -116,3 +118,28 @@ def test_step_options_reach_the_scheduler(noise: torch.Tensor) -> None:
     expected = scheduler.step(step.eps, step.timestep, noise, **options).prev_sample
     assert torch.equal(walked.steps[1].sample, expected)
     assert not torch.equal(walked.final, generate(Shrink(gain=3), scheduler, noise))
+
+
+def test_guidance_of_one_or_less_is_what_the_caller_says() -> None:
+    """Pipelines read 1 as none; a bare network that is given both halves gets both, whatever the scale."""
+    assert Guidance.above_one(1.0).halves == 1
+    assert Guidance(1.0).halves == 2
+    halves = torch.tensor([[1.0], [3.0]])
+    assert Guidance(0.5).combined(halves).item() == 2
+    assert torch.equal(Guidance().combined(halves), halves)
+
+
+class LabelSecond(nn.Module):
+    def forward(self, x, c, t):
+        return x + c.view(-1, 1, 1, 1) + t / 1000
+
+
+def test_a_network_may_take_its_timestep_after_its_label(noise: torch.Tensor) -> None:
+    label = torch.tensor([1.0, 2.0])
+    walked = trajectory(LabelSecond(), ddim(), noise, c=label)
+    for step in walked.steps:
+        assert torch.equal(step.eps, LabelSecond()(step.sample, label, step.timestep))
+
+
+def test_options_that_the_scheduler_does_not_take_are_left_out() -> None:
+    assert accepted_options(ddim(), generator=None, unheard_of=1) == {"generator": None}
