@@ -15,6 +15,7 @@ from qdiff_fx.config import QDiffConfig
 from qdiff_fx.errors import ConfigError
 from qdiff_fx.passes.framework import PassReport
 from qdiff_fx.signature import CallSignature, DropIn
+from qdiff_fx.signature.rows import join_rows, take_rows
 
 
 class PreparedUNet(DropIn):
@@ -113,10 +114,8 @@ class QuantizedUNet(DropIn):
         groups = self._bin_groups(tensors)
         if len(groups) <= 1:
             return run(*tensors)
-        batch = sum(len(rows) for rows in groups)
-        parts = [run(*(t[rows] if t.shape[0] == batch else t for t in tensors)) for rows in groups]
-        order = torch.cat(groups).argsort()
-        return tuple(torch.cat(outputs)[order] for outputs in zip(*parts, strict=True))
+        parts = [run(*take_rows(self.signature, tensors, rows)) for rows in groups]
+        return join_rows(self.signature, parts, groups)
 
     def _bin_groups(self, tensors: list[torch.Tensor]) -> list[torch.Tensor]:
         """Rows of the batch by timestep bin; one table row of scales holds for a whole call of the graph."""

@@ -7,7 +7,7 @@ import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import fx, nn
@@ -29,6 +29,8 @@ from qdiff_fx.capture.sizes import (
     traced_sizes,
 )
 from qdiff_fx.errors import CaptureError, QDiffError
+from qdiff_fx.ir.annotations import value
+from qdiff_fx.ir.shapes import same_sizes
 from qdiff_fx.signature.call import CallSignature
 from qdiff_fx.signature.inputs import BATCH, TensorInput
 from qdiff_fx.signature.outputs import Structure, flatten_output
@@ -68,6 +70,7 @@ def capture(model: nn.Module, example_inputs: Mapping[str, Any], *, dynamic: boo
     factors, output = _probe(model, example)
     fixed = set() if dynamic else symbols_of(plan_inputs(example, factors))
     program, inputs = _trace_as_open_as_possible(model, example, factors, fixed)
+    module = flat_module(program, inputs)
     signature = CallSignature(
         parameters=example.parameters,
         inputs=inputs,
@@ -76,8 +79,18 @@ def capture(model: nn.Module, example_inputs: Mapping[str, Any], *, dynamic: boo
         dtype=_dtype(model),
         config=_json_config(getattr(model, "config", None)),
         attributes=_read_attributes(model),
+        batched_outputs=_batched_outputs(module, inputs),
     )
-    return CapturedGraph(flat_module(program, inputs), signature)
+    return CapturedGraph(module, signature)
+
+
+def _batched_outputs(module: fx.GraphModule, inputs: Sequence[TensorInput]) -> tuple[bool, ...]:
+    """For each output whether its first dimension is the sample's."""
+    placeholders = [node for node in module.graph.nodes if node.op == "placeholder"]
+    sample = next(node for node, spec in zip(placeholders, inputs, strict=True) if spec.role == "sample")
+    batch = value(sample).shape[:1]
+    (outputs,) = module.graph.output_node().args
+    return tuple(same_sizes(value(node).shape[:1], batch) for node in cast("Sequence[fx.Node]", outputs))
 
 
 def _require_eval(model: nn.Module) -> None:

@@ -19,7 +19,7 @@ from qdiff_fx.signature.inputs import (
     dtype_name,
     flatten_arguments,
 )
-from qdiff_fx.signature.outputs import Structure, pack_output
+from qdiff_fx.signature.outputs import Structure, output_names, pack_output
 
 RETURN_DICT = "return_dict"
 
@@ -66,7 +66,8 @@ class CallSignature:
 
     parameters: of the original forward, in order. inputs: the graph's placeholders. constants: what every
     other argument was at capture, by dotted name. output: structure of the result. config: the network's own
-    configuration. attributes: values that pipelines read from inside the network, by dotted path.
+    configuration. attributes: values that pipelines read from inside the network, by dotted path. batched_outputs:
+    for each tensor of the result whether its first dimension is the batch; None in what the first release saved.
     """
 
     parameters: tuple[Parameter, ...]
@@ -76,6 +77,7 @@ class CallSignature:
     dtype: torch.dtype = torch.float32
     config: dict[str, Any] = field(default_factory=dict)
     attributes: dict[str, Any] = field(default_factory=dict)
+    batched_outputs: tuple[bool, ...] | None = None
 
     @property
     def sample(self) -> TensorInput:
@@ -155,6 +157,7 @@ class CallSignature:
             "dtype": dtype_name(self.dtype),
             "config": self.config,
             "attributes": self.attributes,
+            **({} if self.batched_outputs is None else {"batched_outputs": list(self.batched_outputs)}),
         }
 
     @classmethod
@@ -167,4 +170,14 @@ class CallSignature:
             dtype=dtype_from(data["dtype"]),
             config=dict(data["config"]),
             attributes=dict(data["attributes"]),
+            batched_outputs=_batched_outputs(data),
         )
+
+
+def _batched_outputs(data: Mapping[str, Any]) -> tuple[bool, ...] | None:
+    if "batched_outputs" not in data:
+        return None
+    batched, names = tuple(map(bool, data["batched_outputs"])), output_names(data["output"])
+    if len(batched) != len(names):
+        raise ValueError(f"{len(batched)} batched_outputs for the {len(names)} tensors of the result")
+    return batched

@@ -70,6 +70,17 @@ def _named(kind: str, name: str, entries: Mapping[str, Any], flat: list[torch.Te
     return {"kind": kind, "class": name, "items": items}
 
 
+def output_names(structure: Structure, name: str = "") -> list[str]:
+    """Where in the result each of its tensors is, in the order of `flatten_output`: "sample", "residuals.0"."""
+    if structure["kind"] == "tensor":
+        return [name or "0"]
+    if structure["kind"] == "constant":
+        return []
+    items = structure["items"]
+    named = items.items() if isinstance(items, Mapping) else enumerate(items)
+    return [each for key, item in named for each in output_names(item, f"{name}.{key}" if name else str(key))]
+
+
 def pack_output(flat: Sequence[torch.Tensor], structure: Structure, return_dict: bool = True) -> Any:
     """The inverse of `flatten_output`; with return_dict=False a named structure becomes a plain tuple."""
     tensors = iter(flat)
