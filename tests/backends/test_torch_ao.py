@@ -473,7 +473,7 @@ def test_the_engine_is_restored_after_a_failure(engine, monkeypatch):
         seen.append(torch.backends.quantized.engine)
         raise RuntimeError("no")
 
-    monkeypatch.setattr("qdiff_fx.backends.torch_ao.backend.convert_fx", fail)
+    monkeypatch.setattr("qdiff_fx.backends.torch_ao.fx_mode.convert_fx", fail)
     before = torch.backends.quantized.engine
     with pytest.raises(RuntimeError, match="no"):
         get_backend(engine).lower(gm)

@@ -1,4 +1,4 @@
-"""``x86`` and ``qnnpack``: torch.ao's ``prepare_fx``/``convert_fx`` with our parameters. All of torch.ao is in here.
+"""``x86`` and ``qnnpack``: torch.ao's ``prepare_fx``/``convert_fx`` with our parameters.
 
 torch.ao's integer layers take u8 and return u8, so each layer's output is quantized too, with the parameters in
 ``LayerInfo.output``. Everything between layers stays in float; attention runs on our own kernel.
@@ -7,8 +7,8 @@ torch.ao's integer layers take u8 and return u8, so each layer's output is quant
 from __future__ import annotations
 
 import copy
+import importlib
 import threading
-import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -16,9 +16,6 @@ from typing import Any, cast
 
 import torch
 from torch import Tensor, fx, nn
-from torch.ao.quantization import QConfig, QConfigMapping
-from torch.ao.quantization.observer import ObserverBase
-from torch.ao.quantization.quantize_fx import convert_fx, prepare_fx
 
 from qdiff_fx.backends.common.base import ATTENTION, Backend, BackendOptions, Lowered, report
 from qdiff_fx.backends.common.compute_dtype import set_compute_dtype
@@ -52,6 +49,15 @@ class TorchAOOptions(BackendOptions):
     reduce_range: bool | None = None
 
 
+def missing_torch_ao() -> str:
+    """Why torch.ao's FX mode cannot be used; empty when it can. It is deprecated, and going to leave torch."""
+    try:
+        importlib.import_module("qdiff_fx.backends.torch_ao.fx_mode")
+    except ImportError as error:
+        return f"this build of torch has no torch.ao.quantization.quantize_fx ({error})"
+    return ""
+
+
 class TorchAOBackend(Backend):
     """One engine of ``torch.backends.quantized``.
 
@@ -68,6 +74,9 @@ class TorchAOBackend(Backend):
         self.name = engine
 
     def unavailable(self) -> str:
+        reason = missing_torch_ao()
+        if reason:
+            return f'{reason}, which the {self.name} backend is made of; load the network with backend="native"'
         if self.name not in torch.backends.quantized.supported_engines:
             return f"this build of torch has no {self.name} engine"
         return ""
@@ -105,8 +114,10 @@ class TorchAOBackend(Backend):
         clean(lowered)
         if float_type != torch.float32:
             set_compute_dtype(lowered, float_type)
+        from qdiff_fx.backends.torch_ao.fx_mode import convert
+
         with _engine(self.name):
-            converted = _convert(clean(lowered), constants)
+            converted = convert(clean(lowered), constants)
         return Lowered(EngineModule(clean(converted), self.name), rows)
 
     def _kernel(self, layer: fx.Node) -> str:
@@ -142,65 +153,6 @@ class EngineModule(nn.Module):
     def __deepcopy__(self, memo: dict[int, Any]) -> EngineModule:
         with _engine(self.engine):
             return EngineModule(copy.deepcopy(self.graph_module, memo), self.engine)
-
-
-class FixedParameters(ObserverBase):
-    """An observer that reports what it was told, whatever it sees."""
-
-    def __init__(
-        self,
-        dtype: torch.dtype,
-        qscheme: torch.qscheme,
-        scales: tuple[float, ...] = (1.0,),
-        zero_point: int = 0,
-        ch_axis: int = -1,
-    ):
-        super().__init__(dtype)
-        self.qscheme, self.ch_axis = qscheme, ch_axis
-        self.scales, self.zero_point = scales, zero_point
-
-    def forward(self, x: Tensor) -> Tensor:
-        return x
-
-    def calculate_qparams(self, **_: Any) -> tuple[Tensor, Tensor]:  # type: ignore[override]
-        scales = torch.tensor(self.scales, dtype=torch.float32)
-        return scales, torch.full_like(scales, self.zero_point, dtype=torch.int64)
-
-
-def _convert(gm: fx.GraphModule, constants: dict[str, LayerConstants]) -> fx.GraphModule:
-    """Replace the named float modules of ``gm`` by ``torch.ao.nn.quantized`` ones; everything else stays in float."""
-    mapping = QConfigMapping()
-    for name, layer in constants.items():
-        mapping.set_module_name(name, _qconfig(layer))
-    with warnings.catch_warnings(), torch.no_grad():
-        warnings.simplefilter("ignore")
-        prepared = prepare_fx(gm, mapping, example_inputs=())
-        _set_activation_parameters(prepared, constants)
-        return convert_fx(prepared)
-
-
-def _qconfig(layer: LayerConstants) -> QConfig:
-    activation = FixedParameters.with_args(dtype=torch.quint8, qscheme=torch.per_tensor_affine)
-    weight = FixedParameters.with_args(
-        dtype=torch.qint8,
-        qscheme=torch.per_channel_symmetric,
-        scales=tuple(layer.scales.tolist()),
-        ch_axis=layer.axis,
-    )
-    return QConfig(activation=activation, weight=weight)
-
-
-def _set_activation_parameters(prepared: fx.GraphModule, constants: dict[str, LayerConstants]) -> None:
-    """Every observer watches either the output of one of our modules or the input of some of them."""
-    modules = dict(prepared.named_modules())
-    for node in prepared.graph.nodes:
-        observer = modules.get(str(node.target)) if node.op == "call_module" else None
-        if not isinstance(observer, FixedParameters):
-            continue
-        source, reader = node.args[0], next(iter(node.users))
-        made_by = constants.get(str(source.target)) if source.op == "call_module" else None
-        parameters = made_by.output if made_by else constants[str(reader.target)].input
-        observer.scales, observer.zero_point = (parameters.scale,), parameters.zero_point
 
 
 def _use_attention_kernel(gm: fx.GraphModule, compute_dtype: torch.dtype) -> None:
