@@ -1,4 +1,4 @@
-"""torch.ao's ``prepare_fx`` and ``convert_fx``, told every parameter. All of torch.ao that the package uses is in here."""
+"""torch.ao's ``prepare_fx`` and ``convert_fx``, told every parameter. Nothing else of torch.ao is used."""
 
 from __future__ import annotations
 
