@@ -14,6 +14,7 @@ from qdiff_fx import QDiffConfig, QuantizedUNet
 from qdiff_fx.backends import get_backend
 from qdiff_fx.ir.edit import copy_graph
 from qdiff_fx.quant.numerics import sqnr_db
+from qdiff_fx.storage.graph_json import graph_from_json, graph_to_json
 
 every_architecture = pytest.mark.parametrize("name", zoo.ARCHITECTURES)
 
@@ -47,6 +48,13 @@ def test_prepared_it_is_split_and_computes_the_same(name):
     for call in (inputs, zoo.resized(inputs, batch=3, scale=2)):
         for ours, theirs in zip(run(prepared, call), run(model, call), strict=True):
             assert (ours - theirs).abs().max() / theirs.abs().max() < 1e-5
+
+
+@every_architecture
+def test_it_calls_nothing_that_cannot_be_saved(name):
+    graph = zoo.quantized(name).graph_module.graph
+    again = graph_from_json(graph_to_json(graph))
+    assert [node.target for node in again.nodes] == [node.target for node in graph.nodes]
 
 
 @every_architecture

@@ -1,10 +1,9 @@
-"""A q/dq graph as JSON and back: node names, operators from an allow-list, arguments, shapes. No code is stored."""
+"""A q/dq graph as JSON and back: node names, operators of our table alone, arguments, shapes. No code is stored."""
 
 from __future__ import annotations
 
 import keyword
 import math
-import operator
 from collections.abc import Callable
 from typing import Any
 
@@ -13,40 +12,11 @@ from torch import fx
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from qdiff_fx.errors import ArtifactError
+from qdiff_fx.ir import ops
 from qdiff_fx.ir.annotations import fact, path_of, put, set_path, set_value, value_or_none
 from qdiff_fx.ir.facts import Input, Part, QuantizedLayer, StaticQParams, WeightCodes
 from qdiff_fx.quant.qparams import LayerInfo
 
-NAMESPACES = ("aten", "quantized_decomposed", "qdiff", "prims")
-FUNCTIONS: dict[str, Callable[..., Any]] = {
-    f"{module.__name__}.{name}": getattr(module, name)
-    for module, names in (
-        (
-            operator,
-            (
-                "getitem",
-                "add",
-                "sub",
-                "mul",
-                "floordiv",
-                "truediv",
-                "mod",
-                "neg",
-                "pow",
-                "eq",
-                "ne",
-                "le",
-                "lt",
-                "ge",
-                "gt",
-            ),
-        ),
-        (math, ("ceil", "floor", "trunc")),
-        (torch, ("sym_int", "sym_float", "sym_max", "sym_min", "sym_not", "sym_ite")),
-    )
-    for name in names
-}
-FUNCTION_NAMES = {function: name for name, function in FUNCTIONS.items()}
 ENUMS: dict[str, type] = {
     "dtype": torch.dtype,
     "memory_format": torch.memory_format,
@@ -58,7 +28,8 @@ def graph_to_json(graph: fx.Graph) -> list[dict[str, Any]]:
     """One dictionary per node, in execution order.
 
     Raises:
-        ArtifactError: a node calls something outside the allow-list, or has an argument of an unknown type.
+        ArtifactError: a node calls something outside the table of operators (`ir/ops`), or has an argument of an
+            unknown type.
     """
     return [_node_to_json(node) for node in graph.nodes]
 
@@ -67,7 +38,7 @@ def graph_from_json(rows: list[dict[str, Any]]) -> fx.Graph:
     """The graph ``graph_to_json`` wrote; every tensor node gets a fake tensor as its value.
 
     Raises:
-        ArtifactError: the description is malformed or calls something outside the allow-list.
+        ArtifactError: the description is malformed or calls something outside the table of operators.
     """
     if not isinstance(rows, list):
         raise ArtifactError(f"the nodes are a {type(rows).__name__}, not a list", where="graph.json")
@@ -141,7 +112,10 @@ def _node_from_json(graph: fx.Graph, row: dict[str, Any], nodes: dict[str, fx.No
     else:
         _check_name(row["target"])
     _check_name(row["name"])
-    return graph.create_node(row["op"], target, args, kwargs, name=row["name"])
+    node = graph.create_node(row["op"], target, args, kwargs, name=row["name"])
+    if node.op == "call_function":
+        _check_call(node)
+    return node
 
 
 def _check_name(text: str) -> None:
@@ -179,44 +153,39 @@ def _describe_from_json(node: fx.Node, row: dict[str, Any], mode: FakeTensorMode
 
 
 def _target_name(node: fx.Node) -> str:
-    target = node.target
-    if isinstance(target, str):
-        return target
-    if isinstance(target, torch._ops.OpOverload) and _only_computes(target):
-        return str(target)
-    if target in FUNCTION_NAMES:
-        return FUNCTION_NAMES[target]
-    raise ArtifactError(f"{target} is not an operator that can be saved", where=f"node {node.name}")
+    if node.op != "call_function":
+        return str(node.target)
+    reason, row = ops.why_not_stored(node), ops.row_of(node.target)
+    if reason or row is None:
+        raise ArtifactError(
+            reason,
+            where=f"node {node.name}",
+            fix="Compute this outside the network; or, if it only computes, give it a row in qdiff_fx/ir/ops",
+        )
+    return row.name
 
 
 def _target(name: str) -> Callable[..., Any]:
-    if name in FUNCTIONS:
-        return FUNCTIONS[name]
-    namespace, _, rest = name.partition(".")
-    packet, _, overload = rest.partition(".")
-    if namespace not in NAMESPACES:
-        raise ArtifactError(f"{name!r} is not an operator that may be loaded", where="graph.json")
-    try:
-        target = getattr(getattr(getattr(torch.ops, namespace), packet), overload)
-    except AttributeError as error:
+    row = ops.TABLE.get(name)
+    if row is None or not row.stored:
+        raise ArtifactError(
+            f"{name!r} is not an operator that may be loaded",
+            where="graph.json",
+            fix="A newer qdiff_fx may know it; in a folder from somebody else it may be meant to do harm",
+        )
+    target = ops.resolve(row)
+    if target is None:
         raise ArtifactError(
             f"this build of torch has no operator {name!r}", where="graph.json", fix="Use the torch it was saved with"
-        ) from error
-    if not _only_computes(target):
-        raise ArtifactError(f"{name!r} is not an operator that may be loaded", where="graph.json")
+        )
     return target
 
 
-def _only_computes(target: object) -> bool:
-    """Whether this is an operator that writes to none of its arguments and names no file.
-
-    What the dispatcher does not know are functions of TorchScript, `save` among them.
-    """
-    if not isinstance(target, torch._ops.OpOverload) or target.namespace not in NAMESPACES:
-        return False
-    schema = target._schema
-    known = torch._C._dispatch_has_kernel(target.name())
-    return known and not schema.is_mutable and not any(argument.name == "filename" for argument in schema.arguments)
+def _check_call(node: fx.Node) -> None:
+    """An operator of the list may still be asked to do more than compute."""
+    reason = ops.why_not_stored(node)
+    if reason:
+        raise ArtifactError(f"{reason}, which a loaded graph may not", where=f"graph.json, node {node.name}")
 
 
 def _encode(node: fx.Node, value: Any) -> Any:

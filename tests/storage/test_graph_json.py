@@ -18,6 +18,7 @@ from torch import fx
 from qdiff_fx.errors import ArtifactError
 from qdiff_fx.ir.annotations import fact, has, path_of, require, set_path, value, value_or_none
 from qdiff_fx.ir.facts import Input, Part, QuantizedLayer, StaticQParams, WeightCodes
+from qdiff_fx.ir.ops import TABLE, Kind, Operator
 from qdiff_fx.quant.qparams import LayerInfo, QParams, TensorSpec
 from qdiff_fx.storage.graph_json import graph_from_json, graph_to_json
 
@@ -119,6 +120,13 @@ class TestWhatIsSaved:
         with pytest.raises(ArtifactError, match="print.* is not an operator that can be saved"):
             graph_to_json(graph)
 
+    @pytest.mark.parametrize("target", [aten.special_bessel_j0.default, aten.empty_like.default, aten.relu_.default])
+    def test_an_operator_without_a_row_or_one_that_may_not(self, target):
+        graph = fx.Graph()
+        graph.output(graph.call_function(target, (graph.placeholder("x"),)))
+        with pytest.raises(ArtifactError, match=rf"node \w+: {target} is not an operator that can be saved.*ir/ops"):
+            graph_to_json(graph)
+
     def test_an_argument_of_another_kind(self):
         graph = fx.Graph()
         graph.output(graph.call_function(aten.relu.default, (object,)))
@@ -145,17 +153,47 @@ class TestWhatIsRefused:
             "aten.relu.out",
             "aten.relu.__class__",
             "aten.__class__.mro",
+            # Not random but whatever memory holds, or lies outside what was given.
+            "aten.empty.memory_format",
+            "aten.empty_like.default",
+            "aten._sparse_coo_tensor_unsafe.default",
+            "aten.segment_reduce.default",
+            "aten._unsafe_index.Tensor",
+            "aten._print.default",
+            "aten._assert_async.msg",
+            "qdiff.int_conv.default",
+            "prims.convert_element_type.default",
         ],
     )
     def test_operators_that_do_more_than_compute(self, target):
-        with pytest.raises(ArtifactError, match="not an operator that may be loaded|has no operator"):
+        with pytest.raises(ArtifactError, match="not an operator that may be loaded"):
             graph_from_json(rows(relu={"target": target}))
 
-    def test_an_operator_this_torch_does_not_have(self):
+    def test_an_operator_this_torch_does_not_have(self, monkeypatch):
+        invented = Operator("aten.invented.default", Kind.POINTWISE)
+        monkeypatch.setitem(TABLE, invented.name, invented)
         with pytest.raises(
             ArtifactError, match=r"no operator 'aten.invented.default'.*Use the torch it was saved with"
         ):
             graph_from_json(rows(relu={"target": "aten.invented.default"}))
+
+    @pytest.mark.parametrize("training", [True, 1, {"node": "x"}])
+    @pytest.mark.parametrize(
+        ("target", "flag"), [("aten.batch_norm.default", "training"), ("aten.instance_norm.default", "use_input_stats")]
+    )
+    def test_a_norm_that_writes_its_statistics(self, target, flag, training):
+        node = {"node": "x"}
+        call = {"target": target, "args": [node, node, node, node, node, training, 0.1, 1e-5, False]}
+        with pytest.raises(ArtifactError, match=f"node relu: {target} with {flag} writes into its running_mean"):
+            graph_from_json(rows(relu=call))
+
+    @pytest.mark.parametrize("statistics", [False, True])
+    def test_a_norm_that_only_reads_them_or_has_none(self, statistics):
+        node = {"node": "x"}
+        mean = node if statistics else None
+        call = {"target": "aten.batch_norm.default"}
+        call |= {"args": [node, node, node, mean, mean, not statistics, 0.1, 1e-5, False]}
+        assert [n.target for n in graph_from_json(rows(relu=call)).nodes][2] is aten.batch_norm.default
 
     @pytest.mark.parametrize(
         ("node", "change"),

@@ -6,25 +6,13 @@ import torch
 from torch import fx
 
 from qdiff_fx.backends.common.base import DEQUANTIZE_ACTIVATION, DEQUANTIZE_WEIGHT
+from qdiff_fx.ir import ops
 from qdiff_fx.ir.annotations import describe_like, value, value_or_none
 from qdiff_fx.ir.edit import add_buffer, get_attr_tensor, is_op
 from qdiff_fx.ir.facts import is_timestep
+from qdiff_fx.ir.ops import Trait
 
 aten, qd = torch.ops.aten, torch.ops.quantized_decomposed
-
-# These read float32 whatever the rest of the network computes in: scales, and the bias of integer kernels.
-KEEPS_FLOAT32 = (
-    qd.quantize_per_tensor.tensor,
-    qd.dequantize_per_tensor.tensor,
-    qd.dequantize_per_channel.default,
-    torch.ops.onednn.qconv_pointwise.default,
-    torch.ops.onednn.qconv_pointwise.tensor,
-    torch.ops.onednn.qlinear_pointwise.default,
-    torch.ops.onednn.qlinear_pointwise.tensor,
-    torch.ops.qdiff.int_attention.default,
-    torch.ops.qdiff.int_attention_vnni.default,
-    aten.index_select.default,
-)
 
 
 def set_compute_dtype(gm: fx.GraphModule, dtype: torch.dtype) -> None:
@@ -55,11 +43,13 @@ def _cast_after(node: fx.Node, dtype: torch.dtype) -> None:
     with node.graph.inserting_after(node):
         cast = node.graph.call_function(aten.to.dtype, (node, dtype))
     describe_like(cast, node, value=value(node).to(dtype))
-    node.replace_all_uses_with(cast, delete_user_cb=lambda user: user is not cast and not is_op(user, *KEEPS_FLOAT32))
+    node.replace_all_uses_with(
+        cast, delete_user_cb=lambda user: user is not cast and not ops.has_trait(user.target, Trait.READS_FLOAT32)
+    )
 
 
 def _cast_parameter(gm: fx.GraphModule, node: fx.Node, dtype: torch.dtype) -> None:
-    users = [user for user in node.users if not is_op(user, *KEEPS_FLOAT32)]
+    users = [user for user in node.users if not ops.has_trait(user.target, Trait.READS_FLOAT32)]
     tensor = get_attr_tensor(gm, node)
     if not users or tensor.layout != torch.strided or not tensor.is_floating_point():
         return

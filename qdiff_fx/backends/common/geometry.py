@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-import torch
 from torch import fx
 
-aten = torch.ops.aten
+from qdiff_fx.ir import ops
 
-CONVS: dict[object, int] = {aten.conv1d.default: 1, aten.conv2d.default: 2}  # operator -> dims of its image
+# Operator -> dims of its image, where integer kernels exist.
+CONVS: dict[object, int] = {target: dims for dims, target in ops.CONVS.items() if dims <= 2}
 
 
 def conv_geometry(layer: fx.Node, dims: int) -> tuple[list[int], list[int], list[int], int]:

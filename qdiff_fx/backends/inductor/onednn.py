@@ -11,9 +11,11 @@ from torch.fx.node import Argument
 from qdiff_fx.backends.common.base import ATTENTION, activation_of, weight_of
 from qdiff_fx.backends.common.geometry import CONVS, conv_geometry
 from qdiff_fx.backends.common.running import computes
+from qdiff_fx.ir import ops
 from qdiff_fx.ir.annotations import describe_like, path_of, put, require, set_path, value_or_none
 from qdiff_fx.ir.edit import add_buffer, get_attr_tensor, is_op
 from qdiff_fx.ir.facts import QuantizedLayer, layer_info, quantized_layers
+from qdiff_fx.ir.ops import Trait
 
 aten, onednn = torch.ops.aten, torch.ops.onednn
 
@@ -136,18 +138,8 @@ def accumulate_sums(graph: fx.Graph) -> int:
     return absorbed
 
 
-LAYER_OPS = (
-    onednn.qconv_pointwise.default,
-    onednn.qconv_pointwise.tensor,
-    onednn.qlinear_pointwise.default,
-    onednn.qlinear_pointwise.tensor,
-)
-SUM_OPS = (
-    onednn.qconv2d_pointwise.binary,
-    onednn.qconv2d_pointwise.binary_tensor,
-    onednn.qlinear_pointwise.binary,
-    onednn.qlinear_pointwise.binary_tensor,
-)
+LAYER_OPS = ops.where(lambda row: Trait.ONEDNN_LAYER in row.traits)
+SUM_OPS = ops.where(lambda row: Trait.ONEDNN_SUM in row.traits)
 
 
 def _accumulation(add: fx.Node) -> tuple[fx.Node, fx.Node] | None:

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from qdiff_fx.backends.common.base import activation_of, weight_of
+from qdiff_fx.ir import ops
 from qdiff_fx.ir.annotations import describe_like, value
 from qdiff_fx.ir.edit import get_attr_tensor, is_op
 from qdiff_fx.ir.facts import layer_info
@@ -19,14 +20,11 @@ from qdiff_fx.quant.numerics import dequantize
 aten, qd = torch.ops.aten, torch.ops.quantized_decomposed
 
 CONVS: dict[object, type[nn.Module]] = {
-    aten.conv1d.default: nn.Conv1d,
-    aten.conv2d.default: nn.Conv2d,
-    aten.conv3d.default: nn.Conv3d,
+    ops.CONVS[dims]: module for dims, module in enumerate((nn.Conv1d, nn.Conv2d, nn.Conv3d), start=1)
 }
 TRANSPOSED_CONVS: dict[object, type[nn.Module]] = {
-    aten.conv_transpose1d.default: nn.ConvTranspose1d,
-    aten.conv_transpose2d.input: nn.ConvTranspose2d,
-    aten.conv_transpose3d.input: nn.ConvTranspose3d,
+    ops.TRANSPOSED_CONVS[dims]: module
+    for dims, module in enumerate((nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d), start=1)
 }
 CONV_OPTIONS = {"stride": 1, "padding": 0, "dilation": 1, "groups": 1}
 TRANSPOSED_CONV_OPTIONS = {"stride": 1, "padding": 0, "output_padding": 0, "groups": 1, "dilation": 1}

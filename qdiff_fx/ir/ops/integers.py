@@ -32,6 +32,7 @@ ONEDNN = (
         "qconv_pointwise.default qconv_pointwise.tensor qlinear_pointwise.default qlinear_pointwise.tensor",
         Kind.KERNEL,
         Trait.READS_FLOAT32,
+        Trait.ONEDNN_LAYER,
         namespace=_ONEDNN,
         stored=False,
     ),
@@ -39,6 +40,7 @@ ONEDNN = (
         "qconv2d_pointwise.binary qconv2d_pointwise.binary_tensor qlinear_pointwise.binary "
         "qlinear_pointwise.binary_tensor",
         Kind.KERNEL,
+        Trait.ONEDNN_SUM,
         namespace=_ONEDNN,
         stored=False,
     ),

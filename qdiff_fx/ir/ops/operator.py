@@ -79,6 +79,8 @@ class Trait(Enum):
     BETWEEN_SCORES = auto()  # may stand between q·kᵀ and its softmax in what means to be attention
     READS_STRIDES = auto()  # so that a copy before it may matter
     READS_FLOAT32 = auto()  # scales and biases, whatever type the rest computes in
+    ONEDNN_LAYER = auto()  # one of oneDNN's int8 layers, nothing fused to it
+    ONEDNN_SUM = auto()  # the same with an addition to another tensor, which it writes into
     MOVES_CODES = auto()  # one scale for a whole tensor may as well be applied before it
 
 
