@@ -23,7 +23,8 @@ def decided(
 ) -> PreparedUNet:
     """Calibrated, rounded and, with a preset's name, reconstructed."""
     batches = batches if isinstance(batches, Sequence) else list(batches)
-    prepared = prepare_qdiff(unet, config, example)
+    # Layer outputs too: backends that quantize them share the saved network with those that do not.
+    prepared = prepare_qdiff(unet, config, example, output_quantizers=True)
     calibrate(prepared, batches, progress=False)
     if config.weight_rounding == "second_order":
         round_weights(prepared, batches, progress=False)

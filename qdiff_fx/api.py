@@ -28,7 +28,12 @@ from qdiff_fx.storage.artifact import Artifact, load_artifact, read_again, save_
 
 
 def prepare_qdiff(
-    model: nn.Module, config: QDiffConfig | None = None, example_inputs: Mapping[str, Any] | None = None
+    model: nn.Module,
+    config: QDiffConfig | None = None,
+    example_inputs: Mapping[str, Any] | None = None,
+    *,
+    backend: str = "native",
+    output_quantizers: bool = False,
 ) -> PreparedUNet:
     """Capture a UNet, split its shortcuts and put an observer on every tensor that will be quantized.
 
@@ -38,6 +43,9 @@ def prepare_qdiff(
         example_inputs: arguments of the network's ``forward`` by name, e.g.
             ``{"sample": (N, C, H, W), "timestep": t, "encoder_hidden_states": (N, L, D)}``. They decide which
             optional inputs exist; batch and, where the network allows, image size stay free.
+        backend: what it is going to run on. "x86" and "qnnpack" quantize what layers return, which is then watched
+            too; what was prepared for them runs on every backend.
+        output_quantizers: watch what layers return, for converting to "reference" with ``output_quantizers``.
 
     Returns:
         A network called like ``model`` that computes the same and watches its activations.
@@ -46,8 +54,10 @@ def prepare_qdiff(
         CaptureError: the model is in training mode or cannot be captured.
         ConfigError: example inputs are missing or no mapping, the configuration is something else, or one of its rules
             matches no layer.
+        BackendError: the backend is unknown or cannot run on this machine.
     """
     config, inputs = _checked_config(config), _checked_inputs(example_inputs)
+    outputs = output_quantizers or get_backend(backend).quantizes_outputs
     from qdiff_fx.capture import capture  # brings all of sympy, which loading does without
 
     captured = capture(model, inputs)
@@ -58,7 +68,7 @@ def prepare_qdiff(
             Canonicalize(),  # one spelling per operation; attention written out by hand becomes one node
             SplitShortcut(config.split),  # conv(cat([a, b])) becomes conv(a) + conv(b)
             Annotate(config),  # which layers, how many bits
-            InsertObservers(config),  # watch their inputs and outputs
+            InsertObservers(config, outputs=outputs),  # watch their inputs, and what they return where it counts
         ],
     )
     return PreparedUNet(graph, captured.signature, config, reports)

@@ -69,7 +69,7 @@ def test_any_name_is_quantized_saved_and_loaded(names, container, tmp_path):
 def test_torch_ao_takes_them_too(names):
     network = Chain(names).eval()
     example = {"sample": torch.randn(2, 4, 8, 8), "timestep": torch.tensor(3)}
-    prepared = prepare_qdiff(network, QDiffConfig(act_granularity="tensor"), example)
+    prepared = prepare_qdiff(network, QDiffConfig(act_granularity="tensor"), example, backend="x86")
     calibrate(prepared, [example], progress=False)
     quantized = convert_qdiff(prepared, "x86")
     assert all(row.integer for row in quantized.explain())

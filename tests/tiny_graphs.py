@@ -62,7 +62,9 @@ def prepared(net: nn.Module, *inputs: torch.Tensor, calibrated: bool = True, **c
     Its few layers are treated alike unless `config` says otherwise, although most are at the edges of the network.
     """
     names = ("x", "t")
-    network = prepare_qdiff(net.eval(), QDiffConfig(**alike(config)), dict(zip(names, inputs, strict=False)))
+    example = dict(zip(names, inputs, strict=False))
+    # Layer outputs too: some tests lower what is prepared here for kernels that quantize them.
+    network = prepare_qdiff(net.eval(), QDiffConfig(**alike(config)), example, output_quantizers=True)
     if calibrated:
         with torch.no_grad():
             network(*inputs)

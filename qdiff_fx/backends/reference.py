@@ -8,6 +8,7 @@ import torch
 from torch import fx
 
 from qdiff_fx.backends.common.base import Backend, BackendOptions, Lowered, report
+from qdiff_fx.backends.common.output_ranges import require_output_ranges
 from qdiff_fx.backends.common.reduced_range import fit_products
 from qdiff_fx.backends.common.static_scales import use_static_scales
 from qdiff_fx.ir.annotations import value
@@ -45,6 +46,7 @@ class ReferenceBackend(Backend):
         options = options or ReferenceOptions()
         lowered = copy_graph(gm)
         if options.output_quantizers:
+            require_output_ranges(gm, "output_quantizers=True")
             use_static_scales(lowered)
         notes = fit_products(lowered, self, options.reduce_range)
         if options.output_quantizers:

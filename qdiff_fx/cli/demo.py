@@ -49,7 +49,7 @@ def demo(
         check_target(folder)
     source = DigitsSource()
     source.progress = output.interactive
-    ranges = _quantize_all(source, folders, Draw(min(CALIBRATION_IMAGES, samples), steps, seed), out, output)
+    ranges = _quantize_all(source, folders, Draw(min(CALIBRATION_IMAGES, samples), steps, seed), out, output, backend)
 
     networks = {name: load_qdiff(folder, backend=backend) for name, folder in folders.items()}
     # A series of its own: what was calibrated on is not judged. One size of batch: another is compiled anew.
@@ -85,18 +85,22 @@ def demo(
     )
 
 
-def _quantize_all(source: Source, folders: dict[str, Path], draw: Draw, out: Path, output: Output) -> Path:
+def _quantize_all(
+    source: Source, folders: dict[str, Path], draw: Draw, out: Path, output: Output, backend: str
+) -> Path:
     """Save every variant, calibrated on the same trajectories; returns the plot of the ranges they were."""
     output.note(f"sampling {draw.count} trajectories of {draw.steps} steps to calibrate on")
     data = source.calibration_data(draw, every=1, batch_size=min(BATCH, draw.count))
-    prepared = [_quantize(source, WEIGHT_BITS[name], data, folder, output) for name, folder in folders.items()]
+    prepared = [_quantize(source, WEIGHT_BITS[name], data, folder, output, backend) for name, folder in folders.items()]
     # Both saw the same activations.
     return _save_ranges(prepared[0], source, out / "ranges.png")
 
 
-def _quantize(source: Source, bits: int, data: CalibrationData, folder: Path, output: Output) -> PreparedUNet:
+def _quantize(
+    source: Source, bits: int, data: CalibrationData, folder: Path, output: Output, backend: str
+) -> PreparedUNet:
     config = replace(DEFAULTS, weight_bits=bits, num_train_timesteps=source.num_train_timesteps)
-    prepared = prepare(source, config, output)
+    prepared = prepare(source, config, output, backend)
     observe(prepared, data, output)
     convert(prepared, source, folder, output)
     return prepared

@@ -56,6 +56,9 @@ def quantize(
         list[str] | None,
         typer.Option("--rule", metavar="PATTERN=WHAT", help="An exception, e.g. 'conv_in=float' or '*.to_q=w8a8'."),
     ] = None,
+    backend: Annotated[
+        str, typer.Option("--backend", help="What it is to run on: x86 and qnnpack need ranges that others do not.")
+    ] = "native",
     config_file: ConfigFile = None,
     steps: Steps = 25,
     samples: Annotated[int, typer.Option("--samples", min=1, help="Trajectories to calibrate on.")] = 8,
@@ -95,7 +98,7 @@ def quantize(
     output.note(f"loading {source}")
     origin = resolve(source, read_prompts(prompts))
     origin.progress = output.interactive
-    prepared = prepare(origin, replace(config, num_train_timesteps=origin.num_train_timesteps), output)
+    prepared = prepare(origin, replace(config, num_train_timesteps=origin.num_train_timesteps), output, backend)
     output.note(f"sampling {samples} trajectories of {steps} steps")
     data = origin.calibration_data(
         Draw(samples, steps, seed), every=every, batch_size=batch_size, resume_dir=calibration
@@ -155,10 +158,10 @@ def check_target(out: Path) -> None:
         raise ArtifactError("it exists and is not a saved network", where=str(out), fix="Choose another --out")
 
 
-def prepare(origin: Source, config: QDiffConfig, output: Output) -> PreparedUNet:
+def prepare(origin: Source, config: QDiffConfig, output: Output, backend: str = "native") -> PreparedUNet:
     """Capture the source's network and put observers in."""
     output.note("capturing the network")
-    return prepare_qdiff(origin.unet, config, origin.example_inputs())
+    return prepare_qdiff(origin.unet, config, origin.example_inputs(), backend=backend)
 
 
 def observe(prepared: PreparedUNet, data: CalibrationData, output: Output) -> None:

@@ -78,7 +78,7 @@ def tune_command(
     origin = resolve(source, read_prompts(prompts))
     origin.progress = output.interactive
     base = replace(base, num_train_timesteps=origin.num_train_timesteps)
-    prepared = prepare(origin, base, output)
+    prepared = prepare(origin, base, output, backend)
     output.note(f"sampling {samples} trajectories of {steps} steps")
     data = origin.calibration_data(Draw(samples, steps, seed), every=1, batch_size=batch_size, resume_dir=calibration)
     output.note("calibrating")

@@ -62,7 +62,9 @@ def quantized_graph(net: nn.Module, *inputs: torch.Tensor, **config) -> fx.Graph
     defaults = {"split": "off", "weight_range": "max", "act_range": "minmax"}
     chosen = QDiffConfig(**alike(defaults | config))
     gm = _export(net, *inputs)
-    run_passes(gm, [Canonicalize(), SplitShortcut(chosen.split), Annotate(chosen), InsertObservers(chosen)])
+    run_passes(
+        gm, [Canonicalize(), SplitShortcut(chosen.split), Annotate(chosen), InsertObservers(chosen, outputs=True)]
+    )
     with torch.no_grad():
         gm(*inputs)
     gm = convert(gm, chosen)

@@ -35,7 +35,7 @@ def unet(request):
     """(float network, inputs, the network quantized as torch.ao quantizes)."""
     torch.manual_seed(0)
     network, inputs = ZOO.ARCHITECTURES[request.param]()
-    prepared = prepare_qdiff(network, CONFIG, inputs)
+    prepared = prepare_qdiff(network, CONFIG, inputs, output_quantizers=True)
     calibrate(prepared, [inputs], progress=False)
     return network, inputs, convert_qdiff(prepared, backend="reference", output_quantizers=True)
 

@@ -62,6 +62,11 @@ class Case:
     config: QDiffConfig
     runs: tuple[Run, ...] = (REFERENCE, NATIVE)
 
+    @property
+    def quantizes_outputs(self) -> bool:
+        """Whether one of the runs needs the ranges of what layers return."""
+        return any(run in TORCH_AO for run in self.runs)
+
 
 def _config(**changes: Any) -> QDiffConfig:
     return QDiffConfig(**(SETTINGS | changes))

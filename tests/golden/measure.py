@@ -28,7 +28,7 @@ def measure(case: Case, say: Callable[[str], object] = print) -> Digests:
     """
     subject = case.load()
     example = subject.calibration[0]
-    prepared = prepare_qdiff(subject.model, case.config, example)
+    prepared = prepare_qdiff(subject.model, case.config, example, output_quantizers=case.quantizes_outputs)
     calibrate(prepared, subject.calibration, progress=False)
     if case.config.weight_rounding == "second_order":
         round_weights(prepared, subject.calibration, progress=False)

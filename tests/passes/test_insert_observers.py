@@ -32,14 +32,14 @@ class Attention(nn.Module):
         return self.out(F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2))
 
 
-def observe(gm, timestep=True, **config):
+def observe(gm, timestep=True, outputs=False, **config):
     """Annotate and insert in place; a second run must change nothing. Returns the report."""
     config = QDiffConfig(timestep_bins=10, **config)
     if timestep:
         put([node for node in gm.graph.nodes if node.op == "placeholder"][-1], Input("timestep"))
-    report = run_passes(gm, [Canonicalize(), Annotate(config), InsertObservers(config)])[-1]
+    report = run_passes(gm, [Canonicalize(), Annotate(config), InsertObservers(config, outputs=outputs)])[-1]
     before = str(gm.graph)
-    assert run_passes(gm, [InsertObservers(config)])[-1].changed == ()
+    assert run_passes(gm, [InsertObservers(config, outputs=outputs)])[-1].changed == ()
     assert str(gm.graph) == before
     return report
 
@@ -71,7 +71,6 @@ def test_layers_that_read_one_tensor_share_its_observer(gm):
     observe(gm)
     assert set(observers(gm)) == {
         "to_q input",
-        *(f"{path} output" for path in ("to_q", "to_k", "to_v", "out")),
         *(" input", " input 1", " input 2"),
         "out input",
     }
@@ -116,8 +115,14 @@ def test_each_sample_counts_under_its_timestep(gm, call):
     assert observers(gm)[" input 1"].count.tolist() == observer.count.tolist()
 
 
+def test_outputs_are_watched_on_demand_only(gm):
+    observe(gm, outputs=True)
+    outputs = {name for name in observers(gm) if name.endswith("output")}
+    assert outputs == {f"{path} output" for path in ("to_q", "to_k", "to_v", "out")}
+
+
 def test_outputs_are_watched_behind_the_layer(gm, call):
-    observe(gm)
+    observe(gm, outputs=True)
     result = call(gm, X, T)
     output = observers(gm)["out output"]
     assert output.min_val.min() == result.min()

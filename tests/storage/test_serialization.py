@@ -60,7 +60,7 @@ def example() -> dict[str, torch.Tensor]:
 
 def quantize(net: nn.Module, config: QDiffConfig, **options: Any) -> QuantizedUNet:
     inputs = example()
-    prepared = prepare_qdiff(net.eval(), config, inputs)
+    prepared = prepare_qdiff(net.eval(), config, inputs, output_quantizers=True)
     calibrate(prepared, [inputs], progress=False)
     return convert_qdiff(prepared, backend="reference", **options)
 

@@ -83,12 +83,14 @@ class Backend(ABC):
     Attributes:
         name: what users call it.
         options: the class of its options.
+        quantizes_outputs: whether its kernels quantize what layers return, whose ranges then have to be measured.
         frees_weights: whether it lowers graphs whose low-bit codes are still packed, and frees what it has packed when
             asked to.
     """
 
     name: str
     options: type[BackendOptions] = BackendOptions
+    quantizes_outputs: bool = False
     frees_weights: bool = False
 
     def unavailable(self) -> str:

@@ -19,6 +19,7 @@ from torch import Tensor, fx, nn
 
 from qdiff_fx.backends.common.base import ATTENTION, Backend, BackendOptions, Lowered, report
 from qdiff_fx.backends.common.compute_dtype import set_compute_dtype
+from qdiff_fx.backends.common.output_ranges import require_output_ranges
 from qdiff_fx.backends.common.reduced_range import fit_products
 from qdiff_fx.backends.common.saturation import x86_engine_saturates
 from qdiff_fx.backends.common.static_scales import use_static_scales
@@ -69,6 +70,7 @@ class TorchAOBackend(Backend):
     """
 
     options = TorchAOOptions
+    quantizes_outputs = True
 
     def __init__(self, engine: str):
         self.name = engine
@@ -101,6 +103,7 @@ class TorchAOBackend(Backend):
     def lower(self, gm: fx.GraphModule, options: TorchAOOptions | None = None, *, release: bool = False) -> Lowered:
         options = options or TorchAOOptions()
         float_type = options.compute_dtype or torch.float32
+        require_output_ranges(gm, f"backend={self.name!r}")
         lowered = copy_graph(gm)
         use_static_scales(lowered)
         notes = fit_products(lowered, self, options.reduce_range)

@@ -107,10 +107,11 @@ def _convert_layer(
         _convert_attention(gm, node, plan, activations)
         return
     assert observed is not None
-    observer = gm.get_submodule(observed.output_observer)
-    output_plan = ActivationPlan(TensorSpec(8), plan.inputs[0].act_range)
-    output = measure(cast(TimestepObserver, observer), output_plan, per_timestep=False)
-    put(node, QuantizedLayer(replace(info, output=output)))
+    if observed.output_observer:
+        observer = cast(TimestepObserver, gm.get_submodule(observed.output_observer))
+        output_plan = ActivationPlan(TensorSpec(8), plan.inputs[0].act_range)
+        info = replace(info, output=measure(observer, output_plan, per_timestep=False))
+    put(node, QuantizedLayer(info))
     activation = activations[cast(fx.Node, node.args[0])]
     node.update_arg(0, activation.values)
     node.update_arg(1, _quantize_weight(gm, node, plan, config))
@@ -127,7 +128,7 @@ def _add_layer_of_rest(gm: fx.GraphModule, node: fx.Node, rest: QuantizedActivat
     args = (rest.values, node.args[1], None, *node.args[3:])
     fine = insert_call(gm.graph, total, node.target, args, node.kwargs, like=node)  # type: ignore[arg-type]
     info = layer_info(node)
-    fine_info = replace(info, path=info.path + REST, output=_range_over_rest(gm, node, rest))
+    fine_info = replace(info, path=info.path + REST, output=_range_over_rest(gm, node, rest) if info.output else None)
     put(fine, QuantizedLayer(fine_info))
     total.args = (node, fine)
 

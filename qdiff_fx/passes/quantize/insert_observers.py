@@ -1,4 +1,4 @@
-"""Put an observer on every activation that is to be quantized, and on every layer output."""
+"""Put an observer on every activation that is to be quantized."""
 
 from __future__ import annotations
 
@@ -18,15 +18,15 @@ class InsertObservers(Pass):
     """``layer(x, …)`` becomes ``observer_out(layer(observer_in(x, t), …), t)``.
 
     Layers that read one tensor under one plan share its observer, so the tensor is quantized once. Outputs are
-    watched too: the torch.ao backends run ops that quantize what they return.
+    watched on demand only: for backends whose kernels quantize what they return.
     """
 
     name = "insert_observers"
     requires = frozenset({"canonical", "annotated"})
     ensures = frozenset({"observed"})
 
-    def __init__(self, config: QDiffConfig):
-        self.config = config
+    def __init__(self, config: QDiffConfig, *, outputs: bool = False):
+        self.config, self.outputs = config, outputs
 
     def run(self, gm: fx.GraphModule) -> PassReport:
         if OBSERVERS not in gm._modules:
@@ -40,8 +40,8 @@ class InsertObservers(Pass):
                 continue
             for index, activation in plan.inputs.items():
                 self._observe_input(gm, node, index, activation, timestep, shared)
-            output = "" if plan.info.kind == "attention" else self._observe_output(gm, node, timestep)
-            put(node, Observed(output))
+            watched = self.outputs and plan.info.kind != "attention"
+            put(node, Observed(self._observe_output(gm, node, timestep) if watched else ""))
             changes.append(Change(node.name, plan.info.path, f"{len(plan.inputs)} inputs observed"))
         return PassReport(self.name, tuple(changes), ())
 
