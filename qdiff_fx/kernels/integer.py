@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from qdiff_fx.errors import KernelError
+from qdiff_fx.kernels.accumulator import overflow
 
 
 class Activation(IntEnum):
@@ -33,12 +34,14 @@ def pack_weight(codes: Tensor, bits: int) -> tuple[Tensor, Tensor]:
     """int8 codes (out, in, ...) of so many bits as the kernels read them, and their sums per output channel.
 
     Compiled kernels pack codes of up to 4 bits two to a byte (uint8). Without them the codes come back as they are,
-    the sums unused.
+    the sums unused. Sums that might exceed 32 bits are an error here, so that the layers need not look for them.
     """
     if not 2 <= bits <= 8:
         raise _error("pack_weight", f"weights have 2 to 8 bits, not {bits}")
     if codes.dtype != torch.int8 or not 2 <= codes.dim() <= 4 or codes.numel() == 0:
         raise _error("pack_weight", f"expected int8 codes (out, in, ...), not {codes.dtype} {tuple(codes.shape)}")
+    if reason := overflow(codes, bits):
+        raise _error("pack_weight", reason)
     # A copy: whoever packed may free the codes.
     return codes.flatten().clone(), codes.flatten(1).sum(1, dtype=torch.int32)
 
@@ -84,7 +87,7 @@ def int_conv(
         out_dtype: floating, or uint8 / int8 for codes with the quantizer that follows.
 
     Returns:
-        (N, O, H', W').
+        (N, O, H', W'), channels last.
     """
     total: Tensor | None = None
     for x, scale, zero_point, weight, weight_scale in zip(
@@ -105,7 +108,8 @@ def int_conv(
         total = total + bias[:, None, None]
     if shift is not None:
         total = total + shift[:, :, None, None]
-    return _finish(total, residual, activation, out_dtype, out_scale, out_zero_point, out_low, out_high)
+    out = _finish(total, residual, activation, out_dtype, out_scale, out_zero_point, out_low, out_high)
+    return out.contiguous(memory_format=torch.channels_last)
 
 
 def int_linear(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import math
 import warnings
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -25,6 +26,7 @@ _ATTENTION_NUMBERS = (
     "float softmax_scale, int prob_bits, ScalarType out_dtype, float out_scale, int out_zero_point, int out_low, "
     "int out_high) -> Tensor"
 )
+_LANES, _VECTOR_BYTES = 16, 64  # of packed weights: kLanes and kVectorBytes of kernels.h
 _QUANTIZER = "ScalarType out_dtype, float scale, int zero_point, int low, int high"
 _OUTPUT = "ScalarType out_dtype, float out_scale, int out_zero_point, int out_low, int out_high"
 
@@ -92,7 +94,15 @@ def _define_attention(
 
 
 def _fake_pack(codes: Tensor, bits: int) -> tuple[Tensor, Tensor]:
-    return codes.new_empty(codes.numel()), codes.new_empty(codes.shape[0], dtype=torch.int32)
+    out, inputs = codes.shape[:2]
+    if not (codes.device.type == "cpu" and status().available):
+        return codes.new_empty(codes.numel()), codes.new_empty(out, dtype=torch.int32)
+    vectors = -(-out // _LANES)
+    quads = math.prod(codes.shape[2:]) * -(-inputs // 4)
+    sums = codes.new_empty(vectors * _LANES, dtype=torch.int32)
+    if bits > 4:
+        return codes.new_empty(quads * vectors * _VECTOR_BYTES), sums
+    return codes.new_empty(quads * -(-vectors // 2) * _VECTOR_BYTES, dtype=torch.uint8), sums
 
 
 def _fake_conv(codes: Sequence[Tensor], *args: Any) -> Tensor:

@@ -12,6 +12,8 @@
 
 #include <algorithm>
 #include <cmath>
+#include <cstdlib>
+#include <limits>
 #include <optional>
 #include <tuple>
 #include <vector>
@@ -117,6 +119,19 @@ int64_t pixels_of(const Tensor& x) {
 
 // ------------------------------------------------------------------------------------------------ weights
 
+// That no sum of (code - zero point) * weight, the first factor of at most 255, exceeds 32 bits.
+void check_sums(const Tensor& dense, int64_t inputs) {
+  constexpr int64_t kMost = std::numeric_limits<int32_t>::max() / 255;
+  if (inputs * 128 <= kMost) return;
+  const int8_t* code = dense.const_data_ptr<int8_t>();
+  for (int64_t o = 0; o < dense.size(0); ++o) {
+    int64_t sum = 0;
+    for (int64_t i = 0; i < inputs; ++i, ++code) sum += std::abs(int32_t(*code));
+    TORCH_CHECK(sum <= kMost, "pack_weight: its ", inputs, " weights per output channel can add up to 255 * ", sum,
+                ", more than 32 bits hold");
+  }
+}
+
 std::tuple<Tensor, Tensor> pack_weight(const Tensor& codes, int64_t bits) {
   TORCH_CHECK(2 <= bits && bits <= 8, "pack_weight: weights have 2 to 8 bits, not ", bits);
   TORCH_CHECK(codes.scalar_type() == at::kChar && codes.dim() >= 2 && codes.dim() <= 4,
@@ -124,6 +139,7 @@ std::tuple<Tensor, Tensor> pack_weight(const Tensor& codes, int64_t bits) {
   const Tensor dense = codes.contiguous();
   const int64_t out = dense.size(0), in = dense.size(1), taps = out * in ? dense.numel() / (out * in) : 0;
   TORCH_CHECK(taps > 0, "pack_weight: the weight ", codes.sizes(), " is empty");
+  check_sums(dense, in * taps);
   const int64_t strides[3] = {in * taps, taps, 1};
   const bool nibbles = bits <= 4;
   const int64_t bytes = taps * ceil_div(in, 4) * qdiff::quad_bytes(out, nibbles);

@@ -17,6 +17,7 @@ from qdiff_fx.backends.common.base import activation_of, weight_codes, weight_of
 from qdiff_fx.backends.common.geometry import CONVS, conv_geometry
 from qdiff_fx.backends.common.memory import trim
 from qdiff_fx.backends.common.running import computes
+from qdiff_fx.backends.native.fusion.limits import sums_refusal
 from qdiff_fx.backends.native.fusion.numbers import ATTENTION_NUMBERS, NO_OUTPUT_QUANTIZER
 from qdiff_fx.ir.edit import add_buffer, get_attr_tensor, is_op
 from qdiff_fx.ir.facts import layer_info, quantized_layers
@@ -52,7 +53,7 @@ def refusal(layer: fx.Node) -> str:
         return "its input is not quantized to uint8"
     if is_conv and conv_geometry(layer, CONVS[layer.target])[3] != 1:
         return "grouped convolutions have no integer kernel"
-    return ""
+    return sums_refusal(layer)
 
 
 def args_of(node: fx.Node) -> list[Any]:

@@ -1,0 +1,43 @@
+"""What the kernels' sums of 32 bits hold.
+
+A kernel adds ``(code - zero_point) * weight`` of one output channel; the first factor is at most 255 in magnitude.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+MOST_WEIGHTS = (2**31 - 1) // 255  # the sum of the magnitudes of a channel's weights
+
+
+def signed_sums(codes: Tensor) -> tuple[Tensor, Tensor]:
+    """The sums of the positive and of the negative weights of each output channel.
+
+    Args:
+        codes: int8 (out, in, ...).
+
+    Returns:
+        Two int64 (out,), the second of no number above zero.
+    """
+    rows = codes.flatten(1)
+    return rows.clamp(min=0).sum(1, dtype=torch.int64), rows.clamp(max=0).sum(1, dtype=torch.int64)
+
+
+def overflow(codes: Tensor, bits: int) -> str:
+    """Why the sums of a weight's output channels may exceed 32 bits; empty when they cannot.
+
+    Exact, of the codes as they are; of few enough of them the number alone tells.
+
+    Args:
+        codes: int8 (out, in, ...).
+        bits: of the codes.
+    """
+    inputs = codes[0].numel()
+    if inputs << (bits - 1) <= MOST_WEIGHTS:
+        return ""
+    positive, negative = signed_sums(codes)
+    largest = int((positive - negative).max())
+    if largest <= MOST_WEIGHTS:
+        return ""
+    return f"its {inputs} weights per output channel can add up to 255 * {largest}, more than 32 bits hold"
