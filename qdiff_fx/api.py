@@ -101,6 +101,7 @@ def convert_qdiff(
     prepared: PreparedUNet,
     backend: str = "native",
     *,
+    config: QDiffConfig | None = None,
     compute_dtype: torch.dtype | None = None,
     output_quantizers: bool = False,
     compile: bool = True,
@@ -113,6 +114,8 @@ def convert_qdiff(
     Args:
         prepared: what ``prepare_qdiff`` returned, after calibration; it is not changed.
         backend: "native", "inductor", "x86", "qnnpack" or "reference".
+        config: other bits, ranges or rules than it was prepared with, on the same statistics; see
+            ``PreparedUNet.with_config``.
         compute_dtype: float type between integer operations; by default float16 for ``native``, else float32.
         output_quantizers: quantize layer outputs too, as torch.ao's kernels do (``reference``).
         compile: hand the lowered graph to ``torch.compile`` (``inductor``).
@@ -122,7 +125,7 @@ def convert_qdiff(
 
     Raises:
         CalibrationError: an observer saw no data.
-        ConfigError: an option was set that the backend does not have.
+        ConfigError: an option was set that the backend does not have, or `config` needs what was not observed.
         BackendError: the backend is unknown or cannot run on this machine.
     """
     given = {
@@ -133,7 +136,8 @@ def convert_qdiff(
         **more,
     }
     options = choose_options(get_backend(backend), given)
-    graph = convert(prepared.graph_module, prepared.qconfig)
+    prepared = prepared if config is None else prepared.with_config(config)
+    graph = convert(prepared.graph_module, prepared.qconfig, prepared.decided)
     return QuantizedUNet(graph, prepared.signature, prepared.qconfig, backend, options, source)
 
 

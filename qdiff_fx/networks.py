@@ -14,6 +14,9 @@ from qdiff_fx.backends.common.options import checked_options, choose_options
 from qdiff_fx.config import QDiffConfig
 from qdiff_fx.errors import ConfigError
 from qdiff_fx.passes.framework import PassReport
+from qdiff_fx.passes.quantize.convert import reannotate
+from qdiff_fx.passes.quantize.measure import fitting
+from qdiff_fx.quant.parameters import NOTHING, ParameterStore
 from qdiff_fx.signature import CallSignature, DropIn
 from qdiff_fx.signature.rows import join_rows, take_rows
 
@@ -24,15 +27,34 @@ class PreparedUNet(DropIn):
     Attributes:
         qconfig: the quantization configuration it was prepared with.
         reports: what each pass changed, and what it refused and why.
+        decided: the parameters that rounding or reconstruction decided; conversion measures all others.
     """
 
     graph_module: fx.GraphModule
 
     def __init__(
-        self, graph_module: fx.GraphModule, signature: CallSignature, qconfig: QDiffConfig, reports: list[PassReport]
+        self,
+        graph_module: fx.GraphModule,
+        signature: CallSignature,
+        qconfig: QDiffConfig,
+        reports: list[PassReport],
+        decided: ParameterStore = NOTHING,
     ):
         super().__init__(graph_module, signature)
-        self.qconfig, self.reports = qconfig, reports
+        self.qconfig, self.reports, self.decided = qconfig, reports, decided
+
+    def with_config(self, config: QDiffConfig) -> PreparedUNet:
+        """The same network under other bits, ranges or rules, without a second pass over data.
+
+        Both share their observers: whatever calibrates one adds to what the other knows. Codes and step sizes that
+        were decided hold where their bits, range and granularity are still asked for.
+
+        Raises:
+            ConfigError: layers that would have to be quantized were not observed, or the configuration splits other
+                shortcuts or has other timesteps, which takes a graph of its own; or a rule matches no layer.
+        """
+        graph = reannotate(self.graph_module, config, self.qconfig)
+        return PreparedUNet(graph, self.signature, config, self.reports, fitting(graph, config, self.decided))
 
 
 class QuantizedUNet(DropIn):

@@ -42,10 +42,8 @@ class Part(Fact):
 
 
 @dataclass(frozen=True)
-class ActivationPlan(Fact):
-    """How one activation is to be quantized: of an observer's call what it observes for."""
-
-    stage: ClassVar[str] = "the insert_observers pass"
+class ActivationPlan:
+    """How one activation is to be quantized."""
 
     spec: TensorSpec
     act_range: ActRange

@@ -7,9 +7,9 @@ from typing import cast
 
 from torch import fx
 
-from qdiff_fx.config import SplitPolicy, WeightRounding
+from qdiff_fx.config import SplitPolicy
 
-_PROPERTIES, _ROUNDING, _SPLIT = "properties", "weight_rounding", "split_policy"
+_PROPERTIES, _SPLIT = "properties", "split_policy"
 
 
 def properties(gm: fx.GraphModule) -> frozenset[str]:
@@ -21,16 +21,6 @@ def set_properties(gm: fx.GraphModule, held: Iterable[str]) -> None:
     """Make these the properties of the graph."""
     # A new set, never an update in place: copies of a GraphModule share the objects in their meta.
     gm.meta[_PROPERTIES] = frozenset(held)
-
-
-def weight_rounding(gm: fx.GraphModule) -> WeightRounding:
-    """How the weights of a calibrated graph have been rounded so far."""
-    return cast(WeightRounding, gm.meta.get(_ROUNDING, "nearest"))
-
-
-def set_weight_rounding(gm: fx.GraphModule, rounding: WeightRounding) -> None:
-    """Write down that the weights have been rounded this way."""
-    gm.meta[_ROUNDING] = rounding
 
 
 def split_policy(gm: fx.GraphModule) -> SplitPolicy:

@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from qdiff_fx.passes.quantize.decisions import DecidedLayer
 from qdiff_fx.quant.numerics import weight_range
+from qdiff_fx.quant.parameters import WeightParameters
 
 GAMMA, ZETA = -0.1, 1.1
 
@@ -22,19 +22,17 @@ class AdaRound(nn.Module):
     Args:
         weight: float weight.
         start: codes and scales to start from.
-        bits: of the codes.
-        axis: of the output channels.
     """
 
     weight: Tensor
     codes: Tensor
 
-    def __init__(self, weight: Tensor, start: DecidedLayer, bits: int, axis: int):
+    def __init__(self, weight: Tensor, start: WeightParameters):
         super().__init__()
         self.weight, self.start, self.codes = weight, start, start.codes
-        self.qmin, self.qmax = weight_range(bits)
+        self.qmin, self.qmax = weight_range(start.bits)
         shape = [1] * weight.dim()
-        shape[axis] = -1
+        shape[start.axis] = -1
         self.scales = start.scales.view(shape)
         self.up: nn.Parameter | None = None
         self._base = torch.empty(0)

@@ -5,12 +5,13 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Iterable, Iterator
+from dataclasses import replace
 
 from tqdm import tqdm
 
 from qdiff_fx.calibration.data import Batch
 from qdiff_fx.networks import PreparedUNet
-from qdiff_fx.passes.quantize.decisions import DECIDED, DecidedLayer
+from qdiff_fx.quant.parameters import ParameterStore
 from qdiff_fx.reconstruction.cache import ActivationCache
 from qdiff_fx.reconstruction.config import ReconstructionConfig
 from qdiff_fx.reconstruction.data import Samples, gather
@@ -36,7 +37,7 @@ def reconstruct(
 ) -> Reconstruction:
     """Learn how to round weights and how wide to make quantization steps, block by block (Q-Diffusion, section 4.3).
 
-    Between `calibrate` and `convert_qdiff`: what is decided is noted in `prepared`, and conversion takes it as it is.
+    Between `calibrate` and `convert_qdiff`: what is decided is kept in `prepared.decided`, and conversion takes it.
     A second call starts from what the first decided.
 
     Args:
@@ -53,7 +54,7 @@ def reconstruct(
     """
     config = config or ReconstructionConfig.fast()
     samples = gather(prepared, data, config.batch_size)
-    simulation = simulate(prepared.graph_module, prepared.qconfig)
+    simulation = simulate(prepared.graph_module, prepared.qconfig, prepared.decided)
     stages = build_stages(simulation, find_units(simulation.graph_module))
     samples = fitting(simulation, stages, samples, config)
     checkpoint = Checkpoint(resume_dir, fingerprint(simulation, prepared.qconfig, config, samples))
@@ -70,7 +71,7 @@ def reconstruct(
                     reports.append(report)
                     if report.fell_back and progress:
                         tqdm.write(f"{report.path}: {report.fell_back}; it keeps what it had", file=sys.stderr)
-    _decide(prepared, simulation)
+    prepared.decided |= _decided(simulation)
     return Reconstruction(tuple(reports), len(samples))
 
 
@@ -117,13 +118,18 @@ def _run(
         yield report
 
 
-def _decide(prepared: PreparedUNet, simulation: Simulation) -> None:
-    """Note on the prepared graph what was learned, for conversion."""
-    for node in prepared.graph_module.graph.nodes:
-        if node.name in simulation.weights:
-            rounding = simulation.weights[node.name].rounding
-            bias = simulation.biases.get(node.name)
-            decided = None if bias is None else bias.decided.detach().clone()
-            node.meta[DECIDED] = DecidedLayer(rounding.codes, rounding.start.scales, decided)
-        elif node.name in simulation.activations:
-            node.meta[DECIDED] = simulation.activations[node.name].decided()
+def _decided(simulation: Simulation) -> ParameterStore:
+    """What was learned, for conversion."""
+    start, weights, activations = simulation.start, {}, {}
+    for node, layer in simulation.weights.items():
+        name, bias = simulation.ids[node], simulation.biases.get(node)
+        learned = None if bias is None else bias.decided.detach().clone()
+        weights[name] = replace(start.weights[name], codes=layer.rounding.codes, bias=learned)
+    for node, quantizer in simulation.activations.items():
+        name = simulation.ids[node]
+        activations[name] = replace(start.activations[name], params=quantizer.decided())
+    reads = {
+        layer: {index: name for index, name in inputs.items() if name in activations}
+        for layer, inputs in start.inputs.items()
+    }
+    return ParameterStore(weights, activations, reads)

@@ -8,10 +8,12 @@ from typing import cast
 from torch import fx, nn
 
 from qdiff_fx.config import QDiffConfig
-from qdiff_fx.ir.annotations import fact, has, path_of, set_path
+from qdiff_fx.ir.annotations import describe_like, nodes_with, path_of, set_path
 from qdiff_fx.ir.edit import clean, copy_graph, get_attr_tensor
-from qdiff_fx.ir.facts import ActivationPlan, LayerPlan
-from qdiff_fx.passes.quantize.decisions import activation_decision, is_wide, layer_decision, weight_axis
+from qdiff_fx.ir.facts import LayerPlan, layer_id
+from qdiff_fx.passes.quantize.measure import measure
+from qdiff_fx.passes.quantize.readings import Reading, readings
+from qdiff_fx.quant.parameters import NOTHING, ParameterStore, WeightParameters
 from qdiff_fx.reconstruction.adaround import AdaRound
 from qdiff_fx.reconstruction.quantizers import ActivationQuantizer, LayerBias, LayerWeight, Switch
 
@@ -24,6 +26,8 @@ class Simulation:
         graph_module: takes and returns what the prepared graph does.
         weights, biases: by the name of their layer's node, which is its name in the prepared graph too.
         activations: by the name of the observer's node.
+        start: the parameters that all of them start from.
+        ids: the name of a layer or an observer → its layer id or activation id in `start`.
     """
 
     graph_module: fx.GraphModule
@@ -31,25 +35,32 @@ class Simulation:
     weights: dict[str, LayerWeight]
     biases: dict[str, LayerBias]
     activations: dict[str, ActivationQuantizer]
+    start: ParameterStore
+    ids: dict[str, str]
 
 
-def simulate(prepared: fx.GraphModule, config: QDiffConfig) -> Simulation:
+def simulate(prepared: fx.GraphModule, config: QDiffConfig, decided: ParameterStore = NOTHING) -> Simulation:
     """Build the simulation of an observed, calibrated graph; it is left as it is.
+
+    Args:
+        decided: what quantizers start from where earlier rounding or reconstruction decided it.
 
     Raises:
         CalibrationError: an observer saw no data.
     """
     gm = copy_graph(prepared)
-    simulation = Simulation(gm, Switch(), {}, {}, {})
-    for node in list(gm.graph.nodes):
-        plan = fact(node, LayerPlan)
-        if plan is not None and plan.info.quantized and plan.info.kind != "attention":
-            _replace_weight(simulation, node, plan, config)
-    for node in [n for n in gm.graph.nodes if n.op == "call_module" and n.name not in simulation.activations]:
-        # What 16 bits leave over is nothing beside the error of 8.
-        if has(node, ActivationPlan) and not is_wide(node):
-            _replace_observer(simulation, prepared, node, config)
-        elif isinstance(node.args, tuple) and node.args:  # watches a layer's output
+    simulation = Simulation(gm, Switch(), {}, {}, {}, measure(gm, config, decided), {})
+    # What 16 bits leave over is nothing beside the error of 8.
+    narrow = [reading for reading in readings(gm) if simulation.start.activations[reading.id].rest is None]
+    for layer in nodes_with(gm, LayerPlan):
+        name = layer_id(layer)
+        if name in simulation.start.weights:
+            simulation.ids[layer.name] = name
+            _replace_weight(simulation, layer, simulation.start.weights[name])
+    for reading in narrow:
+        _replace_observer(simulation, reading, config)
+    for node in [n for n in gm.graph.nodes if n.op == "call_module" and n.args]:
+        if node.name not in simulation.activations:  # watches a layer's output, or an input nobody quantizes
             node.replace_all_uses_with(cast(fx.Node, node.args[0]))
             gm.graph.erase_node(node)
     clean(gm)
@@ -59,11 +70,10 @@ def simulate(prepared: fx.GraphModule, config: QDiffConfig) -> Simulation:
     return simulation
 
 
-def _replace_weight(simulation: Simulation, node: fx.Node, plan: LayerPlan, config: QDiffConfig) -> None:
+def _replace_weight(simulation: Simulation, node: fx.Node, decided: WeightParameters) -> None:
     gm = simulation.graph_module
     weight = get_attr_tensor(gm, cast(fx.Node, node.args[1])).detach()
-    decided = layer_decision(gm, node, plan, config)
-    rounding = AdaRound(weight.float(), decided, plan.info.weight_bits, weight_axis(plan))
+    rounding = AdaRound(weight.float(), decided)
     holder = LayerWeight(rounding, simulation.switch)
     simulation.weights[node.name] = holder
     node.update_arg(1, _call(gm, node, f"layer_weights.{node.name}", holder))
@@ -83,11 +93,18 @@ def _call(gm: fx.GraphModule, before: fx.Node, target: str, module: nn.Module) -
     return node
 
 
-def _replace_observer(simulation: Simulation, prepared: fx.GraphModule, node: fx.Node, config: QDiffConfig) -> None:
-    original = next(n for n in prepared.graph.nodes if n.name == node.name)
-    params = activation_decision(prepared, original, config)
+def _replace_observer(simulation: Simulation, reading: Reading, config: QDiffConfig) -> None:
+    gm, node = simulation.graph_module, reading.observer
+    params = simulation.start.activations[reading.id].params
     quantizer = ActivationQuantizer(params, simulation.switch, config.num_train_timesteps)
+    if node.name in simulation.activations:  # for layers that read it otherwise
+        with gm.graph.inserting_after(node):
+            node = gm.graph.call_module(str(node.target), reading.observer.args)
+        describe_like(node, reading.observer)
+        for layer, index in reading.readers:
+            layer.update_arg(index, node)
     simulation.activations[node.name] = quantizer
+    simulation.ids[node.name] = reading.id
     target = f"activation_quantizers.{node.name}"
-    simulation.graph_module.add_submodule(target, quantizer)
+    gm.add_submodule(target, quantizer)
     node.target = target

@@ -131,18 +131,18 @@ def tune(
         check_reachable(_menu(offered), Budget(target_size), besides)
     file = None if sensitivity is None else Path(sensitivity)
     config = prepared.qconfig
-    found = measure(prepared.graph_module, config, units, bits, probes, file=file, progress=progress)
+    found = measure(prepared, units, bits, probes, file=file, progress=progress)
     if not budget.times:
         menu = _menu(offered, found)
         return _tuned(prepared, units, menu, allocate(menu, budget, bytes_besides=besides), besides)
     tensors = probes[0][1] if latency_inputs is None else prepared.signature.bind((), latency_inputs).tensors
-    layers = measure_layers(Twins(prepared.graph_module, config), offered, tensors, backend, progress)
+    layers = measure_layers(Twins(prepared), offered, tensors, backend, progress)
     menu = _menu(offered, found, layers)
 
     @lru_cache(maxsize=1)  # what met the target is timed twice
     def lowered_as(config: QDiffConfig) -> Callable[[], Step]:
         """What lowers the network under a configuration. Which codes it has makes no difference to time."""
-        graph = convert_as(prepared.graph_module, replace(config, weight_range="max"))
+        graph = convert_as(prepared, replace(config, weight_range="max"))
         return lambda: get_backend(backend).lower(graph).module
 
     def seconds_of(chosen: Choices) -> float:

@@ -14,12 +14,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, fx
+from torch import Tensor
 from tqdm import tqdm
 
 from qdiff_fx.atomic import write_text
-from qdiff_fx.config import QDiffConfig
 from qdiff_fx.errors import ConfigError
+from qdiff_fx.networks import PreparedUNet
 from qdiff_fx.tuning.choice import FLOAT, Choice
 from qdiff_fx.tuning.twins import Twins
 from qdiff_fx.tuning.units import Unit
@@ -80,8 +80,7 @@ class Sensitivity:
 
 
 def measure(
-    prepared: fx.GraphModule,
-    config: QDiffConfig,
+    prepared: PreparedUNet,
     units: list[Unit],
     bits: tuple[int, ...],
     batches: list[tuple[float, list[Tensor]]],
@@ -92,14 +91,14 @@ def measure(
     """The noise of every unit at every choice, batch by batch.
 
     Args:
-        prepared: an observed, calibrated graph.
+        prepared: a calibrated network.
         batches: timestep and flat inputs of each; a batch holds one timestep only.
         file: keep what is measured here every few seconds, and go on from there.
     """
     timesteps = [timestep for timestep, _ in batches]
     measured = {unit.path: unit.choices(bits, allow_float=False, allow_wide=True) for unit in units}
     key = {
-        "config": config.to_json(),
+        "config": prepared.qconfig.to_json(),
         "units": [[unit.path, *unit.counts] for unit in units],
         "choices": [list(map(str, choices)) for choices in measured.values()],
     }
@@ -108,7 +107,7 @@ def measure(
     left = len(units) * len(batches) - sum(map(len, found.noise))
     if not left:
         return found
-    twins, saved = Twins(prepared, config), time.monotonic()
+    twins, saved = Twins(prepared), time.monotonic()
     with tqdm(total=left, desc="sensitivity", unit="layer", disable=not progress) as bar:
         for (_, tensors), noise in zip(batches, found.noise, strict=True):
             todo = [unit for unit in units if unit.path not in noise]

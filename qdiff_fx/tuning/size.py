@@ -24,7 +24,7 @@ def fixed_bytes(prepared: PreparedUNet, units: list[Unit], source: str = "") -> 
     probe = {unit.path: PROBE if unit.counts else AS_CONFIGURED for unit in units}
     # The range search changes scales, not sizes.
     config = replace(with_choices(prepared.qconfig, units, probe), weight_range="max")
-    graph = convert_as(prepared.graph_module, config)
+    graph = convert_as(prepared, config)
     with tempfile.TemporaryDirectory(prefix="qdiff-size-") as folder:
         target = save_artifact(Artifact(graph, prepared.signature, config, source), Path(folder) / "probe")
         total = artifact_bytes(target)

@@ -11,11 +11,12 @@ import torch
 from torch import Tensor, fx
 
 from qdiff_fx.backends.common.base import weight_of
-from qdiff_fx.config import QDiffConfig, Rule
+from qdiff_fx.config import Rule
 from qdiff_fx.ir.annotations import fact
 from qdiff_fx.ir.edit import get_attr_tensor
 from qdiff_fx.ir.excerpt import Excerpt, excerpt
 from qdiff_fx.ir.facts import QuantizedLayer, layer_info, quantized_layers
+from qdiff_fx.networks import PreparedUNet
 from qdiff_fx.quant.numerics import fake_quantize, weight_range, weight_scales
 from qdiff_fx.quant.qparams import WIDE_BITS
 from qdiff_fx.tuning.choice import Choice
@@ -27,13 +28,12 @@ class Twins:
     """The float graph, and the quantized twin of each of its layers: activations as they will be, weights given.
 
     Args:
-        prepared: an observed, calibrated graph.
-        config: the configuration it was prepared with.
+        prepared: a calibrated network.
     """
 
-    def __init__(self, prepared: fx.GraphModule, config: QDiffConfig):
-        self.config = config
-        self.float_graph = without_observers(prepared)
+    def __init__(self, prepared: PreparedUNet):
+        self.config = prepared.qconfig
+        self.float_graph = without_observers(prepared.graph_module)
         self._prepared = prepared
         self._by_name = {node.name: node for node in self.float_graph.graph.nodes}
 
@@ -89,10 +89,12 @@ class Twins:
         # Every weight is given to the twins: its scales need no search here.
         config = replace(self.config, weight_range="max")
         if wide:
-            widening = (Rule(unit.path, act_bits=WIDE_BITS) for unit in units_of(self._prepared) if unit.widens)
+            widening = (
+                Rule(unit.path, act_bits=WIDE_BITS) for unit in units_of(self._prepared.graph_module) if unit.widens
+            )
             config = replace(config, rules=(*config.rules, *widening))
         graph = convert_as(self._prepared, config)
-        layers = paired_layers(self._prepared, graph)
+        layers = paired_layers(self._prepared.graph_module, graph)
         return _Quantized(graph, layers, self._values_of(graph, layers))
 
     def _values_of(self, qdq: fx.GraphModule, layers: dict[str, fx.Node]) -> dict[str, str]:

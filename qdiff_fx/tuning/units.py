@@ -9,11 +9,10 @@ from torch import fx
 
 from qdiff_fx.config import QDiffConfig, Rule
 from qdiff_fx.ir.annotations import nodes_with, path_of, require
-from qdiff_fx.ir.edit import copy_graph, get_attr_tensor
+from qdiff_fx.ir.edit import get_attr_tensor
 from qdiff_fx.ir.facts import LayerPlan
-from qdiff_fx.passes.quantize.annotate import Annotate
-from qdiff_fx.passes.quantize.convert import convert
-from qdiff_fx.passes.quantize.insert_observers import renew_activation_plans
+from qdiff_fx.networks import PreparedUNet
+from qdiff_fx.passes.quantize.convert import convert, reannotate
 from qdiff_fx.quant.packing import packed_size
 from qdiff_fx.quant.qparams import WIDE_BITS
 from qdiff_fx.tuning.choice import AS_CONFIGURED, FLOAT, Choice
@@ -100,14 +99,14 @@ def with_choices(config: QDiffConfig, units: list[Unit], choices: Mapping[str, C
     return replace(config, rules=(*config.rules, *(unit.rule(choices[unit.path]) for unit in units)))
 
 
-def convert_as(prepared: fx.GraphModule, config: QDiffConfig) -> fx.GraphModule:
+def convert_as(prepared: PreparedUNet, config: QDiffConfig) -> fx.GraphModule:
     """The q/dq graph under a configuration that differs from the prepared one in bits and in what is quantized.
 
-    What was observed is used again: nothing is captured or calibrated anew. Layers that the prepared graph keeps in
-    float have no observers and cannot be taken back. Weights are rounded to nearest: any better rounding takes minutes
-    for each choice, and ranks the layers much alike.
+    Weights that were not decided at these bits are rounded to nearest: any better rounding takes minutes for each
+    choice, and ranks the layers much alike.
+
+    Raises:
+        ConfigError: layers that the prepared network keeps in float would have to be quantized.
     """
-    graph = copy_graph(prepared)
-    Annotate(config).run(graph)
-    renew_activation_plans(graph)
-    return convert(graph, replace(config, weight_rounding="nearest"))
+    graph = reannotate(prepared.graph_module, config, prepared.qconfig)
+    return convert(graph, replace(config, weight_rounding="nearest"), prepared.decided)

@@ -14,13 +14,13 @@ from qdiff_fx.backends.common.base import weight_of
 from qdiff_fx.calibration.data import Batch
 from qdiff_fx.config import WeightRange
 from qdiff_fx.errors import CalibrationError, ConfigError
+from qdiff_fx.ir.annotations import nodes_with, require
 from qdiff_fx.ir.edit import get_attr_tensor
-from qdiff_fx.ir.facts import layer_info, quantized_layers
-from qdiff_fx.ir.properties import set_weight_rounding
+from qdiff_fx.ir.facts import LayerPlan, layer_id, layer_info, quantized_layers
 from qdiff_fx.networks import PreparedUNet, QuantizedUNet
 from qdiff_fx.passes.quantize.convert import convert
-from qdiff_fx.passes.quantize.decisions import DECIDED, DecidedLayer
 from qdiff_fx.quant.numerics import weight_range, weight_scales
+from qdiff_fx.quant.parameters import WeightParameters
 from qdiff_fx.weight_rounding.moments import SecondMoment, moment_of
 from qdiff_fx.weight_rounding.nearest_plane import Factor, factorise, feedback_codes
 
@@ -63,7 +63,7 @@ def round_weights(
     `convert_qdiff` then uses the codes found here. A layer that already has codes keeps them.
 
     Args:
-        prepared: a calibrated network; the codes are kept in its graph.
+        prepared: a calibrated network; the codes are kept in its `decided`.
         batches: mappings of its forward arguments; gone through once for every group of layers.
         memory_cap_bytes: of all second moments gathered at a time; a layer with a larger one stays as it is.
         progress: show a bar.
@@ -82,9 +82,15 @@ def round_weights(
     if not batches:
         raise CalibrationError("there are no batches", where="round_weights", fix="Pass those calibrate was given")
     # Nearest codes to begin with, which the layers' own replace one after the other.
-    graph = convert(prepared.graph_module, replace(prepared.qconfig, weight_rounding="nearest"))
-    originals = {node.name: node for node in prepared.graph_module.graph.nodes}
-    waiting = {name for name, node in originals.items() if DECIDED not in node.meta}
+    nearest = replace(prepared.qconfig, weight_rounding="nearest")
+    graph = convert(prepared.graph_module, nearest, prepared.decided)
+    originals = {layer_id(node): node for node in nodes_with(prepared.graph_module, LayerPlan)}
+    decided = prepared.decided.weights
+    waiting = {
+        name
+        for name, node in originals.items()
+        if name not in decided or decided[name].bits != require(node, LayerPlan).info.weight_bits
+    }
     jobs, refused = _jobs(graph, waiting, memory_cap_bytes)
     network = QuantizedUNet(graph, prepared.signature, prepared.qconfig, "reference")
     groups = list(_groups(jobs, memory_cap_bytes))
@@ -95,9 +101,9 @@ def round_weights(
             for job in group:
                 factor = factorise(job.moment.stop(), where=_path(job.layers[0]))
                 for layer in job.layers:
-                    _round(prepared, originals[layer.name], graph, layer, factor)
+                    _round(prepared, originals[layer_id(layer)], graph, layer, factor)
                     rounded.append(_path(layer))
-    set_weight_rounding(prepared.graph_module, "second_order")
+    prepared.decided = replace(prepared.decided, weight_rounding="second_order")
     return RoundingReport(tuple(rounded), refused)
 
 
@@ -107,7 +113,7 @@ def _jobs(graph: fx.GraphModule, waiting: set[str], cap: int) -> tuple[list[Job]
     refused: dict[str, str] = {}
     for layer in quantized_layers(graph):
         info = layer_info(layer)
-        if info.float_reason or info.kind == "attention" or layer.name not in waiting:
+        if info.float_reason or info.kind == "attention" or info.path not in waiting:
             continue
         moment = moment_of(layer)
         if isinstance(moment, SecondMoment) and 4 * moment.columns**2 > cap:
@@ -147,16 +153,16 @@ def _gather(network: QuantizedUNet, group: list[Job], batches: list[Batch], bar:
 
 
 def _round(prepared: PreparedUNet, original: fx.Node, graph: fx.GraphModule, layer: fx.Node, factor: Factor) -> None:
-    """Keep the codes in the prepared graph, and let what follows see their effect."""
+    """Keep the codes with the prepared network, and let what follows see their effect."""
     weight = get_attr_tensor(prepared.graph_module, original.args[1]).detach().float()  # type: ignore[arg-type]
     found = second_order(weight, layer_info(layer).weight_bits, factor, prepared.qconfig.weight_range)
-    original.meta[DECIDED] = found
+    prepared.decided = prepared.decided.with_weights({layer_id(original): found})
     codes, scales = weight_of(layer).args[:2]  # type: ignore[union-attr]
     get_attr_tensor(graph, codes).copy_(found.codes)  # type: ignore[arg-type]
     get_attr_tensor(graph, scales).copy_(found.scales)  # type: ignore[arg-type]
 
 
-def second_order(weight: Tensor, bits: int, factor: Factor, method: WeightRange) -> DecidedLayer:
+def second_order(weight: Tensor, bits: int, factor: Factor, method: WeightRange) -> WeightParameters:
     """The codes, and per output channel the scale, under which the layer's output changes least.
 
     Args:
@@ -175,7 +181,7 @@ def second_order(weight: Tensor, bits: int, factor: Factor, method: WeightRange)
         each = torch.arange(len(rows))
         codes.append(tried.view(len(rows), len(SCALE_RATIOS), -1)[each, best])
         chosen.append(scales[each, best])
-    return DecidedLayer(torch.cat(codes).view(weight.shape), torch.cat(chosen))
+    return WeightParameters(torch.cat(codes).view(weight.shape), torch.cat(chosen), bits)
 
 
 def _path(layer: fx.Node) -> str:

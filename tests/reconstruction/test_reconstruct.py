@@ -10,31 +10,17 @@ from tiny_graphs import reference_for
 
 from qdiff_fx import QDiffConfig, Reconstruction, convert_qdiff, load_qdiff, prepare_qdiff, reconstruct, save_qdiff
 from qdiff_fx.errors import ArtifactError, CalibrationError, InputError
+from qdiff_fx.ir.annotations import nodes_with
 from qdiff_fx.ir.edit import get_attr_tensor, is_op
-from qdiff_fx.passes.quantize.decisions import DECIDED
+from qdiff_fx.ir.facts import LayerPlan, layer_id
 from qdiff_fx.quant.numerics import sqnr_db
 from qdiff_fx.reconstruction import learning
 
 dequantize = torch.ops.quantized_decomposed.dequantize_per_channel.default
 
 
-def decisions(network):
-    return {node.name: node.meta[DECIDED] for node in network.graph_module.graph.nodes if DECIDED in node.meta}
-
-
 def layer_codes(network):
-    return {name: each.codes for name, each in decisions(network).items() if hasattr(each, "codes")}
-
-
-def assert_same_decisions(first, second):
-    left, right = decisions(first), decisions(second)
-    assert left.keys() == right.keys()
-    for name, each in left.items():
-        if hasattr(each, "codes"):
-            assert torch.equal(each.codes, right[name].codes), name
-            assert each.bias is None or torch.equal(each.bias, right[name].bias), name
-        else:
-            assert each == right[name]
+    return {name: each.codes for name, each in network.decided.weights.items()}
 
 
 @torch.no_grad()
@@ -60,7 +46,7 @@ def test_no_unit_ends_worse_than_it_began():
 
 def test_codes_in_the_saved_file_are_those_decided(tmp_path):
     network = make_prepared()
-    before = {node.name: node for node in network.graph_module.graph.nodes}
+    before = {layer_id(node): node for node in nodes_with(network.graph_module, LayerPlan)}
     reconstruct(network, batches(), QUICK, progress=False)
     save_qdiff(convert_qdiff(network, "reference"), tmp_path / "net")
     loaded = load_qdiff(tmp_path / "net", "reference").graph_module
@@ -102,7 +88,7 @@ def test_the_same_seed_gives_the_same_decisions_and_another_seed_others():
     reconstruct(first, batches(), config, progress=False)
     reconstruct(second, batches(), config, progress=False)
     reconstruct(other, batches(), replace(config, seed=1), progress=False)
-    assert_same_decisions(first, second)
+    assert first.decided == second.decided
     assert any(not torch.equal(codes, layer_codes(other)[name]) for name, codes in layer_codes(first).items())
 
 
@@ -124,10 +110,10 @@ def test_killed_and_resumed_ends_the_same(tmp_path, config, killed_at):
 
     with mock.patch("qdiff_fx.reconstruction.unit.learn_weights", until_killed), pytest.raises(Killed):
         reconstruct(parts, batches(), config, resume_dir=tmp_path, progress=False)
-    assert not decisions(parts)
+    assert not parts.decided
     result = reconstruct(parts, batches(), config, resume_dir=tmp_path, progress=False)
     assert sum(unit.resumed for unit in result.units) >= killed_at
-    assert_same_decisions(whole, parts)
+    assert whole.decided == parts.decided
 
 
 def test_a_finished_run_is_read_back_without_learning(tmp_path):
@@ -135,7 +121,7 @@ def test_a_finished_run_is_read_back_without_learning(tmp_path):
     reconstruct(first, batches(), QUICK, resume_dir=tmp_path, progress=False)
     with mock.patch("qdiff_fx.reconstruction.unit.learn_weights", side_effect=AssertionError):
         reconstruct(again, batches(), QUICK, resume_dir=tmp_path, progress=False)
-    assert_same_decisions(first, again)
+    assert first.decided == again.decided
 
 
 @pytest.mark.parametrize(

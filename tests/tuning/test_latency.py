@@ -39,7 +39,7 @@ def measured(monkeypatch):
 
     def measure(network, **allowed):
         units = {unit: unit.choices(BITS, **allowed) for unit in units_of(network.graph_module)}
-        return measure_layers(Twins(network.graph_module, network.qconfig), units, INPUTS, "reference", False)
+        return measure_layers(Twins(network), units, INPUTS, "reference", False)
 
     return measure
 

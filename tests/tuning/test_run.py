@@ -68,9 +68,9 @@ def test_a_swapped_layer_is_what_it_is_in_a_network_quantized_there_alone(unet, 
     unit = next(each for each in units if each.path == path)
     choice = choice if unit.widens or (unit.counts and not choice.wide) else AS_CONFIGURED
     choices = {each.path: choice if each is unit else FLOAT for each in units}
-    graph = convert_as(network.graph_module, with_choices(network.qconfig, units, choices))
+    graph = convert_as(network, with_choices(network.qconfig, units, choices))
     tensors = list(BATCHES[1].values())
-    run = Twins(network.graph_module, network.qconfig).on(tensors)
+    run = Twins(network).on(tensors)
     with torch.no_grad():
         torch.testing.assert_close(run.prediction, unet(*tensors))
         torch.testing.assert_close(run.with_quantized(unit, choice), graph(*tensors)[0])
@@ -80,7 +80,7 @@ def test_converting_again_equals_preparing_again(unet, network, tuned):
     config = tuned[0].config
     fresh = prepare_qdiff(unet, config, BATCHES[0])
     calibrate(fresh, BATCHES, progress=False)
-    again = convert_as(network.graph_module, config)
+    again = convert_as(network, config)
     tensors = list(BATCHES[0].values())
     with torch.no_grad():
         torch.testing.assert_close(again(*tensors)[0], convert_qdiff(fresh, "reference")(*tensors), rtol=0, atol=0)
@@ -91,7 +91,7 @@ def test_edges_are_edges_in_an_observed_graph_too(unet):
     config = QDiffConfig(weight_bits=4, timestep_bins=10)
     network = prepare_qdiff(unet, config, BATCHES[0])
     calibrate(network, BATCHES, progress=False)
-    again = convert_as(network.graph_module, config)
+    again = convert_as(network, config)
     tensors = list(BATCHES[0].values())
     with torch.no_grad():
         torch.testing.assert_close(again(*tensors)[0], convert_qdiff(network, "reference")(*tensors), rtol=0, atol=0)
@@ -124,8 +124,8 @@ def test_better_than_random_choices_of_the_same_size(network, tuned):
 
 
 def mean_sqnr(network, units, choices) -> float:
-    graph = convert_as(network.graph_module, with_choices(network.qconfig, units, choices))
-    twins = Twins(network.graph_module, network.qconfig)
+    graph = convert_as(network, with_choices(network.qconfig, units, choices))
+    twins = Twins(network)
     ratios = []
     for timestep in STEPS:
         tensors = list(batch(timestep).values())

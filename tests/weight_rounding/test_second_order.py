@@ -9,8 +9,7 @@ from torch import nn
 from qdiff_fx import QDiffConfig, Rule, calibrate, convert_qdiff, load_qdiff, prepare_qdiff, round_weights, save_qdiff
 from qdiff_fx.errors import CalibrationError, ConfigError, ConversionError
 from qdiff_fx.ir.edit import get_attr_tensor
-from qdiff_fx.ir.facts import quantized_layers
-from qdiff_fx.passes.quantize.decisions import DECIDED
+from qdiff_fx.ir.facts import layer_id, quantized_layers
 from qdiff_fx.quant.numerics import sqnr_db
 from qdiff_fx.weight_rounding import second_order
 
@@ -45,7 +44,7 @@ def seed():
 
 
 def chosen(network):
-    return {n.name: n.meta[DECIDED] for n in network.graph_module.graph.nodes if DECIDED in n.meta}
+    return dict(network.decided.weights)
 
 
 @pytest.mark.parametrize("bits", [3, 4])
@@ -70,7 +69,7 @@ def test_codes_arrive_bit_for_bit_in_the_graph_and_in_the_file(tmp_path):
     network, _ = rounded(Shortcut(), batches(1))
     saved = save_qdiff(convert_qdiff(network, "reference"), tmp_path / "saved")
     graph = load_qdiff(saved, "reference").graph_module
-    layers = {n.name: n for n in quantized_layers(graph)}
+    layers = {layer_id(n): n for n in quantized_layers(graph)}
     found = chosen(network)
     assert found
     for name, expected in found.items():

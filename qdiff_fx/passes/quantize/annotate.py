@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections import Counter
+from dataclasses import replace
+
 from torch import fx
 
 from qdiff_fx.config import LayerSettings, QDiffConfig
@@ -29,8 +32,12 @@ class Annotate(Pass):
         layers = [node for node in gm.graph.nodes if node.target in ops.WEIGHT_LAYERS or is_op(node, ops.ATTENTION)]
         self._check_rules(layers)
         changes, refusals = [], []
+        taken: Counter[str] = Counter()
         for node in layers:
             plan = self._plan(node)
+            taken[plan.info.path] += 1
+            if taken[plan.info.path] > 1:
+                plan = replace(plan, info=replace(plan.info, path=f"{plan.info.path}#{taken[plan.info.path]}"))
             put(node, plan)
             if plan.info.quantized:
                 changes.append(Change(node.name, plan.info.path, f"{plan.info.kind} annotated"))

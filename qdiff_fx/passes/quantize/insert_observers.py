@@ -7,7 +7,7 @@ from torch import fx, nn
 
 from qdiff_fx.config import QDiffConfig
 from qdiff_fx.ir.annotations import describe, describe_like, has, nodes_with, put, require, value
-from qdiff_fx.ir.facts import ActivationPlan, LayerPlan, Observed, part_path, timestep_input
+from qdiff_fx.ir.facts import ActivationPlan, LayerPlan, Observed, layer_id, timestep_input
 from qdiff_fx.observers import TimestepObserver
 from qdiff_fx.passes.framework import Change, Pass, PassReport
 
@@ -57,15 +57,14 @@ class InsertObservers(Pass):
         source = node.args[index]
         assert isinstance(source, fx.Node)
         if (source, activation) not in shared:
-            name = f"{part_path(node)} input {index}" if index else f"{part_path(node)} input"
+            name = f"{layer_id(node)} input {index}" if index else f"{layer_id(node)} input"
             observer = self._insert(gm, source, timestep, name, f"{source.name}_to_{node.name}_{index}")
-            put(observer, activation)
             shared[source, activation] = observer
         node.update_arg(index, shared[source, activation])
 
     def _observe_output(self, gm: fx.GraphModule, node: fx.Node, timestep: fx.Node) -> str:
         """The path of the observer that now watches what a layer returns."""
-        observer = self._insert(gm, node, timestep, f"{part_path(node)} output", f"{node.name}_output")
+        observer = self._insert(gm, node, timestep, f"{layer_id(node)} output", f"{node.name}_output")
         node.replace_all_uses_with(observer, delete_user_cb=lambda user: user is not observer)
         return str(observer.target)
 
@@ -77,27 +76,6 @@ class InsertObservers(Pass):
             observer = gm.graph.call_module(f"{OBSERVERS}.{key}", (source, timestep))
         describe_like(observer, source)
         return observer
-
-
-def renew_activation_plans(gm: fx.GraphModule) -> None:
-    """Make the observers of an observed graph follow plans that were written on its layers anew, in place.
-
-    What was observed serves any plan: where layers that share an observer no longer agree, it is read once for each.
-    """
-    read: dict[tuple[str, ActivationPlan], fx.Node] = {}
-    for node in nodes_with(gm, ActivationPlan):
-        read[str(node.target), require(node, ActivationPlan)] = node
-    for node in nodes_with(gm, LayerPlan):
-        for index, plan in require(node, LayerPlan).inputs.items():
-            observer = node.args[index]
-            assert isinstance(observer, fx.Node)
-            key = (str(observer.target), plan)
-            if key not in read:
-                with gm.graph.inserting_after(observer):
-                    read[key] = gm.graph.call_module(key[0], observer.args)
-                describe_like(read[key], observer)
-                put(read[key], plan)
-            node.update_arg(index, read[key])
 
 
 def _timestep_node(gm: fx.GraphModule) -> fx.Node:
