@@ -33,7 +33,8 @@ class Rule:
     """An exception for the layers whose module path matches.
 
     Attributes:
-        pattern: a glob over dotted module paths ("up_blocks.*.conv_shortcut"), or a regular expression after "re:".
+        pattern: a glob over dotted module paths ("up_blocks.*.conv_shortcut"), a regular expression after "re:", or the
+            id of one layer as ``explain()`` shows it ("up.conv[0:320]", "mid.attn#2").
         weight_bits, act_bits, softmax_bits, act_range: override the global setting where not ``None``. 16 ``act_bits``
             are two 8-bit codes: twice the layer's work, and for layers with weights only.
         quantize: ``False`` keeps the layer in float, ``True`` takes it back from an earlier rule that did.
@@ -61,8 +62,10 @@ class Rule:
         except re.error as error:
             raise ConfigError(f"the regular expression is invalid ({error})", where=where) from error
 
-    def matches(self, path: str) -> bool:
-        """Whether the dotted module path is covered by this rule."""
+    def matches(self, path: str, layer: str = "") -> bool:
+        """Whether the dotted module path is covered by this rule, or the pattern is the id of the layer itself."""
+        if layer and self.pattern == layer:
+            return True
         if self.pattern.startswith("re:"):
             return re.fullmatch(self.pattern[3:], path) is not None
         return fnmatch.fnmatchcase(path, self.pattern)
@@ -166,10 +169,14 @@ class QDiffConfig:
         }
         return QDiffConfig(**(settings | changes))
 
-    def settings_for(self, path: str, *, at_edge: bool = False, reads_sample: bool = False) -> LayerSettings:
+    def settings_for(
+        self, path: str, layer: str = "", *, at_edge: bool = False, reads_sample: bool = False
+    ) -> LayerSettings:
         """The settings of the layer at a dotted module path, with every matching rule applied in order.
 
         Args:
+            path: the module's path.
+            layer: the layer's id, which tells it from others of that module (see `ir/facts.py`).
             at_edge: it reads the sample, or its result is the prediction.
             reads_sample: it reads the sample.
         """
@@ -180,7 +187,7 @@ class QDiffConfig:
         if reads_sample:
             chosen["act_bits"] = self.sample_act_bits
         for rule in self.rules:
-            if rule.matches(path):
+            if rule.matches(path, layer):
                 chosen |= {name: getattr(rule, name) for name in names if getattr(rule, name) is not None}
         return LayerSettings(**chosen)
 

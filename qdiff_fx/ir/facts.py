@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import re
+from collections import Counter
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
@@ -165,10 +167,23 @@ def planned_info(node: fx.Node) -> LayerInfo | None:
     return plan.info if plan else None
 
 
-def part_path(node: fx.Node) -> str:
-    """The module path of a layer, with its channel slice where it is one part of a split shortcut."""
-    part = fact(node, Part)
-    return f"{path_of(node)}[{part.channels[0]}:{part.channels[1]}]" if part else path_of(node)
+def new_layer_ids(layers: Iterable[fx.Node]) -> dict[fx.Node, str]:
+    """An id for each layer of a graph, given in execution order; see `layer_id`."""
+    ids: dict[fx.Node, str] = {}
+    given: Counter[str] = Counter()
+    for node in layers:
+        part = fact(node, Part)
+        name = path_of(node) or (part.split_of if part else "") or node.name
+        if part:
+            name += f"[{part.channels[0]}:{part.channels[1]}]"
+        given[name] += 1
+        ids[node] = name if given[name] == 1 else f"{name}#{given[name]}"
+    return ids
+
+
+def whole_layer(layer: str) -> str:
+    """The id of a layer without what says which part of it, or which of its two codes, is meant."""
+    return re.sub(r"\[[^\[\]]*\]", "", layer)
 
 
 def layer_id(node: fx.Node) -> str:

@@ -17,7 +17,7 @@ from torch import fx
 
 from qdiff_fx.ir.annotations import fact, has, path_of, value
 from qdiff_fx.ir.edit import is_op
-from qdiff_fx.ir.facts import Part, part_path, planned_info
+from qdiff_fx.ir.facts import Part, layer_id, planned_info
 from qdiff_fx.ir.sample_flow import depends_on_sample
 from qdiff_fx.ir.shapes import is_tensor
 
@@ -70,7 +70,7 @@ def is_quantized(node: fx.Node) -> bool:
 
 
 def _unit(path: str, kind: UnitKind, layers: list[fx.Node], output: fx.Node) -> Unit:
-    return Unit(path or part_path(layers[0]), kind, tuple(node.name for node in layers), output.name)
+    return Unit(path or layer_id(layers[0]), kind, tuple(node.name for node in layers), output.name)
 
 
 def _block_paths(gm: fx.GraphModule) -> list[str]:

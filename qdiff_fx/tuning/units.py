@@ -10,7 +10,7 @@ from torch import fx
 from qdiff_fx.config import QDiffConfig, Rule
 from qdiff_fx.ir.annotations import nodes_with, path_of, require
 from qdiff_fx.ir.edit import get_attr_tensor
-from qdiff_fx.ir.facts import LayerPlan
+from qdiff_fx.ir.facts import LayerPlan, layer_id
 from qdiff_fx.networks import PreparedUNet
 from qdiff_fx.passes.quantize.convert import convert, reannotate
 from qdiff_fx.quant.packing import packed_size
@@ -71,7 +71,8 @@ def units_of(prepared: fx.GraphModule) -> list[Unit]:
     """The quantized layers of a prepared graph by module path, in execution order."""
     groups: dict[str, list[fx.Node]] = {}
     for node in planned_layers(prepared):
-        groups.setdefault(path_of(node), []).append(node)
+        # A layer outside every module is named by its id.
+        groups.setdefault(path_of(node) or layer_id(node), []).append(node)
     return [_unit(prepared, path, nodes) for path, nodes in groups.items()]
 
 

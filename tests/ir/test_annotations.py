@@ -29,7 +29,7 @@ from qdiff_fx.ir.annotations import (
     value_or_none,
 )
 from qdiff_fx.ir.edit import copy_graph
-from qdiff_fx.ir.facts import Input, LayerPlan, Part, QuantizedLayer, StaticQParams, layer_id, part_path
+from qdiff_fx.ir.facts import Input, LayerPlan, Part, QuantizedLayer, StaticQParams, layer_id, new_layer_ids
 from qdiff_fx.quant.qparams import LayerInfo
 
 
@@ -138,7 +138,7 @@ def test_a_layer_keeps_its_id_through_conversion():
     node = relu(graph())
     set_path(node, "block.conv")
     put(node, Part((4, 8)))
-    assert part_path(node) == "block.conv[4:8]"
+    assert new_layer_ids([node]) == {node: "block.conv[4:8]"}
     with pytest.raises(PassError, match="it carries no LayerPlan"):
         layer_id(node)
     put(node, LayerPlan(LayerInfo("block.conv[4:8]#2", "conv"), {}))
@@ -156,3 +156,18 @@ def test_at_most_one_input_is_the_timestep():
     assert facts.timestep_input(gm) is x
     assert facts.is_timestep(x)
     assert not facts.is_sample(x)
+
+
+def test_layers_that_share_a_path_are_numbered_and_those_outside_every_module_go_by_their_nodes():
+    made = fx.Graph()
+    x = made.placeholder("x")
+    layers = [made.call_function(torch.ops.aten.relu.default, (x,)) for _ in range(6)]
+    for node in layers[:4]:
+        set_path(node, "conv")
+    for node in (layers[2], layers[3]):
+        put(node, Part((0, 4), "whole"))
+    put(layers[5], Part((4, 8), "whole"))
+    ids = ["conv", "conv#2", "conv[0:4]", "conv[0:4]#2", layers[4].name, "whole[4:8]"]
+    assert list(new_layer_ids(layers).values()) == ids
+    assert [facts.whole_layer(each) for each in ids[:4]] == ["conv", "conv#2", "conv", "conv#2"]
+    assert facts.whole_layer("conv[0:4]#2[rest]") == "conv#2"

@@ -144,7 +144,9 @@ class TestRules:
 
 class TestReasons:
     def reason(self, gm, path="", **config):
+        """Of the layer with this id, or of the only one."""
         found, report = annotate(gm, **config)
+        path = path or next(iter(found))
         info = found[path].info
         assert found[path].inputs == {}
         assert (info.weight_bits, info.act_bits, info.softmax_bits) == (0, 0, 0)
@@ -174,3 +176,24 @@ class TestReasons:
 def test_only_a_canonical_graph_is_annotated(export):
     with pytest.raises(PassError, match="the graph is not canonical"):
         run_passes(export(nn.Linear(8, 6), torch.randn(TOKENS)), [Annotate(QDiffConfig())])
+
+
+class Twice(nn.Module):
+    """One layer called twice, and one outside every module."""
+
+    def __init__(self):
+        super().__init__()
+        self.layer = nn.Linear(8, 8)
+
+    def forward(self, x):
+        return F.linear(self.layer(self.layer(x)), self.layer.weight * 1.0)
+
+
+def test_layers_of_one_path_have_ids_that_rules_can_name(export):
+    gm = export(Twice(), torch.randn(TOKENS))
+    found, _ = annotate(gm, rules=(Rule("layer#2", weight_bits=2),))
+    first, second, functional = found
+    assert (first, second) == ("layer", "layer#2")
+    assert [found[each].info.weight_bits for each in found] == [8, 2, 8]
+    found, _ = annotate(gm, rules=(Rule("layer", quantize=False), Rule(functional, weight_bits=3)))
+    assert [found[each].info.weight_bits for each in (first, second, functional)] == [0, 0, 3]

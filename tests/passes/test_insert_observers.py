@@ -16,6 +16,7 @@ from qdiff_fx.passes.quantize.annotate import Annotate
 from qdiff_fx.passes.quantize.insert_observers import InsertObservers
 from qdiff_fx.passes.split_shortcut.split_shortcut import SplitShortcut
 
+ATTENTION = "scaled_dot_product_attention"  # outside every module, so named as its node is
 X, T = torch.linspace(-2, 3, 2 * 5 * 8).reshape(2, 5, 8), torch.tensor([0.0, 700.0])
 
 
@@ -64,14 +65,14 @@ def test_nothing_changes_but_the_observers(gm, call):
     expected = call(gm, X, T)
     report = observe(gm)
     assert torch.equal(call(gm, X, T), expected)
-    assert {change.path for change in report.changed} == {"", "to_q", "to_k", "to_v", "out"}
+    assert {change.path for change in report.changed} == {ATTENTION, "to_q", "to_k", "to_v", "out"}
 
 
 def test_layers_that_read_one_tensor_share_its_observer(gm):
     observe(gm)
     assert set(observers(gm)) == {
         "to_q input",
-        *(" input", " input 1", " input 2"),
+        *(f"{ATTENTION} input", f"{ATTENTION} input 1", f"{ATTENTION} input 2"),
         "out input",
     }
     assert readers(gm, "to_q input") == {"to_q", "to_k", "to_v"}
@@ -112,7 +113,7 @@ def test_each_sample_counts_under_its_timestep(gm, call):
     assert observer.min_val[0] == X[0].min()
     assert observer.max_val[7] == pytest.approx((X[1].max() + 0.7).item())
     # Attention sees heads folded into the batch: still sample by sample.
-    assert observers(gm)[" input 1"].count.tolist() == observer.count.tolist()
+    assert observers(gm)[f"{ATTENTION} input 1"].count.tolist() == observer.count.tolist()
 
 
 def test_outputs_are_watched_on_demand_only(gm):

@@ -57,7 +57,7 @@ def test_like_layers_are_measured_together(network, measured):
 def test_what_is_not_offered_is_not_measured(network, measured):
     times = measured(network, allow_float=False, allow_wide=False)
     assert set(times["deep"]) == {NIBBLES, BYTES}
-    assert set(times[""]) == {BYTES}  # attention has no weights
+    assert set(times["scaled_dot_product_attention"]) == {BYTES}  # attention has no weights
     assert set(measured(network, allow_float=False, allow_wide=True)["deep"]) == {NIBBLES, BYTES, WIDE}
 
 
@@ -67,4 +67,7 @@ def test_what_is_remembered_over_steps_takes_no_time(network, measured):
 
 def test_what_differs_in_shape_or_bits_is_no_like(network, measured):
     times = measured(network, allow_float=False, allow_wide=False)
-    assert len({times[path][BYTES] for path in ("conv_in", "deep", "conv_out", "to_q", "")}) == 5
+    assert (
+        len({times[path][BYTES] for path in ("conv_in", "deep", "conv_out", "to_q", "scaled_dot_product_attention")})
+        == 5
+    )

@@ -56,11 +56,11 @@ def test_the_parts_of_a_split_layer_are_one_unit(network):
     units = {unit.path: unit for unit in units_of(network.graph_module)}
     assert len(units["shortcut"].layers) == 2
     assert units["shortcut"].counts == (16 * 16, 16 * 16)
-    assert units[""].counts == ()  # attention
+    assert units["scaled_dot_product_attention"].counts == ()
     assert units["shortcut"].bytes_at(Choice(2)) == 2 * 16 * 16 // 4
 
 
-@pytest.mark.parametrize("path", ["conv_in", "shortcut", "to_k", ""])
+@pytest.mark.parametrize("path", ["conv_in", "shortcut", "to_k", "scaled_dot_product_attention"])
 @pytest.mark.parametrize("choice", [Choice(2), Choice(8), Choice(8, wide=True)], ids=str)
 def test_a_swapped_layer_is_what_it_is_in_a_network_quantized_there_alone(unet, network, path, choice):
     """The noise measured equals that of a network whose other layers stay in float."""

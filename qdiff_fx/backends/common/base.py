@@ -13,7 +13,7 @@ from torch import fx, nn
 import qdiff_fx.kernels  # noqa: F401, registers the operators named here
 from qdiff_fx.ir.annotations import fact
 from qdiff_fx.ir.edit import get_attr_tensor, is_op
-from qdiff_fx.ir.facts import WeightCodes, layer_info
+from qdiff_fx.ir.facts import WeightCodes, layer_info, whole_layer
 from qdiff_fx.quant.packing import unpack_codes
 from qdiff_fx.quant.qparams import LayerInfo
 
@@ -62,7 +62,7 @@ def count_layers(rows: Iterable[LayerReport]) -> tuple[int, int]:
     """
     whole: dict[str, bool] = {}
     for row in rows:
-        path = row.info.path.partition("[")[0]
+        path = whole_layer(row.info.path)
         whole[path] = whole.get(path, True) and row.integer
     return sum(whole.values()), len(whole) - sum(whole.values())
 

@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-from collections import Counter
-from dataclasses import replace
-
 from torch import fx
 
 from qdiff_fx.config import LayerSettings, QDiffConfig
 from qdiff_fx.errors import ConfigError
 from qdiff_fx.ir import ops
-from qdiff_fx.ir.annotations import path_of, put, value
+from qdiff_fx.ir.annotations import nodes_with, path_of, put, value
 from qdiff_fx.ir.edit import is_op
-from qdiff_fx.ir.facts import ActivationPlan, LayerPlan, part_path
+from qdiff_fx.ir.facts import ActivationPlan, LayerPlan, layer_id, new_layer_ids
 from qdiff_fx.passes.framework import Change, Pass, PassReport, Refusal
 from qdiff_fx.passes.quantize.edges import makes_prediction, reads_sample
 from qdiff_fx.quant.qparams import WIDE_BITS, LayerInfo, TensorSpec
@@ -30,14 +27,11 @@ class Annotate(Pass):
 
     def run(self, gm: fx.GraphModule) -> PassReport:
         layers = [node for node in gm.graph.nodes if node.target in ops.WEIGHT_LAYERS or is_op(node, ops.ATTENTION)]
-        self._check_rules(layers)
+        ids = self._ids(layers)
+        self._check_rules(ids)
         changes, refusals = [], []
-        taken: Counter[str] = Counter()
         for node in layers:
-            plan = self._plan(node)
-            taken[plan.info.path] += 1
-            if taken[plan.info.path] > 1:
-                plan = replace(plan, info=replace(plan.info, path=f"{plan.info.path}#{taken[plan.info.path]}"))
+            plan = self._plan(node, ids[node])
             put(node, plan)
             if plan.info.quantized:
                 changes.append(Change(node.name, plan.info.path, f"{plan.info.kind} annotated"))
@@ -45,31 +39,37 @@ class Annotate(Pass):
                 refusals.append(Refusal(node.name, plan.info.path, plan.info.float_reason))
         return PassReport(self.name, tuple(changes), tuple(refusals))
 
-    def _check_rules(self, layers: list[fx.Node]) -> None:
-        paths = [path_of(node) for node in layers]
+    def _ids(self, layers: list[fx.Node]) -> dict[fx.Node, str]:
+        """Ids are given once: a graph annotated anew keeps them."""
+        known = {node: layer_id(node) for node in nodes_with(layers, LayerPlan)}
+        return new_layer_ids(layers) | known
+
+    def _check_rules(self, ids: dict[fx.Node, str]) -> None:
+        paths = [path_of(node) or name for node, name in ids.items()]
         for rule in self.config.rules:
-            if not any(rule.matches(path) for path in paths):
+            if not any(rule.matches(path_of(node), name) for node, name in ids.items()):
                 raise ConfigError(
                     "the rule matches no layer of this network",
                     where=f"Rule({rule.pattern!r})",
                     fix=f"Layers have paths such as {', '.join(sorted(set(paths))[:4])}",
                 )
 
-    def _plan(self, node: fx.Node) -> LayerPlan:
+    def _plan(self, node: fx.Node, name: str) -> LayerPlan:
         path = path_of(node)
         if is_op(node, ops.ATTENTION):
-            return _plan_attention(node, self.config.settings_for(path), self.config.quantize_attention)
+            return _plan_attention(node, name, self.config.settings_for(path, name), self.config.quantize_attention)
         first = reads_sample(node)
         edge = first or makes_prediction(node)
-        return _plan_weight_layer(node, self.config.settings_for(path, at_edge=edge, reads_sample=first))
+        settings = self.config.settings_for(path, name, at_edge=edge, reads_sample=first)
+        return _plan_weight_layer(node, name, settings)
 
 
-def _plan_weight_layer(node: fx.Node, settings: LayerSettings) -> LayerPlan:
+def _plan_weight_layer(node: fx.Node, name: str, settings: LayerSettings) -> LayerPlan:
     kind = ops.WEIGHT_LAYERS[node.target].kind
     reason = _weight_layer_refusal(node, settings)
     if reason:
-        return LayerPlan(LayerInfo(part_path(node), kind, float_reason=reason), {})
-    info = LayerInfo(part_path(node), kind, weight_bits=settings.weight_bits, act_bits=settings.act_bits)
+        return LayerPlan(LayerInfo(name, kind, float_reason=reason), {})
+    info = LayerInfo(name, kind, weight_bits=settings.weight_bits, act_bits=settings.act_bits)
     activation = ActivationPlan(TensorSpec(settings.act_bits), settings.act_range)
     return LayerPlan(info, {0: activation})
 
@@ -87,12 +87,11 @@ def _weight_layer_refusal(node: fx.Node, settings: LayerSettings) -> str:
     return ""
 
 
-def _plan_attention(node: fx.Node, settings: LayerSettings, enabled: bool) -> LayerPlan:
-    path = part_path(node)
+def _plan_attention(node: fx.Node, name: str, settings: LayerSettings, enabled: bool) -> LayerPlan:
     reason = _attention_refusal(node, settings, enabled)
     if reason:
-        return LayerPlan(LayerInfo(path, "attention", float_reason=reason), {})
-    info = LayerInfo(path, "attention", act_bits=settings.act_bits, softmax_bits=settings.softmax_bits)
+        return LayerPlan(LayerInfo(name, "attention", float_reason=reason), {})
+    info = LayerInfo(name, "attention", act_bits=settings.act_bits, softmax_bits=settings.softmax_bits)
     query = ActivationPlan(TensorSpec(settings.act_bits), settings.act_range)
     # The kernel multiplies u8 by s8: the query and the probabilities are u8, keys and values s8.
     other = ActivationPlan(TensorSpec(settings.act_bits, signed=True, symmetric=True), settings.act_range)
