@@ -6,7 +6,7 @@ BIN := .venv/bin
 # Two workers of one thread each beat one worker of two on small tensors.
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadgroup
 
-.PHONY: demo test test-all golden sanitize lint format bench clean
+.PHONY: demo test test-all mutants golden sanitize lint format bench clean
 
 .venv/.ready: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
@@ -33,6 +33,10 @@ SANITIZE += LD_PRELOAD="$$($${CXX:-g++} -print-file-name=libasan.so) $$($${CXX:-
 sanitize: .venv/.ready
 	$(SANITIZE) OMP_NUM_THREADS=2 $(BIN)/python -m pytest -p no:xdist tests/kernels/test_integer.py \
 		tests/kernels/test_attention_vnni.py tests/backends/test_native.py tests/backends/test_plan.py
+
+# Faults put into a copy of the package, each of which some test has to notice.
+mutants: .venv/.ready
+	OMP_NUM_THREADS=1 $(BIN)/python -m tests.mutants
 
 lint: .venv/.ready
 	$(BIN)/ruff check .

@@ -63,3 +63,18 @@ def test_json_round_trip():
 def test_unknown_saved_fields_are_refused():
     with pytest.raises(ConfigError, match="unknown fields"):
         QDiffConfig.from_json({"weight_bit": 4})
+
+
+def test_the_authors_settings_are_those_of_their_main_tables():
+    authors = QDiffConfig.qdiffusion()
+    assert (authors.weight_bits, authors.act_bits, authors.softmax_bits) == (4, 8, 8)
+    assert (authors.act_range, authors.act_granularity) == ("moving_average", "tensor")
+    assert (authors.weight_range, authors.split, authors.quantize_attention) == ("mse", "shortcut", True)
+    assert QDiffConfig.qdiffusion(act_range="minmax").act_range == "minmax"
+
+
+def test_layers_at_the_edges_keep_more_bits():
+    config = QDiffConfig(weight_bits=4, edge_weight_bits=8)
+    assert config.settings_for("conv_out", at_edge=True).weight_bits == 8
+    assert config.settings_for("mid").weight_bits == 4
+    assert QDiffConfig(weight_bits=4, edge_weight_bits=2).settings_for("conv_out", at_edge=True).weight_bits == 4

@@ -105,6 +105,13 @@ def test_moving_average_goes_from_the_noisiest_timestep_down():
     assert hi.tolist() == [4.0, 4.0, 5.0]
 
 
+def test_the_moving_average_has_the_papers_momentum():
+    stats = record(torch.tensor([0.0, 1.0]), torch.tensor([-8.0, 5.0]))
+    assert [float(end) for end in moving_average_range(stats)] == pytest.approx([0.95 * -8, 0.95 * 5 + 0.05 * 1])
+    chosen = choose_range(stats, "moving_average", bits=8)
+    assert [float(end) for end in chosen] == [float(end) for end in moving_average_range(stats, momentum=0.95)]
+
+
 def test_moving_average_with_no_memory_is_the_last_step():
     stats = record(normal(20, 2.0), normal(20))
     assert moving_average_range(stats, momentum=0.0) == (stats.min_val[0], stats.max_val[0])

@@ -103,6 +103,11 @@ class TestChooseQParams:
         with pytest.raises(CalibrationError, match="lo 2 is above hi 1"):
             choose_qparams(torch.tensor([0.0, 2.0]), torch.tensor([1.0, 1.0]), 8, symmetric=False, signed=False)
 
+    @pytest.mark.parametrize(("low", "high", "expected"), [(-1.0, 1.1, 121), (-1.0, 1.2, 116), (-0.3, 7.0, 10)])
+    def test_the_zero_point_is_the_nearest_code(self, low, high, expected):
+        _, zero_point = choose_qparams(low, high, 8, symmetric=False, signed=False)
+        assert int(zero_point) == expected == round(-low / (high - low) * 255)
+
 
 class TestQuantize:
     @given(st.integers(0, 2**31), st.floats(2**-20, 2**10, width=32), st.integers(0, 255), st.booleans())
