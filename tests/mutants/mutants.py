@@ -29,9 +29,9 @@ MUTANTS = (
     Mutant("config.py", '"act_range": "moving_average"', '"act_range": "minmax"', "tests/test_config.py"),
     Mutant("config.py", "max(self.weight_bits, self.edge_weight_bits)", "self.weight_bits", "tests/test_config.py"),
     Mutant(
-        "passes/quantize/decisions.py",
-        "return not inputs or any(",
-        "return True or any(",
+        "passes/quantize/measure.py",
+        "reading.observer.args[0] in varying",
+        "bool(varying)",
         "tests/passes/test_timestep_tables.py",
     ),
     Mutant(
