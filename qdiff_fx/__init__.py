@@ -7,11 +7,11 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from qdiff_fx.api import convert_qdiff, load_qdiff, prepare_qdiff, save_qdiff
+    from qdiff_fx.api import convert_qdiff, load_prepared, load_qdiff, prepare_qdiff, save_prepared, save_qdiff
     from qdiff_fx.calibration import CalibrationData, calibrate, collect_calibration_data
     from qdiff_fx.config import QDiffConfig, Rule
     from qdiff_fx.errors import QDiffError
-    from qdiff_fx.networks import PreparedUNet, QuantizedUNet
+    from qdiff_fx.networks import PreparedUNet, QuantizedUNet, merge_prepared
     from qdiff_fx.reconstruction import Reconstruction, ReconstructionConfig, reconstruct
     from qdiff_fx.tuning import Tuned, tune
     from qdiff_fx.weight_rounding import round_weights
@@ -31,20 +31,23 @@ __all__ = [
     "calibrate",
     "collect_calibration_data",
     "convert_qdiff",
+    "load_prepared",
     "load_qdiff",
+    "merge_prepared",
     "prepare_qdiff",
     "reconstruct",
     "round_weights",
+    "save_prepared",
     "save_qdiff",
     "tune",
 ]
 
 _HOMES = {
-    "api": ("convert_qdiff", "load_qdiff", "prepare_qdiff", "save_qdiff"),
+    "api": ("convert_qdiff", "load_prepared", "load_qdiff", "prepare_qdiff", "save_prepared", "save_qdiff"),
     "calibration": ("CalibrationData", "calibrate", "collect_calibration_data"),
     "config": ("QDiffConfig", "Rule"),
     "errors": ("QDiffError",),
-    "networks": ("PreparedUNet", "QuantizedUNet"),
+    "networks": ("PreparedUNet", "QuantizedUNet", "merge_prepared"),
     "reconstruction": ("Reconstruction", "ReconstructionConfig", "reconstruct"),
     "tuning": ("Tuned", "tune"),
     "weight_rounding": ("round_weights",),

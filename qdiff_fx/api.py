@@ -25,6 +25,7 @@ from qdiff_fx.passes.quantize.convert import convert
 from qdiff_fx.passes.quantize.insert_observers import InsertObservers
 from qdiff_fx.passes.split_shortcut.split_shortcut import SplitShortcut
 from qdiff_fx.storage.artifact import Artifact, load_artifact, read_again, save_artifact
+from qdiff_fx.storage.prepared import PreparedArtifact, load_prepared_artifact, save_prepared_artifact
 
 
 def prepare_qdiff(
@@ -149,6 +150,30 @@ def save_qdiff(quantized: QuantizedUNet, folder: str | os.PathLike[str]) -> Path
     """
     artifact = Artifact(quantized.graph_module, quantized.signature, quantized.qconfig, quantized.source)
     return save_artifact(artifact, folder)
+
+
+def save_prepared(prepared: PreparedUNet, folder: str | os.PathLike[str]) -> Path:
+    """Save a prepared network with what its observers saw and what was decided, to go on from there another time.
+
+    Raises:
+        ArtifactError: the folder holds something else, or the disk is full; nothing half-written stays.
+    """
+    artifact = PreparedArtifact(
+        prepared.graph_module, prepared.signature, prepared.qconfig, tuple(prepared.reports), prepared.decided
+    )
+    return save_prepared_artifact(artifact, folder)
+
+
+def load_prepared(folder: str | os.PathLike[str]) -> PreparedUNet:
+    """Load what ``save_prepared`` wrote: it calibrates further, is rounded, merged and converted as before.
+
+    No original class, no forward pass, no pickle.
+
+    Raises:
+        ArtifactError: the folder is missing, damaged, or of a newer version.
+    """
+    found = load_prepared_artifact(folder)
+    return PreparedUNet(found.graph_module, found.signature, found.config, list(found.reports), found.decided)
 
 
 def load_qdiff(

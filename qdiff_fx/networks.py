@@ -12,10 +12,11 @@ from qdiff_fx.backends import BackendOptions, Lowered, get_backend
 from qdiff_fx.backends.common.explanation import Explanation
 from qdiff_fx.backends.common.options import checked_options, choose_options
 from qdiff_fx.config import QDiffConfig
-from qdiff_fx.errors import ConfigError
+from qdiff_fx.errors import CalibrationError, ConfigError
 from qdiff_fx.passes.framework import PassReport
 from qdiff_fx.passes.quantize.convert import reannotate
 from qdiff_fx.passes.quantize.measure import fitting
+from qdiff_fx.passes.quantize.merge_observers import copy_with_observers, merge_observers
 from qdiff_fx.quant.parameters import NOTHING, ParameterStore
 from qdiff_fx.signature import CallSignature, DropIn
 from qdiff_fx.signature.rows import join_rows, take_rows
@@ -55,6 +56,48 @@ class PreparedUNet(DropIn):
         """
         graph = reannotate(self.graph_module, config, self.qconfig)
         return PreparedUNet(graph, self.signature, config, self.reports, fitting(graph, config, self.decided))
+
+    def merge(self, other: PreparedUNet) -> PreparedUNet:
+        """Add what another calibration of the same network saw, exactly as if this one had seen it; returns itself.
+
+        Raises:
+            CalibrationError: it is another network, prepared with another configuration, or both have decided codes and
+                step sizes, and other ones; the message names the difference.
+        """
+        check_mergeable(self, other)
+        merge_observers(self.graph_module, other.graph_module)
+        self.decided = self.decided or other.decided
+        return self
+
+
+def merge_prepared(a: PreparedUNet, b: PreparedUNet) -> PreparedUNet:
+    """A network that knows what a and b saw; both are left as they are. Raises like ``PreparedUNet.merge``."""
+    graph = copy_with_observers(a.graph_module)
+    return PreparedUNet(graph, a.signature, a.qconfig, list(a.reports), a.decided).merge(b)
+
+
+def check_mergeable(a: PreparedUNet, b: PreparedUNet) -> None:
+    """Raises CalibrationError where networks are not called or configured alike, or have other codes."""
+    ours, theirs = a.qconfig.to_json(), b.qconfig.to_json()
+    differing = [f"{name} is {ours[name]!r} and {theirs[name]!r}" for name in ours if ours[name] != theirs[name]]
+    if differing:
+        raise CalibrationError(
+            f"calibrations under different configurations cannot be merged: {', '.join(differing)}",
+            where="merge",
+            fix="Take one of them to the other's configuration first: prepared.with_config(config)",
+        )
+    if a.signature.to_json() != b.signature.to_json():
+        raise CalibrationError(
+            "calibrations of different networks cannot be merged: they are not called alike",
+            where="merge",
+            fix="Prepare both from the same network with the same example inputs",
+        )
+    if a.decided and b.decided and a.decided != b.decided:
+        raise CalibrationError(
+            "both have been rounded or reconstructed, and differently",
+            where="merge",
+            fix="Merge first, then call round_weights or reconstruct",
+        )
 
 
 class QuantizedUNet(DropIn):

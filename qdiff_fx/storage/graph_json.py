@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import keyword
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import Any
 
 import torch
@@ -34,8 +34,12 @@ def graph_to_json(graph: fx.Graph) -> list[dict[str, Any]]:
     return [_node_to_json(node) for node in graph.nodes]
 
 
-def graph_from_json(rows: list[dict[str, Any]]) -> fx.Graph:
+def graph_from_json(rows: list[dict[str, Any]], modules: Collection[str] = ()) -> fx.Graph:
     """The graph ``graph_to_json`` wrote; every tensor node gets a fake tensor as its value.
+
+    Args:
+        rows: one dictionary per node.
+        modules: paths of the modules that nodes may call; there are none in a q/dq graph.
 
     Raises:
         ArtifactError: the description is malformed or calls something outside the table of operators.
@@ -46,7 +50,7 @@ def graph_from_json(rows: list[dict[str, Any]]) -> fx.Graph:
     nodes: dict[str, fx.Node] = {}
     for index, row in enumerate(rows):
         try:
-            node = _node_from_json(graph, row, nodes)
+            node = _node_from_json(graph, row, nodes, modules)
             nodes[row["name"]] = node
             _describe_from_json(node, row, mode)
         except (LookupError, TypeError, ValueError, AttributeError, RuntimeError) as error:
@@ -97,17 +101,20 @@ def _hint(size: int | torch.SymInt) -> int:
     return size if isinstance(size, int) else int(size.node.hint)
 
 
-def _node_from_json(graph: fx.Graph, row: dict[str, Any], nodes: dict[str, fx.Node]) -> fx.Node:
+def _node_from_json(
+    graph: fx.Graph, row: dict[str, Any], nodes: dict[str, fx.Node], modules: Collection[str]
+) -> fx.Node:
     args = tuple(_decode(arg, nodes) for arg in row["args"])
     kwargs = {key: _decode(value, nodes) for key, value in row.get("kwargs", {}).items()}
     for key in kwargs:
         _check_name(key)
-    if row["op"] not in ("placeholder", "get_attr", "call_function", "output"):
+    calls_module = row["op"] == "call_module" and row["target"] in modules
+    if row["op"] not in ("placeholder", "get_attr", "call_function", "output") and not calls_module:
         raise ArtifactError(f"node {row['name']!r} has operation {row['op']!r}", where="graph.json")
     target: Callable[..., Any] | str = row["target"]
     if row["op"] == "call_function":
         target = _target(row["target"])
-    elif row["op"] == "get_attr":
+    elif row["op"] in ("get_attr", "call_module"):
         _check_attribute(row["target"])
     else:
         _check_name(row["target"])

@@ -29,6 +29,7 @@ from qdiff_fx.backends.inductor.backend import InductorOptions
 from qdiff_fx.errors import ArtifactError
 from qdiff_fx.quant.numerics import sqnr_db
 from qdiff_fx.storage import artifact as module
+from qdiff_fx.storage import sealed
 from qdiff_fx.storage.artifact import GRAPH, MANIFEST, WEIGHTS, artifact_bytes, load_artifact
 
 FILES = (MANIFEST, GRAPH, WEIGHTS)
@@ -307,8 +308,8 @@ class TestWhatIsNotANetwork:
         manifest = json.loads((folder / MANIFEST).read_text())
         del manifest[key]
         if key != "manifest_sha256":
-            manifest["manifest_sha256"] = module._manifest_digest(manifest)
-        (folder / MANIFEST).write_text(module._manifest_text(manifest))
+            manifest["manifest_sha256"] = sealed.manifest_digest(manifest)
+        (folder / MANIFEST).write_text(sealed.manifest_text(manifest))
         with pytest.raises(ArtifactError, match="cannot be read"):
             load_qdiff(folder)
 
@@ -316,9 +317,9 @@ class TestWhatIsNotANetwork:
 def reseal(folder: Path, **changes: Any) -> None:
     """Make the checksums right again after a change, as somebody who means harm would."""
     manifest = json.loads((folder / MANIFEST).read_text()) | changes
-    manifest["sha256"] = {name: module._digest(folder / name) for name in (GRAPH, WEIGHTS)}
-    manifest["manifest_sha256"] = module._manifest_digest(manifest)
-    (folder / MANIFEST).write_text(module._manifest_text(manifest))
+    manifest["sha256"] = {name: sealed.file_digest(folder / name) for name in (GRAPH, WEIGHTS)}
+    manifest["manifest_sha256"] = sealed.manifest_digest(manifest)
+    (folder / MANIFEST).write_text(sealed.manifest_text(manifest))
 
 
 class TestWhatMeansHarm:

@@ -86,5 +86,5 @@ def _timestep_node(gm: fx.GraphModule) -> fx.Node:
     placeholders = [node for node in gm.graph.nodes if node.op == "placeholder"]
     with gm.graph.inserting_after(placeholders[-1]):
         zero = gm.graph.call_function(torch.ops.aten.zeros.default, ([1],))
-    describe(zero, value=value(placeholders[0]).new_zeros([1]))
+    describe(zero, value=value(placeholders[0]).new_zeros([1], dtype=torch.float32))
     return zero
