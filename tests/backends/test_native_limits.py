@@ -2,11 +2,18 @@
 
 from __future__ import annotations
 
-import torch
-from tiny_graphs import Plain, qdq_graph, run
-from torch import nn
+import math
 
+import pytest
+import torch
+from tiny_graphs import Plain, Shortcut, alike, qdq_graph, run
+from torch import fx, nn
+
+from qdiff_fx import QDiffConfig, convert_qdiff, load_qdiff, prepare_qdiff, save_qdiff
 from qdiff_fx.backends import get_backend
+from qdiff_fx.backends.native.backend import NativeOptions
+from qdiff_fx.backends.native.fusion.layers import CONV, named
+from qdiff_fx.backends.native.fusion.magnitude import Magnitudes
 from qdiff_fx.quant.numerics import sqnr_db
 
 NATIVE, REFERENCE = get_backend("native"), get_backend("reference")
@@ -33,3 +40,91 @@ def test_as_many_weights_of_which_most_are_small_stay_on_integers():
     lowered = NATIVE.lower(gm)
     assert lowered.layers[0].integer
     assert sqnr_db(run(REFERENCE.lower(gm).module, x), run(lowered.module, x)) > 60
+
+
+class LargeInside(nn.Module):
+    """A residual sum of large values between layers, made small again by a norm."""
+
+    def __init__(self, gain: float):
+        super().__init__()
+        self.conv_in, self.conv, self.conv_out = (nn.Conv2d(4, 4, 3, padding=1) for _ in range(3))
+        self.norm = nn.GroupNorm(2, 4)
+        with torch.no_grad():
+            self.conv_in.weight.mul_(gain)
+
+    def forward(self, x: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
+        h = self.conv_in(x + t[:, None, None, None] / 1000)
+        return self.conv_out(nn.functional.silu(self.norm(h + self.conv(h))))
+
+
+X, T = torch.linspace(-2, 3, 2 * 4 * 8 * 8).reshape(2, 4, 8, 8), torch.tensor([500.0, 500.0])
+
+
+def large_inside(gain: float):
+    torch.manual_seed(0)
+    example = {"x": X, "t": T}
+    network = prepare_qdiff(LargeInside(gain).eval(), QDiffConfig(**alike({})), example)
+    with torch.no_grad():
+        network(X, T)
+    return convert_qdiff(network, "native")
+
+
+def types_between_kernels(quantized):
+    """What each convolution writes that another kernel reads, in execution order."""
+    calls = [node for node in quantized._run[0].graph_module.graph.nodes if node.target is CONV]
+    return [named(node)["out_dtype"] for node in calls]
+
+
+def test_values_that_float16_does_not_hold_are_handed_on_in_float32(tmp_path):
+    """Activations of 4.6e5: in float16 they were infinite, and the result a picture of nothing."""
+    quantized = large_inside(1e6)
+    expected = quantized.with_backend("reference")(X, T)
+    assert sqnr_db(expected, quantized(X, T)) > 45
+    assert torch.float16 not in types_between_kernels(quantized)
+    save_qdiff(quantized, tmp_path / "saved")
+    loaded = load_qdiff(tmp_path / "saved", "native")
+    assert torch.equal(loaded(X, T), quantized(X, T))
+
+
+def test_values_that_calibration_has_not_seen_fit_too():
+    """A thousand times the noise: the inputs of layers are clipped, and what is handed on is bounded by that."""
+    for gain in (1e4, 1e6):
+        quantized = large_inside(gain)
+        result = quantized(1000 * X, T)
+        assert result.isfinite().all()
+        assert sqnr_db(quantized.with_backend("reference")(1000 * X, T), result) > 40
+
+
+def test_usual_values_stay_in_float16():
+    quantized = large_inside(1.0)
+    assert types_between_kernels(quantized)[:-1] == [torch.float16] * 2
+    assert sqnr_db(quantized.with_backend("reference")(X, T), quantized(X, T)) > 40
+
+
+class Bounded(fx.Interpreter):
+    """Runs a lowered graph and looks whether every float lies within its bound."""
+
+    def __init__(self, module: fx.GraphModule):
+        super().__init__(module)
+        self.magnitudes, self.checked = Magnitudes(module), 0
+
+    def run_node(self, n: fx.Node):
+        result = super().run_node(n)
+        if isinstance(result, torch.Tensor) and result.is_floating_point() and n.op == "call_function":
+            found, most = result.abs().max().item(), self.magnitudes.of(n)
+            assert found <= most, f"{n.format_node()} reaches {found}, beyond {most}"
+            self.checked += most < math.inf
+        return result
+
+
+@pytest.mark.parametrize("size", [1, 1e4])
+def test_no_value_exceeds_its_bound(size):
+    """Of a network with a split shortcut, attention and a time embedding, whatever comes in."""
+    torch.manual_seed(0)
+    images = torch.randn(2, 3, 8, 8)
+    gm = qdq_graph(Shortcut(), images, T)
+    module = NATIVE.lower(gm, NativeOptions(reuse=False)).module.graph_module
+    bounded = Bounded(module)
+    with torch.no_grad():
+        bounded.run(size * images, T)
+    assert bounded.checked >= 8

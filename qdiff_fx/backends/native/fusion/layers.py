@@ -17,8 +17,9 @@ from qdiff_fx.backends.common.base import activation_of, weight_codes, weight_of
 from qdiff_fx.backends.common.geometry import CONVS, conv_geometry
 from qdiff_fx.backends.common.memory import trim
 from qdiff_fx.backends.common.running import computes
-from qdiff_fx.backends.native.fusion.limits import sums_refusal
+from qdiff_fx.backends.native.fusion.limits import WeightReach, sums_refusal
 from qdiff_fx.backends.native.fusion.numbers import ATTENTION_NUMBERS, NO_OUTPUT_QUANTIZER
+from qdiff_fx.ir.annotations import put
 from qdiff_fx.ir.edit import add_buffer, get_attr_tensor, is_op
 from qdiff_fx.ir.facts import layer_info, quantized_layers
 from qdiff_fx.kernels.integer import Activation
@@ -182,17 +183,21 @@ class PackedWeight:
 
     Attributes:
         channels: how many output channels are real; the buffers hold some more, as padding.
+        reach: how large results it makes.
     """
 
     packed: str
     scales: str
     sums: str
     channels: int
+    reach: WeightReach
 
     def arguments(self, read: Callable[[str], fx.Node]) -> dict[str, list[fx.Node]]:
         """The kernel's arguments, each a node of its own that `read` makes."""
+        weight = read(self.packed)
+        put(weight, self.reach)
         return {
-            "weights": [read(self.packed)],
+            "weights": [weight],
             "weight_scales": [read(self.scales)],
             "weight_sums": [read(self.sums)],
         }
@@ -211,4 +216,5 @@ def _pack(gm: fx.GraphModule, layer: fx.Node) -> PackedWeight:
         add_buffer(gm, f"{base}_padded_scales", scales),
         add_buffer(gm, f"{base}_sums", sums),
         codes.shape[0],
+        WeightReach.of_codes(codes, scales[: codes.shape[0]]),
     )

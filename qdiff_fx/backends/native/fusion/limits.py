@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
-from torch import fx
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor, fx
 
 from qdiff_fx.backends.common.base import weight_codes, weight_of
-from qdiff_fx.ir.annotations import value
-from qdiff_fx.kernels.accumulator import MOST_WEIGHTS, overflow
+from qdiff_fx.ir.annotations import Fact, value
+from qdiff_fx.kernels.accumulator import MOST_WEIGHTS, overflow, signed_sums
 
 
 def sums_refusal(layer: fx.Node) -> str:
@@ -19,3 +23,26 @@ def sums_refusal(layer: fx.Node) -> str:
     if inputs and 128 * value(codes).numel() <= MOST_WEIGHTS * out:
         return ""
     return overflow(weight_codes(gm, codes), bits=8)
+
+
+@dataclass(frozen=True)
+class WeightReach(Fact):
+    """How far a packed weight takes its inputs.
+
+    Attributes:
+        positive, negative: float64 (out,), the sums of each output channel's weights above and below zero.
+    """
+
+    stage: ClassVar[str] = "packing"
+    positive: Tensor
+    negative: Tensor
+
+    @classmethod
+    def of_codes(cls, codes: Tensor, scales: Tensor) -> WeightReach:
+        """Of int8 codes (out, in, ...) with one scale per output channel (out,)."""
+        positive, negative = signed_sums(codes)
+        return cls(positive * scales.double(), negative * scales.double())
+
+    def of(self, low: float, high: float) -> Tensor:
+        """The largest magnitude (out,) of the products' sums when every input lies in [low, high], around zero."""
+        return torch.maximum(high * self.positive + low * self.negative, -(low * self.positive + high * self.negative))
