@@ -11,6 +11,7 @@ from torch import fx
 from qdiff_fx.errors import PassError, QDiffError
 from qdiff_fx.ir.edit import clean
 from qdiff_fx.ir.properties import properties, set_properties
+from qdiff_fx.ir.stages import illegal
 
 
 @dataclass(frozen=True)
@@ -81,8 +82,8 @@ def checks(prop: str) -> Callable[[Checker], Checker]:
 
 
 def violations(gm: fx.GraphModule, prop: str) -> list[str]:
-    """What in `gm` violates `prop`; empty also for a property nobody can check."""
-    return _CHECKERS[prop](gm) if prop in _CHECKERS else []
+    """What in `gm` violates `prop`, the legal graph of a stage included; empty also for what nobody can check."""
+    return illegal(gm, prop) + (_CHECKERS[prop](gm) if prop in _CHECKERS else [])
 
 
 def run_passes(gm: fx.GraphModule, passes: Sequence[Pass]) -> list[PassReport]:

@@ -121,7 +121,7 @@ def test_passes_come_in_their_order():
 def test_a_graph_that_is_not_converted_to_the_end_is_told():
     gm, _ = stages(prepared(Plain(nn.Conv2d(3, 4, 3)), X), QuantizeActivations)
     assert any("still calls" in problem for problem in violations(gm, "quantized"))
-    assert any("planned and not converted" in problem for problem in violations(gm, "quantized"))
+    assert any("still carries a LayerPlan" in problem for problem in violations(gm, "quantized"))
     assert violations(stages(prepared(Plain(nn.Conv2d(3, 4, 3)), X), *ALL)[0], "quantized") == []
 
 

@@ -32,7 +32,7 @@ class QuantizeActivations(Pass):
     requires = frozenset({"observed"})
     ensures = frozenset({"activations quantized"})
     # Until the last observer is gone a graph of this stage has no canonical form.
-    breaks = frozenset({"canonical", "split"})
+    breaks = frozenset({"canonical", "split", "annotated", "observed"})
 
     def __init__(self, parameters: ParameterStore, config: QDiffConfig):
         self.parameters, self.config = parameters, config

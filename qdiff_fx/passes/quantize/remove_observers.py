@@ -6,9 +6,7 @@ from typing import cast
 
 from torch import fx
 
-from qdiff_fx.ir.annotations import nodes_with
-from qdiff_fx.ir.facts import LayerPlan
-from qdiff_fx.passes.framework import Change, Pass, PassReport, checks
+from qdiff_fx.passes.framework import Change, Pass, PassReport
 
 
 class RemoveObservers(Pass):
@@ -17,7 +15,7 @@ class RemoveObservers(Pass):
     name = "remove_observers"
     requires = frozenset({"activations quantized", "weights quantized", "attention quantized"})
     ensures = frozenset({"canonical", "quantized"})
-    breaks = requires | {"observed", "annotated"}
+    breaks = requires
 
     def run(self, gm: fx.GraphModule) -> PassReport:
         changes: list[Change] = []
@@ -27,9 +25,3 @@ class RemoveObservers(Pass):
                 observer.replace_all_uses_with(cast(fx.Node, observer.args[0]))
                 gm.graph.erase_node(observer)
         return PassReport(self.name, tuple(changes))
-
-
-@checks("quantized")
-def _not_quantized(gm: fx.GraphModule) -> list[str]:
-    called = [f"{node.name} still calls {node.target}" for node in gm.graph.nodes if node.op == "call_module"]
-    return called + [f"{node.name} is planned and not converted" for node in nodes_with(gm, LayerPlan)]
