@@ -296,7 +296,7 @@ def test_narrow_activations_are_clipped_to_their_codes(engine, act_bits):
     x = torch.randn(2, 4, 7, 6)
     gm = quantized_graph(nn.Conv2d(4, 8, 3, padding=1), x, act_bits=act_bits)
     (layer,) = quantized_layers(gm)
-    expected, actual = (run(lowered(gm, name, AS_TORCH_AO), 20 * x) for name in ("reference", engine))
+    expected, actual = run(lowered(gm, "reference", AS_TORCH_AO), 20 * x), run(lowered(gm, engine), 20 * x)
     assert (actual - expected).abs().max() <= 1.001 * layer_info(layer).output.scale[0]
 
 
@@ -305,7 +305,7 @@ def test_readers_of_one_tensor_keep_their_own_quantizers(engine):
     gm = quantized_graph(TwoReaders(), x, rules=(Rule("coarse", act_bits=4),))
     scales = {layer_info(node).path: activation_of(node).args[1] for node in quantized_layers(gm)}
     assert scales["coarse"] > 8 * scales["fine"]
-    expected, actual = (run(lowered(gm, name, AS_TORCH_AO), x) for name in ("reference", engine))
+    expected, actual = run(lowered(gm, "reference", AS_TORCH_AO), x), run(lowered(gm, engine), x)
     step = max(layer_info(node).output.scale[0] for node in quantized_layers(gm))
     assert (actual - expected).abs().max() <= 2.002 * step
 
