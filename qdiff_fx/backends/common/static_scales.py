@@ -7,7 +7,7 @@ from torch import fx
 
 from qdiff_fx.backends.common.base import ATTENTION
 from qdiff_fx.ir.annotations import fact
-from qdiff_fx.ir.edit import is_op
+from qdiff_fx.ir.edit import calls_of, is_op
 from qdiff_fx.ir.facts import StaticQParams
 
 qd = torch.ops.quantized_decomposed
@@ -24,7 +24,7 @@ def use_static_scales(gm: fx.GraphModule) -> int:
     Conversion measures that scale beside every table. Attention keeps its tables: its kernel takes them.
     """
     changed = 0
-    for quantize in [n for n in gm.graph.nodes if is_op(n, qd.quantize_per_tensor.tensor)]:
+    for quantize in calls_of(gm.graph, qd.quantize_per_tensor.tensor):
         static = fact(quantize, StaticQParams)
         if static is None or any(is_op(user, ATTENTION) for user in quantize.users):
             continue

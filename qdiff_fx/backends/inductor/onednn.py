@@ -13,7 +13,7 @@ from qdiff_fx.backends.common.geometry import CONVS, conv_geometry
 from qdiff_fx.backends.common.running import computes
 from qdiff_fx.ir import ops
 from qdiff_fx.ir.annotations import describe_like, path_of, put, require, set_path, value_or_none
-from qdiff_fx.ir.edit import add_buffer, get_attr_tensor, is_op
+from qdiff_fx.ir.edit import add_buffer, calls_of, get_attr_tensor, is_op
 from qdiff_fx.ir.facts import QuantizedLayer, layer_info, quantized_layers
 from qdiff_fx.ir.ops import Trait
 
@@ -123,7 +123,7 @@ def accumulate_sums(graph: fx.Graph) -> int:
         How many adds were absorbed.
     """
     absorbed = 0
-    for add in [n for n in graph.nodes if is_op(n, aten.add.Tensor)]:
+    for add in calls_of(graph, aten.add.Tensor):
         pair = _accumulation(add)
         if pair is None:
             continue
