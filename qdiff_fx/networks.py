@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import fx
@@ -140,8 +140,8 @@ class QuantizedUNet(DropIn):
         return self.signature.pack(self._forward_flat(call.tensors), call.return_dict)
 
     @property
-    def graph_module(self) -> fx.GraphModule:  # type: ignore[override]
-        graph: fx.GraphModule = self._modules["graph_module"]  # type: ignore[assignment]
+    def graph_module(self) -> fx.GraphModule:  # type: ignore[override]  # read again when asked for
+        graph = cast(fx.GraphModule, self._modules["graph_module"])
         if self.reload is not None:
             # From here on it is kept: whoever asks once asks again.
             graph, self.reload = self.reload(), None
@@ -178,7 +178,8 @@ class QuantizedUNet(DropIn):
         run = self._run[0]
         groups = self._bin_groups(tensors)
         if len(groups) <= 1:
-            return run(*tensors)
+            outputs: tuple[torch.Tensor, ...] = run(*tensors)
+            return outputs
         parts = [run(*take_rows(self.signature, tensors, rows)) for rows in groups]
         return join_rows(self.signature, parts, groups)
 

@@ -59,7 +59,7 @@ def ablation(study: Study) -> Result:
             network = study.quantized(chosen, preset, **config)
             rows.append({"bits": f"W{weight_bits}A8", "setting": rung.name, **study.fidelity(network)})
 
-    def draw(figure):  # type: ignore[no-untyped-def]
+    def draw(figure):
         axes = figure.add_subplot()
         for offset, bits in ((-0.2, "W8A8"), (0.2, "W4A8")):
             values = [row["sqnr_db"] for row in rows if row["bits"] == bits]

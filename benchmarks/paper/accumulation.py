@@ -22,7 +22,7 @@ def accumulation(study: Study) -> Result:
     shown = (count // 4, count // 2, 3 * count // 4, count - 1)
     rows = [{"bits": name, **{f"after step {at}": values[at] for at in shown}} for name, values in series.items()]
 
-    def draw(figure):  # type: ignore[no-untyped-def]
+    def draw(figure):
         axes = lines(figure, list(range(count)), series, "steps done", "relative error of x_t")
         axes.set_yscale("log")
 

@@ -38,7 +38,7 @@ def over_timesteps(study: Study) -> Result:
         for at in bins
     ]
 
-    def draw(figure):  # type: ignore[no-untyped-def]
+    def draw(figure):
         axes = figure.add_subplot()
         x = [row["timesteps from"] for row in rows]
         for low, high in (("min", "max"), ("1%", "99%"), ("25%", "75%")):
@@ -63,7 +63,7 @@ def layer_ranges(study: Study) -> Result:
         for name, stats in inputs.items()
     ]
 
-    def draw(figure):  # type: ignore[no-untyped-def]
+    def draw(figure):
         axes = figure.add_subplot()
         for mark, colour, label in (("", "tab:blue", "other layers"), ("yes", "tab:red", "reads a concatenation")):
             chosen = [(index, row["range"]) for index, row in enumerate(rows) if row["shortcut"] == mark]

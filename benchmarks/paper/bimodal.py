@@ -27,7 +27,7 @@ def bimodal(study: Study) -> Result:
     rows = [_row(path, halves) for path, halves in parts.items()]
     worst = max(rows, key=lambda row: max(row["input ratio"], 1 / row["input ratio"]))["layer"]
 
-    def draw(figure):  # type: ignore[no-untyped-def]
+    def draw(figure):
         for index, what in enumerate(("activations", "weights")):
             axes = figure.add_subplot(1, 2, index + 1)
             for name, stats, weight in parts[worst]:

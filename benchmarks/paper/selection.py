@@ -19,7 +19,7 @@ def selection(study: Study) -> Result:
             )
             rows.append({"bits": f"W{weight_bits}A8", "calibrated on": f"{where} {count}", **study.fidelity(network)})
 
-    def draw(figure):  # type: ignore[no-untyped-def]
+    def draw(figure):
         for index, bits in enumerate(("W8A8", "W4A8")):
             axes = figure.add_subplot(1, 2, index + 1)
             chosen = [row for row in rows if row["bits"] == bits]

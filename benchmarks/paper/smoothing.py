@@ -55,7 +55,7 @@ def _channel_ranges(unet: nn.Module, layers: dict[str, nn.Module], batches: Iter
     """name → largest magnitude of each input channel, of layers that are called with images or sequences."""
     found: dict[str, Tensor] = {}
 
-    def watch(name: str, axis: int):  # type: ignore[no-untyped-def]
+    def watch(name: str, axis: int):
         def keep(module: nn.Module, args: tuple[Tensor, ...]) -> None:
             (x,) = args
             if x.dim() > 2:

@@ -47,13 +47,13 @@ CLASSIFIER_WEIGHTS = "classifier/model.safetensors"
 
 def load_digits_unet(folder: Path = FOLDER) -> UNet2DConditionModel:
     """The UNet in float32 and eval mode: (B, 1, 32, 32), (B,), (B, 4, 64) -> sample (B, 1, 32, 32)."""
-    unet = UNet2DConditionModel.from_config(_read_json(folder / UNET_CONFIG))
+    unet: UNet2DConditionModel = UNet2DConditionModel.from_config(_read_json(folder / UNET_CONFIG))
     return _with_weights(unet, folder / UNET_WEIGHTS)
 
 
 def load_digits_embedding(folder: Path = FOLDER) -> DigitEmbedding:
     """The class embedding: labels (B,) -> (B, 4, 64); label 10 is the null label."""
-    embedding = DigitEmbedding.from_config(_read_json(folder / EMBEDDING_CONFIG))
+    embedding: DigitEmbedding = DigitEmbedding.from_config(_read_json(folder / EMBEDDING_CONFIG))
     return _with_weights(embedding, folder / EMBEDDING_WEIGHTS)
 
 
@@ -63,7 +63,7 @@ def make_digits_scheduler(steps: int = 25, folder: Path = FOLDER) -> DDIMSchedul
     Pass `use_clipped_model_output=True` to its `step`, as the pipeline does: without it, guidance above about 1.5
     ends in other digits than those asked for.
     """
-    scheduler = DDIMScheduler.from_config(_read_json(folder / SCHEDULER_CONFIG))
+    scheduler: DDIMScheduler = DDIMScheduler.from_config(_read_json(folder / SCHEDULER_CONFIG))
     scheduler.set_timesteps(steps)
     return scheduler
 
@@ -94,7 +94,7 @@ def sample_digits(
     parameter = next(unet.parameters(), None)
     if parameter is not None:
         pipe.embedding.to(parameter.device)
-    pipe.set_progress_bar_config(disable=True)
+    pipe.set_progress_bar_config(disable=True)  # type: ignore[no-untyped-call]  # diffusers' own
     generator = torch.Generator().manual_seed(seed)
     images: torch.Tensor
     (images,) = pipe(labels, steps, guidance_scale, generator, return_dict=False)

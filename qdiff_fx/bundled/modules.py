@@ -20,7 +20,7 @@ def build_digits_unet() -> UNet2DConditionModel:
 
     Three resolutions (32, 16, 8), cross-attention on the lower two, and concatenated shortcuts on the way up.
     """
-    return UNet2DConditionModel(
+    unet: UNet2DConditionModel = UNet2DConditionModel(
         sample_size=IMAGE_SIZE,
         in_channels=1,
         out_channels=1,
@@ -33,36 +33,39 @@ def build_digits_unet() -> UNet2DConditionModel:
         attention_head_dim=2,
         norm_num_groups=8,
     )
+    return unet
 
 
 def build_digits_scheduler() -> DDIMScheduler:
     """The noise schedule the UNet was trained with: 1000 squared-cosine steps, epsilon prediction."""
-    return DDIMScheduler(
+    scheduler: DDIMScheduler = DDIMScheduler(
         num_train_timesteps=1000,
         beta_schedule="squaredcos_cap_v2",
         prediction_type="epsilon",
         clip_sample=True,
         set_alpha_to_one=True,
     )
+    return scheduler
 
 
 class DigitEmbedding(ModelMixin, ConfigMixin):
     """Turns digit labels into cross-attention tokens; label 10 is the null label used for guidance."""
 
-    config_name = "config.json"  # type: ignore[assignment]
+    config_name = "config.json"  # type: ignore[assignment]  # diffusers declares None
 
-    @register_to_config
+    @register_to_config  # type: ignore[untyped-decorator]  # diffusers' own
     def __init__(
         self, num_labels: int = NULL_LABEL + 1, tokens: int = EMBEDDING_TOKENS, dim: int = EMBEDDING_DIM
     ) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]  # diffusers' own
         self.tokens = tokens
         self.dim = dim
         self.table = nn.Embedding(num_labels, tokens * dim)
 
     def forward(self, labels: torch.Tensor) -> torch.Tensor:
         """labels (B,) int64 -> encoder_hidden_states (B, tokens, dim)."""
-        return self.table(labels).reshape(labels.shape[0], self.tokens, self.dim)
+        rows: torch.Tensor = self.table(labels)
+        return rows.reshape(labels.shape[0], self.tokens, self.dim)
 
 
 def _conv_block(inputs: int, outputs: int) -> nn.Sequential:
@@ -89,8 +92,10 @@ class DigitClassifier(nn.Module):
 
     def features(self, images: torch.Tensor) -> torch.Tensor:
         """images (B, 1, 32, 32) -> features (B, 64), the input of the last layer."""
-        return self.body(images)
+        features: torch.Tensor = self.body(images)
+        return features
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
         """images (B, 1, 32, 32) -> logits (B, 10)."""
-        return self.head(self.features(images))
+        logits: torch.Tensor = self.head(self.features(images))
+        return logits

@@ -38,7 +38,7 @@ class DigitsPipeline(DiffusionPipeline):
 
     def __init__(self, unet: nn.Module, embedding: nn.Module, scheduler: Any) -> None:
         super().__init__()
-        self.register_modules(unet=unet, embedding=embedding, scheduler=scheduler)
+        self.register_modules(unet=unet, embedding=embedding, scheduler=scheduler)  # type: ignore[no-untyped-call]  # diffusers' own
 
     @torch.no_grad()
     def __call__(

@@ -8,7 +8,7 @@ and export has nothing to assume, guess or solve about divisibility. `unfold_inp
 from __future__ import annotations
 
 import operator
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, cast
 
 import torch
@@ -21,6 +21,7 @@ from qdiff_fx.signature.inputs import Size, TensorInput
 from qdiff_fx.signature.outputs import flatten_output
 
 NETWORK = "network"
+Rebuild = Callable[[Mapping[str, torch.Tensor]], dict[str, Any]]
 
 
 class Adapter(nn.Module):
@@ -31,7 +32,9 @@ class Adapter(nn.Module):
         self.network = network
         self.inputs = tuple(inputs)
         # A closure, because export looks into the containers among a module's attributes.
-        self._rebuild = lambda tensors: {name: _rebuild(name, value, tensors) for name, value in arguments.items()}
+        self._rebuild: Rebuild = lambda tensors: {
+            name: _rebuild(name, value, tensors) for name, value in arguments.items()
+        }
 
     def forward(self, *folded: torch.Tensor) -> tuple[torch.Tensor, ...]:
         """Folded inputs (see `fold`), in the order of `inputs`; the tensors of the network's result."""

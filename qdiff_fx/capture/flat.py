@@ -13,6 +13,7 @@ from qdiff_fx.capture.regions import inline_regions
 from qdiff_fx.capture.tensor_names import rename_tensors
 from qdiff_fx.ir import ops
 from qdiff_fx.ir.annotations import any_value, describe, set_path, set_value
+from qdiff_fx.ir.arguments import operand
 from qdiff_fx.ir.edit import clean, get_attr_tensor, is_op
 from qdiff_fx.signature.inputs import TensorInput
 
@@ -31,7 +32,7 @@ def flat_module(program: ExportedProgram, inputs: Sequence[TensorInput]) -> fx.G
     graph.set_codegen(fx.graph.CodeGen())
     for node in reversed(graph.nodes):
         if _writes(node):
-            node.replace_all_uses_with(node.args[1])
+            node.replace_all_uses_with(operand(node, 1))
         if is_op(node, *ops.CAPTURE_NOTES) or _writes(node):
             graph.erase_node(node)
     _keep_value_and_path(graph)
@@ -44,11 +45,11 @@ def _functional(program: ExportedProgram) -> ExportedProgram:
     bodies = [module.graph for module in program.graph_module.modules() if isinstance(module, fx.GraphModule)]
     if not any(_writes(node) for graph in bodies for node in graph.nodes):
         return program
-    functional = program.run_decompositions({})
+    functional: ExportedProgram = program.run_decompositions({})
     for node in functional.graph.nodes:
         # The only two operators that export respells on the way.
         if is_op(node, torch.ops.aten.clone.default):
-            node.replace_all_uses_with(node.args[0])
+            node.replace_all_uses_with(operand(node))
         elif is_op(node, torch.ops.aten._native_batch_norm_legit_no_training.default):
             _as_batch_norm(node)
     return functional

@@ -17,7 +17,7 @@ from torch.overrides import TorchFunctionMode
 # diffusers blocks whose forward compares sizes with constants (batch >= 64, elements > 2**31) to work around
 # bugs of old nearest-neighbour upsampling kernels. Both branches compute the same.
 _SIZE_CHECKING = ("Upsample2D", "ResnetBlock2D", "ResnetBlockCondNorm2D")
-_SIZE_READS = (torch.Tensor.shape.__get__, torch.Tensor.numel)  # type: ignore[attr-defined]
+_SIZE_READS = (torch.Tensor.shape.__get__, torch.Tensor.numel)  # type: ignore[attr-defined]  # a slot of C
 
 
 def shadow(model: nn.Module) -> nn.Module:
@@ -32,7 +32,7 @@ def shadow(model: nn.Module) -> nn.Module:
         for name, child in module._modules.items():
             module._modules[name] = copies.get(id(child))
         if codes := _size_checks(type(module)):
-            module.__class__ = _size_blind(type(module), codes)  # type: ignore[arg-type]
+            module.__class__ = _size_blind(type(module), codes)  # type: ignore[arg-type]  # a class of the same layout
     return copies[id(model)]
 
 

@@ -152,7 +152,9 @@ def _input_values(program: ExportedProgram) -> list[FakeTensor]:
 def _guarded_symbols(values: Sequence[FakeTensor], names: Mapping[object, str]) -> set[str]:
     shape_env = values[0].fake_mode.shape_env
     guarded: set[str] = set()
-    for guard in shape_env.guards if shape_env is not None else ():
+    if shape_env is None:
+        return guarded
+    for guard in shape_env.guards:
         condition = _settle_minima(shape_env.replace(guard.expr))
         guarded |= {names[symbol] for symbol in condition.free_symbols if symbol in names}
     return guarded

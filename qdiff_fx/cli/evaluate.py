@@ -10,11 +10,12 @@ import torch
 import typer
 from rich.table import Table
 
-from qdiff_fx.api import QuantizedUNet, load_qdiff
+from qdiff_fx.api import load_qdiff
 from qdiff_fx.cli.options import BackendName, Json, Prompts, SavedFolder, Seed, SourceOverride, Steps
 from qdiff_fx.cli.output import Output
 from qdiff_fx.cli.saved import source_of
 from qdiff_fx.evaluation import Trajectory, predict, psnr_db, sqnr_db
+from qdiff_fx.networks import QuantizedUNet
 from qdiff_fx.report.comparison import decibels
 from qdiff_fx.report.layers import float_layers_table, layers_json
 from qdiff_fx.sources import Draw, Source

@@ -7,9 +7,10 @@ from pathlib import Path
 from rich.table import Table
 from rich.text import Text
 
-from qdiff_fx.api import QuantizedUNet, load_qdiff
+from qdiff_fx.api import load_qdiff
 from qdiff_fx.cli.options import BackendName, Json, SavedFolder
 from qdiff_fx.cli.output import Output
+from qdiff_fx.networks import QuantizedUNet
 from qdiff_fx.report.comparison import megabytes
 from qdiff_fx.storage.artifact import artifact_bytes
 

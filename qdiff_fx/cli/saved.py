@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from qdiff_fx.api import QuantizedUNet
 from qdiff_fx.cli.options import read_prompts
 from qdiff_fx.cli.output import Output
 from qdiff_fx.errors import ArtifactError
+from qdiff_fx.networks import QuantizedUNet
 from qdiff_fx.sources import Source, resolve
 
 

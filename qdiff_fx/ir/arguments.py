@@ -2,15 +2,31 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
+import torch
 from torch import fx
+
+
+def function_of(node: fx.Node) -> Callable[..., Any]:
+    """What a call_function node calls. Raises TypeError for any other node, whose target is a name."""
+    if isinstance(node.target, str):
+        raise TypeError(f"{node.name} is a {node.op}, not a call of a function")
+    return node.target
+
+
+def operator_of(node: fx.Node) -> torch._ops.OpOverload:
+    """The operator of torch that a node calls, e.g. `torch.ops.aten.add.Tensor`. Raises TypeError when it is none."""
+    if not isinstance(node.target, torch._ops.OpOverload):
+        raise TypeError(f"{node.name} calls {node.target}, not an operator of torch")
+    return node.target
 
 
 def bound(node: fx.Node) -> dict[str, Any]:
     """Every argument of an ATen call by name, defaults filled in: `bound(conv)["stride"]`."""
     values: dict[str, Any] = {}
-    for index, parameter in enumerate(node.target._schema.arguments):
+    for index, parameter in enumerate(operator_of(node)._schema.arguments):
         if index < len(node.args):
             values[parameter.name] = node.args[index]
         elif parameter.name in node.kwargs:

@@ -9,6 +9,7 @@ from torch import fx
 
 from qdiff_fx.ir import ops
 from qdiff_fx.ir.annotations import value_or_none
+from qdiff_fx.ir.arguments import function_of
 from qdiff_fx.ir.edit import add_buffer, get_attr_tensor
 
 
@@ -47,7 +48,8 @@ def _compute(gm: fx.GraphModule, node: fx.Node, compute: Callable[[fx.Node], tor
     if node.op == "get_attr":
         return get_attr_tensor(gm, node).detach()
     args, kwargs = fx.map_arg((node.args, node.kwargs), compute)
-    return node.target(*args, **kwargs)  # type: ignore[operator]
+    computed: torch.Tensor = function_of(node)(*args, **kwargs)
+    return computed
 
 
 def scalar(gm: fx.GraphModule, arg: object) -> float | None:

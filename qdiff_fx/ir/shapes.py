@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, TypeGuard
 
 import torch
 from torch import fx
@@ -11,7 +11,7 @@ from qdiff_fx.ir.annotations import value, value_or_none
 from qdiff_fx.ir.edit import insert_call
 
 
-def is_tensor(node: object) -> bool:
+def is_tensor(node: object) -> TypeGuard[fx.Node]:
     """Whether `node` is an fx node whose value is one tensor."""
     return isinstance(node, fx.Node) and value_or_none(node) is not None
 

@@ -247,7 +247,8 @@ def _rounding_error(
     steps, codes = scratch
     torch.mul(units, 1.0 / scale, out=steps)
     torch.round(steps, out=codes).clamp_(qmin, qmax)
-    return _sum_of_powers(steps.sub_(codes).abs_(), p) * scale**p
+    unit: float = scale**p
+    return _sum_of_powers(steps.sub_(codes).abs_(), p) * unit
 
 
 def _clipping_error(units: Tensor, scale: float, qmin: int, qmax: int, p: float) -> Tensor:

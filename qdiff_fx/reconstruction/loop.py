@@ -7,6 +7,7 @@ import sys
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
 
+from torch import Tensor
 from tqdm import tqdm
 
 from qdiff_fx.calibration.data import Batch
@@ -82,7 +83,9 @@ def _passes(config: ReconstructionConfig) -> tuple[tuple[str, bool, bool], ...]:
     return ("weights", True, False), ("activations", False, True)
 
 
-def _sensitivity(simulation: Simulation, stages: list[Stage], samples: Samples, config: ReconstructionConfig):
+def _sensitivity(
+    simulation: Simulation, stages: list[Stage], samples: Samples, config: ReconstructionConfig
+) -> dict[str, Tensor]:
     if config.objective == "plain":
         return {}
     outputs = {stage.unit.output for stage in stages}

@@ -64,8 +64,10 @@ def timestep_of_call(network: nn.Module, arguments: Mapping[str, Any]) -> str | 
 def positional_names(network: nn.Module) -> tuple[str, ...]:
     """Names of the positional arguments; those of diffusers for a network that just takes *args."""
     signature = getattr(network, "signature", None)
-    known = isinstance(signature, CallSignature)
-    parameters = signature.parameters if known else forward_parameters(network.forward)
+    if isinstance(signature, CallSignature):
+        parameters = signature.parameters
+    else:
+        parameters = forward_parameters(network.forward)
     return tuple(p.name for p in parameters if not p.keyword_only) or DIFFUSERS_ARGUMENTS
 
 

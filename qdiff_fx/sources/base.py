@@ -113,4 +113,5 @@ class Source:
             "output_type": "np",
         }
         arguments = {name: value for name, value in given.items() if name in self._takes}
-        return self.pipe(**arguments, **self.subjects(draw)).images
+        images: np.ndarray = self.pipe(**arguments, **self.subjects(draw)).images
+        return images

@@ -17,6 +17,7 @@ from qdiff_fx.atomic import current, replacing_folder
 from qdiff_fx.config import QDiffConfig
 from qdiff_fx.errors import ArtifactError
 from qdiff_fx.ir.annotations import fact, nodes_with, put
+from qdiff_fx.ir.arguments import operand
 from qdiff_fx.ir.edit import add_buffer, get_attr_tensor
 from qdiff_fx.ir.facts import LayerPlan, Observed, Part, layer_id
 from qdiff_fx.ir.properties import properties, set_properties, set_split_policy
@@ -169,7 +170,7 @@ def _check_decided(gm: fx.GraphModule, decided: ParameterStore) -> None:
     if unknown:
         raise ArtifactError(f"it has parameters of {unknown[0]!r}, which is no layer", where=GRAPH)
     for name, weight in decided.weights.items():
-        expected = get_attr_tensor(gm, layers[name].args[1]).shape  # type: ignore[arg-type]
+        expected = get_attr_tensor(gm, operand(layers[name], 1)).shape
         if weight.codes.shape != expected:
             raise ArtifactError(f"its codes are {list(weight.codes.shape)}, not {list(expected)}", where=name)
 

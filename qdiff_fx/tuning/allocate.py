@@ -97,7 +97,8 @@ def allocate(menu: Menu, budget: Budget, *, bytes_besides: int = 0, seconds_besi
 
 def total_noise(menu: Menu, choices: Choices) -> np.ndarray:
     """Relative noise power of the whole network on each batch, (T,): the sum over its units."""
-    return np.sum([menu[path][choice].noise for path, choice in choices.items()], axis=0)
+    total: np.ndarray = np.sum([menu[path][choice].noise for path, choice in choices.items()], axis=0)
+    return total
 
 
 def predicted_sqnr_db(menu: Menu, choices: Choices) -> float:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import fx
 
@@ -20,7 +22,7 @@ def without_observers(prepared: fx.GraphModule) -> fx.GraphModule:
 
 
 @torch.no_grad()
-def all_values(gm: fx.GraphModule, tensors: list[torch.Tensor]) -> dict[fx.Node, object]:
+def all_values(gm: fx.GraphModule, tensors: list[torch.Tensor]) -> dict[fx.Node, Any]:
     """The value of every node on these inputs."""
     interpreter = fx.Interpreter(gm, garbage_collect_values=False)
     interpreter.run(*tensors)

@@ -16,6 +16,7 @@ from qdiff_fx.backends import get_backend
 from qdiff_fx.backends.common.base import weight_of
 from qdiff_fx.backends.common.options import known_options
 from qdiff_fx.ir.annotations import put, require
+from qdiff_fx.ir.arguments import operand
 from qdiff_fx.ir.edit import is_op
 from qdiff_fx.ir.excerpt import Excerpt, excerpt
 from qdiff_fx.ir.facts import QuantizedLayer, layer_info, quantized_layers
@@ -165,7 +166,7 @@ def _at_bits(piece: Excerpt, bits: int) -> Excerpt:
             continue
         known = require(layer, QuantizedLayer)
         put(layer, replace(known, info=replace(known.info, weight_bits=bits)))
-        codes: fx.Node = weight.args[0]  # type: ignore[assignment]
+        codes = operand(weight)
         owner, _, leaf = str(codes.target).rpartition(".")
         holder = piece.module.get_submodule(owner)
         limit = 1 << (bits - 1)

@@ -13,6 +13,7 @@ from torch import Tensor, fx
 from qdiff_fx.backends.common.base import weight_of
 from qdiff_fx.config import Rule
 from qdiff_fx.ir.annotations import fact
+from qdiff_fx.ir.arguments import operand
 from qdiff_fx.ir.edit import get_attr_tensor
 from qdiff_fx.ir.excerpt import Excerpt, excerpt
 from qdiff_fx.ir.facts import QuantizedLayer, layer_info, quantized_layers
@@ -35,7 +36,7 @@ class Twins:
         self.config = prepared.qconfig
         self.float_graph = without_observers(prepared.graph_module)
         self._prepared = prepared
-        self._by_name = {node.name: node for node in self.float_graph.graph.nodes}
+        self._by_name: dict[str, fx.Node] = {node.name: node for node in self.float_graph.graph.nodes}
 
     def on(self, tensors: list[Tensor]) -> Run:
         """Both on a batch: the flat inputs of the network, all of one timestep bin."""
@@ -107,7 +108,7 @@ class Twins:
         return names
 
     def _weight(self, name: str) -> Tensor:
-        return get_attr_tensor(self.float_graph, self._by_name[name].args[1]).detach()  # type: ignore[arg-type]
+        return get_attr_tensor(self.float_graph, operand(self._by_name[name], 1)).detach()
 
     def _axis(self, name: str) -> int:
         info = layer_info(self.quantized_node(name))
@@ -134,7 +135,7 @@ class Run:
     def __init__(self, twins: Twins, tensors: list[Tensor]):
         self.twins = twins
         self.values = all_values(twins.float_graph, tensors)
-        self.prediction: Tensor = next(v for n, v in self.values.items() if n.op == "output")[0]  # type: ignore[index]
+        self.prediction: Tensor = self.values[self.twins.float_graph.graph.output_node()][0]
 
     def with_quantized(self, unit: Unit, choice: Choice) -> Tensor:
         """The prediction when `unit` alone is quantized. Only what comes after it is computed again."""
@@ -142,7 +143,8 @@ class Run:
         untouched = {node: value for node, value in self.values.items() if node not in affected}
         swapped = _Swapped(self.twins, unit, choice)
         with torch.no_grad():
-            return swapped.run(initial_env=untouched)[0]
+            prediction: Tensor = swapped.run(initial_env=untouched)[0]
+        return prediction
 
 
 class _Swapped(fx.Interpreter):

@@ -9,6 +9,7 @@ from torch import fx
 
 from qdiff_fx.config import QDiffConfig, Rule
 from qdiff_fx.ir.annotations import nodes_with, path_of, require
+from qdiff_fx.ir.arguments import operand
 from qdiff_fx.ir.edit import get_attr_tensor
 from qdiff_fx.ir.facts import LayerPlan, layer_id
 from qdiff_fx.networks import PreparedUNet
@@ -83,7 +84,7 @@ def planned_layers(prepared: fx.GraphModule) -> list[fx.Node]:
 
 def _unit(prepared: fx.GraphModule, path: str, nodes: list[fx.Node]) -> Unit:
     weights = [
-        get_attr_tensor(prepared, node.args[1])  # type: ignore[arg-type]
+        get_attr_tensor(prepared, operand(node, 1))
         for node in nodes
         if require(node, LayerPlan).info.kind != "attention"
     ]

@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
 from qdiff_fx.ir.annotations import value
-from qdiff_fx.ir.arguments import bound
+from qdiff_fx.ir.arguments import bound, operand
 from qdiff_fx.ir.edit import is_op
 
 aten = torch.ops.aten
@@ -84,7 +84,7 @@ def _patches(x: Tensor, kernel: list[int], stride: list[int], padding: list[int]
 
 def moment_of(layer: fx.Node) -> SecondMoment | str:
     """What gathers the second moment for a layer's weight, or why it cannot be gathered."""
-    weight = value(layer.args[1])  # type: ignore[arg-type]
+    weight = value(operand(layer, 1))
     if is_op(layer, aten.linear.default):
         return SecondMoment(weight.shape[1], None)
     if not is_op(layer, aten.conv2d.default):

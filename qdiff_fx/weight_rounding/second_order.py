@@ -10,11 +10,12 @@ import torch
 from torch import Tensor, fx
 from tqdm import tqdm
 
-from qdiff_fx.backends.common.base import weight_of
+from qdiff_fx.backends.common.base import weight_tensors
 from qdiff_fx.calibration.data import Batch
 from qdiff_fx.config import WeightRange
 from qdiff_fx.errors import CalibrationError, ConfigError
 from qdiff_fx.ir.annotations import nodes_with, require
+from qdiff_fx.ir.arguments import operand
 from qdiff_fx.ir.edit import get_attr_tensor
 from qdiff_fx.ir.facts import LayerPlan, layer_id, layer_info, quantized_layers
 from qdiff_fx.networks import PreparedUNet, QuantizedUNet
@@ -154,12 +155,12 @@ def _gather(network: QuantizedUNet, group: list[Job], batches: list[Batch], bar:
 
 def _round(prepared: PreparedUNet, original: fx.Node, graph: fx.GraphModule, layer: fx.Node, factor: Factor) -> None:
     """Keep the codes with the prepared network, and let what follows see their effect."""
-    weight = get_attr_tensor(prepared.graph_module, original.args[1]).detach().float()  # type: ignore[arg-type]
+    weight = get_attr_tensor(prepared.graph_module, operand(original, 1)).detach().float()
     found = second_order(weight, layer_info(layer).weight_bits, factor, prepared.qconfig.weight_range)
     prepared.decided = prepared.decided.with_weights({layer_id(original): found})
-    codes, scales = weight_of(layer).args[:2]  # type: ignore[union-attr]
-    get_attr_tensor(graph, codes).copy_(found.codes)  # type: ignore[arg-type]
-    get_attr_tensor(graph, scales).copy_(found.scales)  # type: ignore[arg-type]
+    codes, scales = weight_tensors(graph, layer)
+    codes.copy_(found.codes)
+    scales.copy_(found.scales)
 
 
 def second_order(weight: Tensor, bits: int, factor: Factor, method: WeightRange) -> WeightParameters:

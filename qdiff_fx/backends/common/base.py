@@ -12,6 +12,7 @@ from torch import fx, nn
 
 import qdiff_fx.kernels  # noqa: F401, registers the operators named here
 from qdiff_fx.ir.annotations import fact
+from qdiff_fx.ir.arguments import operand
 from qdiff_fx.ir.edit import get_attr_tensor, is_op
 from qdiff_fx.ir.facts import WeightCodes, layer_info, whole_layer
 from qdiff_fx.quant.packing import unpack_codes
@@ -134,6 +135,14 @@ def weight_of(layer: fx.Node) -> fx.Node | None:
     """The dequantize node of a weight layer's codes."""
     node = without_casts(layer.args[1]) if len(layer.args) > 1 else None
     return node if isinstance(node, fx.Node) and is_op(node, DEQUANTIZE_WEIGHT) else None
+
+
+def weight_tensors(gm: fx.GraphModule, layer: fx.Node) -> tuple[torch.Tensor, torch.Tensor]:
+    """Codes, as they are stored, and scales of a quantized weight layer. Raises TypeError when it has none."""
+    weight = weight_of(layer)
+    if weight is None:
+        raise TypeError(f"{layer.name} reads no quantized weight")
+    return get_attr_tensor(gm, operand(weight)), get_attr_tensor(gm, operand(weight, 1))
 
 
 def weight_codes(gm: fx.GraphModule, node: fx.Node) -> torch.Tensor:

@@ -86,9 +86,9 @@ class Explanation:
     def __str__(self) -> str:
         from rich.console import Console
 
-        console = Console(file=io.StringIO(), width=160)
-        console.print(self.table())
-        return console.file.getvalue()  # type: ignore[attr-defined]
+        text = io.StringIO()
+        Console(file=text, width=160).print(self.table())
+        return text.getvalue()
 
 
 def _range(scale: tuple[float, float] | None) -> str:

@@ -15,7 +15,7 @@ from torch import Tensor, fx
 
 from qdiff_fx.backends.common.base import Backend, activation_of, weight_codes, weight_of
 from qdiff_fx.ir.annotations import fact, put, require, value
-from qdiff_fx.ir.arguments import operand
+from qdiff_fx.ir.arguments import function_of, operand
 from qdiff_fx.ir.edit import add_buffer, get_attr_tensor, insert_call, insert_get_attr, is_op
 from qdiff_fx.ir.facts import QuantizedLayer, StaticQParams, quantized_layers
 from qdiff_fx.quant.numerics import choose_qparams, integer_range
@@ -139,7 +139,7 @@ def _insert_quantizer(
     if static is not None:
         scale, zero_point = choose(Quantizer(torch.tensor(static.scale), torch.tensor(static.zero_point), qmin, qmax))
         put(codes, StaticQParams(float(scale), int(zero_point)))
-    return insert_call(gm.graph, before, like.target, (codes, *tail))  # type: ignore[arg-type]
+    return insert_call(gm.graph, before, function_of(like), (codes, *tail))
 
 
 def _tensor(gm: fx.GraphModule, argument: object) -> Tensor:

@@ -42,12 +42,14 @@ def _onednn_conv(value: int) -> Tensor:
     codes, weight = _codes(CHANNELS, 8, 8), _weight(value, 1, 1)
     geometry = ([1, 1], [0, 0], [1, 1], 1)
     packed = onednn.qconv_prepack(weight, torch.ones(CHANNELS), 1.0, 128, *geometry, None)
-    return onednn.qconv_pointwise(codes, 1.0, 0, packed, *_PER_CHANNEL, None, *geometry, *_AS_FLOAT)
+    sums: Tensor = onednn.qconv_pointwise(codes, 1.0, 0, packed, *_PER_CHANNEL, None, *geometry, *_AS_FLOAT)
+    return sums
 
 
 def _onednn_linear(value: int) -> Tensor:
     packed = onednn.qlinear_prepack(_weight(value), None)
-    return onednn.qlinear_pointwise(_codes(CHANNELS), 1.0, 0, packed, *_PER_CHANNEL, None, *_AS_FLOAT)
+    sums: Tensor = onednn.qlinear_pointwise(_codes(CHANNELS), 1.0, 0, packed, *_PER_CHANNEL, None, *_AS_FLOAT)
+    return sums
 
 
 _PER_CHANNEL = (torch.ones(CHANNELS), torch.zeros(CHANNELS, dtype=torch.int32))
@@ -57,12 +59,14 @@ _AS_FLOAT: tuple[Any, ...] = (1.0, 0, torch.float32, "none", [], "")
 def _x86_conv(value: int) -> Tensor:
     geometry = ([1, 1], [0, 0], [1, 1], 1)
     packed = quantized.conv2d_prepack(_quantized_weight(value, 1, 1), None, *geometry)
-    return quantized.conv2d(_quantized_codes(CHANNELS, 8, 8), packed, *_output(value)).dequantize()
+    sums: Tensor = quantized.conv2d(_quantized_codes(CHANNELS, 8, 8), packed, *_output(value)).dequantize()
+    return sums
 
 
 def _x86_linear(value: int) -> Tensor:
     packed = quantized.linear_prepack(_quantized_weight(value), None)
-    return quantized.linear(_quantized_codes(CHANNELS), packed, *_output(value)).dequantize()
+    sums: Tensor = quantized.linear(_quantized_codes(CHANNELS), packed, *_output(value)).dequantize()
+    return sums
 
 
 def _output(value: int) -> tuple[float, int]:

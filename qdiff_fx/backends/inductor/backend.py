@@ -108,7 +108,8 @@ class Compiled(nn.Module):
         # Dynamo too reads `freezing`, to tell constants from inputs, and sees no per-compile options. Without it
         # the packed weights would be inputs, which Inductor's int8 linear refuses.
         with torch.no_grad(), torch._inductor.config.patch(freezing=True):
-            return self.compiled(*inputs)
+            outputs: tuple[torch.Tensor, ...] = self.compiled(*inputs)
+            return outputs
 
 
 def _describe(node: fx.Node) -> Running | None:

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import cast
 
 import torch
 from torch import fx
 from torch.fx.node import Argument
 
-from qdiff_fx.backends.common.base import ATTENTION, activation_of, weight_of
+from qdiff_fx.backends.common.base import ATTENTION, activation_of, weight_of, weight_tensors
 from qdiff_fx.backends.common.geometry import CONVS, conv_geometry
 from qdiff_fx.backends.common.running import computes
 from qdiff_fx.ir import ops
 from qdiff_fx.ir.annotations import describe_like, path_of, put, require, set_path, value_or_none
+from qdiff_fx.ir.arguments import operand
 from qdiff_fx.ir.edit import add_buffer, calls_of, get_attr_tensor, is_op
 from qdiff_fx.ir.facts import QuantizedLayer, layer_info, quantized_layers
 from qdiff_fx.ir.ops import Trait
@@ -63,7 +65,7 @@ def _replace(
 def _lower_conv(gm: fx.GraphModule, layer: fx.Node, output_dtype: torch.dtype) -> fx.Node:
     dims = CONVS[layer.target]
     stride, padding, dilation, groups = conv_geometry(layer, dims)
-    codes, scales = _weight_tensors(gm, layer)
+    codes, scales = weight_tensors(gm, layer)
     # oneDNN packs for a zero-point that is not known yet; any value does, the real one comes with the call.
     packed = onednn.qconv_prepack(codes, scales, 1.0, 128, stride, padding, dilation, groups, None)
     geometry = (stride, padding, dilation, groups)
@@ -71,7 +73,7 @@ def _lower_conv(gm: fx.GraphModule, layer: fx.Node, output_dtype: torch.dtype) -
 
 
 def _lower_linear(gm: fx.GraphModule, layer: fx.Node, output_dtype: torch.dtype) -> fx.Node:
-    codes, _ = _weight_tensors(gm, layer)
+    codes, _ = weight_tensors(gm, layer)
     packed = onednn.qlinear_prepack(codes, None)
     return _call(gm, layer, onednn.qlinear_pointwise, packed, (), output_dtype)
 
@@ -89,10 +91,10 @@ def _call(
     assert weight is not None
     quantized, scale, zero_point = activation.args[:3]
     overload = op.tensor if isinstance(scale, fx.Node) else op.default
-    base = str(weight.args[0].target)  # type: ignore[union-attr]
+    base = str(operand(weight).target)
     packed_node = gm.graph.get_attr(add_buffer(gm, f"{base}_packed", packed))
-    scales = weight.args[1]
-    channels = get_attr_tensor(gm, scales).numel()  # type: ignore[arg-type]
+    scales = operand(weight, 1)
+    channels = get_attr_tensor(gm, scales).numel()
     zeros = add_buffer(gm, f"{base}_zero_points", torch.zeros(channels, dtype=torch.int32))
     zeros_node = gm.graph.get_attr(zeros)
     bias = layer.args[2] if len(layer.args) > 2 else None
@@ -104,13 +106,6 @@ def _call(
             *(1.0, 0, output_dtype, *NO_POST_OP),
         ),
     )
-
-
-def _weight_tensors(gm: fx.GraphModule, layer: fx.Node) -> tuple[torch.Tensor, torch.Tensor]:
-    weight = weight_of(layer)
-    assert weight is not None
-    codes, scales = weight.args[:2]
-    return get_attr_tensor(gm, codes), get_attr_tensor(gm, scales)  # type: ignore[arg-type]
 
 
 def accumulate_sums(graph: fx.Graph) -> int:
@@ -157,7 +152,7 @@ def _accumulation(add: fx.Node) -> tuple[fx.Node, fx.Node] | None:
 
 def _takes_sum(layer: fx.Node) -> bool:
     is_conv = is_op(layer, onednn.qconv_pointwise.default, onednn.qconv_pointwise.tensor)
-    return not is_conv or len(layer.args[7]) == 2  # type: ignore[arg-type]
+    return not is_conv or len(cast("list[int]", layer.args[7])) == 2
 
 
 def _same_shape(a: fx.Node, b: fx.Node) -> bool:

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from typing import cast
+
 import torch
 from torch import fx
 
 from qdiff_fx.backends.inductor.onednn import LAYER_OPS
+from qdiff_fx.ir.arguments import operand
 from qdiff_fx.ir.edit import add_buffer, is_op
 
 aten, qd = torch.ops.aten, torch.ops.quantized_decomposed
@@ -13,6 +16,7 @@ aten, qd = torch.ops.aten, torch.ops.quantized_decomposed
 RESHAPES = (aten.reshape.default, aten.permute.default)
 # Inductor takes every integer output of a layer for u8, so s8 codes leave the layer with this added to them.
 SIGNED_OFFSET = 128
+Quantizer = tuple[float, int, int, int, torch.dtype]  # scale, zero_point, qmin, qmax, dtype
 FULL_RANGE = {torch.uint8: (0, 255), torch.int8: (-128, 127)}
 
 
@@ -24,9 +28,10 @@ def write_codes(gm: fx.GraphModule) -> int:
     """
     fused = 0
     for quantize in [n for n in gm.graph.nodes if is_op(n, qd.quantize_per_tensor.default)]:
-        value, scale, zero_point, qmin, qmax, dtype = quantize.args
+        value = operand(quantize)
+        scale, zero_point, *limits, dtype = cast(Quantizer, quantize.args[1:])
         layer = _only_source(value)
-        if layer is None or FULL_RANGE[dtype] != (qmin, qmax):
+        if layer is None or FULL_RANGE[dtype] != tuple(limits):
             continue
         offset = SIGNED_OFFSET if dtype == torch.int8 else 0
         # The output scale, zero-point and type come right before the post-op, which is the last three arguments.
@@ -51,8 +56,8 @@ def hide_from_inductor(gm: fx.GraphModule) -> None:
     says. They do not look at the overload that takes tensors.
     """
     for quantize in [n for n in gm.graph.nodes if is_op(n, qd.quantize_per_tensor.default)]:
-        value, scale, zero_point, qmin, qmax, dtype = quantize.args
-        if dtype == torch.uint8 and (qmin, qmax) == FULL_RANGE[torch.uint8]:
+        scale, zero_point, *limits, dtype = cast(Quantizer, quantize.args[1:])
+        if dtype == torch.uint8 and tuple(limits) == FULL_RANGE[torch.uint8]:
             continue
         with gm.graph.inserting_before(quantize):
             constants = [
@@ -60,7 +65,7 @@ def hide_from_inductor(gm: fx.GraphModule) -> None:
                 for name, number in (("scale", float(scale)), ("zero_point", int(zero_point)))
             ]
         quantize.target = qd.quantize_per_tensor.tensor
-        quantize.args = (value, *constants, qmin, qmax, dtype)
+        quantize.args = (operand(quantize), *constants, *limits, dtype)
 
 
 def _only_source(node: object) -> fx.Node | None:

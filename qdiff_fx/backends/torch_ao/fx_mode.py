@@ -32,7 +32,7 @@ class FixedParameters(ObserverBase):
     def forward(self, x: Tensor) -> Tensor:
         return x
 
-    def calculate_qparams(self, **_: Any) -> tuple[Tensor, Tensor]:  # type: ignore[override]
+    def calculate_qparams(self, **_: Any) -> tuple[Tensor, Tensor]:
         scales = torch.tensor(self.scales, dtype=torch.float32)
         return scales, torch.full_like(scales, self.zero_point, dtype=torch.int64)
 

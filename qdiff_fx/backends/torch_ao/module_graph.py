@@ -82,6 +82,7 @@ def constants_of(gm: fx.GraphModule, layer: fx.Node) -> LayerConstants:
     activation, weight, output = activation_of(layer), weight_of(layer), layer_info(layer).output
     assert activation is not None
     assert weight is not None
+    assert output is not None
     scale, zero_point = cast(tuple[float, int], activation.args[1:3])
     codes, scales, _, axis = cast(tuple[fx.Node, fx.Node, object, int], weight.args[:4])
     bias = cast(fx.Node | None, layer.args[2] if len(layer.args) > 2 else None)

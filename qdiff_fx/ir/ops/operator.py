@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from enum import Enum, auto
+from typing import Any
 
 from qdiff_fx.quant.qparams import LayerKind
 
@@ -145,12 +146,9 @@ class Operator:
         return self.name.partition(".")[0]
 
 
-def rows(names: str, kind: Kind, *traits: Trait, namespace: str = "aten", **facts: object) -> tuple[Operator, ...]:
+def rows(names: str, kind: Kind, *traits: Trait, namespace: str = "aten", **facts: Any) -> tuple[Operator, ...]:
     """A row for each of the names, separated by spaces, that have the same facts; an overload left out is `default`."""
-    return tuple(
-        Operator(_whole(name, namespace), kind, traits=frozenset(traits), **facts)  # type: ignore[arg-type]
-        for name in names.split()
-    )
+    return tuple(Operator(_whole(name, namespace), kind, traits=frozenset(traits), **facts) for name in names.split())
 
 
 def _whole(name: str, namespace: str) -> str:

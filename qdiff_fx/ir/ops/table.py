@@ -37,9 +37,10 @@ def resolve(row: Operator) -> Target | None:
     """
     owner, *rest = row.name.split(".")
     try:
-        return functools.reduce(getattr, rest, _PYTHON.get(owner) or getattr(torch.ops, owner))  # type: ignore[no-any-return]
+        found: Target = functools.reduce(getattr, rest, _PYTHON.get(owner) or getattr(torch.ops, owner))
     except AttributeError:
         return None
+    return found
 
 
 @functools.cache

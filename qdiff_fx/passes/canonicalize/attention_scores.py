@@ -111,11 +111,11 @@ def _read_scaled(gm: fx.GraphModule, node: fx.Node) -> tuple[fx.Node, float] | N
 def _split_sum(node: fx.Node) -> tuple[fx.Node, fx.Node]:
     """The side of an addition that leads to a product, and the other, the mask."""
     sides = [arg for arg in node.args if is_tensor(arg)]
-    leading = [side for side in sides if _leads_to_product(side)]  # type: ignore[arg-type]
+    leading = [side for side in sides if _leads_to_product(side)]
     if len(sides) != 2 or len(leading) != 1:
         raise NotAttention("the softmax does not act on one product plus a mask")
     mask = next(side for side in sides if side is not leading[0])
-    return leading[0], mask  # type: ignore[return-value]
+    return leading[0], mask
 
 
 def _leads_to_product(node: fx.Node) -> bool:

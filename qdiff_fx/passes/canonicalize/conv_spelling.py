@@ -81,8 +81,8 @@ def _full_arguments(target: Any, call: dict[str, Any], rank: int) -> tuple[Any, 
 
 
 def _repeated(sizes: Any, rank: int) -> list[Any]:
-    sizes = [sizes] if isinstance(sizes, int) else list(sizes)
-    return sizes * rank if len(sizes) == 1 else sizes
+    each = [sizes] if isinstance(sizes, int) else list(sizes)
+    return each * rank if len(each) == 1 else each
 
 
 def _written_out(args: tuple[Any, ...]) -> tuple[Any, ...]:

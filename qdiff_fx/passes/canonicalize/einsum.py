@@ -116,7 +116,7 @@ def _why_sizes_differ(node: fx.Node, product: Product) -> str:
 
 def _operands(node: fx.Node, product: Product) -> list[fx.Node]:
     """The left and the right operand of the matrix product."""
-    tensors = bound(node)["tensors"]
+    tensors: list[fx.Node] = bound(node)["tensors"]
     return tensors[::-1] if product.swapped else tensors
 
 

@@ -8,8 +8,8 @@ import torch
 from torch import fx
 from torch._dispatch.python import enable_python_dispatcher
 
-from qdiff_fx.ir.annotations import any_value
-from qdiff_fx.ir.arguments import operand
+from qdiff_fx.ir.annotations import any_value, value
+from qdiff_fx.ir.arguments import operand, operator_of
 from qdiff_fx.ir.edit import fake_mode
 from qdiff_fx.ir.shapes import same_sizes
 from qdiff_fx.passes.rule import Rule
@@ -48,9 +48,16 @@ class MakeFunctional(Rule[fx.Node]):
     def rewrite(self, gm: fx.GraphModule, found: fx.Node) -> str:
         written, later = operand(found), _later(found)
         before = found.target
-        found.target = functional(found.target)  # type: ignore[arg-type, assignment]
+        found.target = _functional_of(found)
         written.replace_all_uses_with(found, delete_user_cb=lambda user: user in later)
         return f"{before} → {found.target}"
+
+
+def _functional_of(node: fx.Node) -> torch._ops.OpOverload:
+    """The functional operator of a call that `MakeFunctional` wants."""
+    found = functional(operator_of(node))
+    assert found is not None
+    return found
 
 
 def _later(node: fx.Node) -> set[fx.Node]:
@@ -87,9 +94,9 @@ def _may_alias(node: fx.Node) -> bool:
 def _why_other_type(node: fx.Node) -> str:
     """In-place calls keep the type of what they write into; the functional op may promote instead."""
     args, kwargs = fx.map_arg((node.args, node.kwargs), any_value)
-    before = args[0]
+    before = value(operand(node))
     with fake_mode(node.graph), enable_python_dispatcher(), torch.no_grad():
-        after = functional(node.target)(*args, **kwargs)  # type: ignore[arg-type, misc]
+        after = _functional_of(node)(*args, **kwargs)
     if after.dtype == before.dtype and same_sizes(after.shape, before.shape):
         return ""
     return f"the result would become {after.dtype} of shape {tuple(after.shape)}"

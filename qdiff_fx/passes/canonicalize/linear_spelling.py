@@ -73,8 +73,8 @@ class AddToBias(Rule[tuple[fx.Node, fx.Node]]):
         if len(node.args) != 2 or node.kwargs:
             return None
         for product, bias in (node.args, node.args[::-1]):
-            if is_op(product, aten.linear.default) and is_tensor(bias) and _is_bias(product, bias):  # type: ignore[arg-type]
-                return node, bias  # type: ignore[return-value]
+            if is_op(product, aten.linear.default) and is_tensor(bias) and _is_bias(product, bias):
+                return node, bias
         return None
 
     def rewrite(self, gm: fx.GraphModule, found: tuple[fx.Node, fx.Node]) -> str:

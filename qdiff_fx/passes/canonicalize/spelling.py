@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import operator
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import fx
@@ -159,7 +159,7 @@ def permutation(node: fx.Node) -> list[int]:
     if node.target in (aten.movedim.int, aten.movedim.intlist):
         return _moved(call["source"], call["destination"], rank)
     dims = list(range(rank))
-    first, second = (positive_dim(dim, rank) for dim in node.args[1:3])  # type: ignore[arg-type]
+    first, second = (positive_dim(dim, rank) for dim in cast("tuple[int, int]", node.args[1:3]))
     if rank:
         dims[first], dims[second] = dims[second], dims[first]
     return dims

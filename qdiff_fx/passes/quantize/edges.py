@@ -21,7 +21,7 @@ def reads_sample(layer: fx.Node) -> bool:
     """Whether a layer's input is the image being denoised, moved, cast or scaled at most."""
     current = _observed(layer.args[0])
     while is_op(current, *MOVES, *SCALINGS):
-        tensors = [node for node in current.all_input_nodes if isinstance(any_value(node), torch.Tensor)]  # type: ignore[union-attr]
+        tensors = [node for node in current.all_input_nodes if isinstance(any_value(node), torch.Tensor)]
         if len(tensors) != 1:
             return False
         current = _observed(tensors[0])

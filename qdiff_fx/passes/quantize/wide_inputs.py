@@ -8,6 +8,7 @@ import torch
 from torch import fx
 
 from qdiff_fx.ir.annotations import describe_like, put, require
+from qdiff_fx.ir.arguments import function_of
 from qdiff_fx.ir.edit import insert_call
 from qdiff_fx.ir.facts import REST, LayerPlan
 
@@ -21,7 +22,7 @@ def read_rest_too(gm: fx.GraphModule, layer: fx.Node, rest: fx.Node) -> None:
     describe_like(total, layer)
     layer.replace_all_uses_with(total)
     args = (rest, layer.args[1], None, *layer.args[3:])
-    fine = insert_call(gm.graph, total, layer.target, args, layer.kwargs, like=layer)  # type: ignore[arg-type]
+    fine = insert_call(gm.graph, total, function_of(layer), args, layer.kwargs, like=layer)
     plan = require(layer, LayerPlan)
     put(fine, replace(plan, info=replace(plan.info, path=plan.info.path + REST)))
     total.args = (layer, fine)

@@ -6,7 +6,7 @@ import torch
 from torch import fx
 
 from qdiff_fx.ir.annotations import fact, put, require, value
-from qdiff_fx.ir.arguments import operand
+from qdiff_fx.ir.arguments import function_of, operand
 from qdiff_fx.ir.constants import share_buffer
 from qdiff_fx.ir.edit import get_attr_tensor, insert_call, insert_get_attr
 from qdiff_fx.ir.facts import Part
@@ -39,7 +39,7 @@ def _part(gm: fx.GraphModule, layer: fx.Node, chunk: fx.Node, channels: tuple[in
     weight = _weight_slice(gm, layer, channels)
     bias = layer.args[2] if with_bias else None
     args = (chunk, weight, bias, *layer.args[3:])
-    part = insert_call(gm.graph, layer, layer.target, args, layer.kwargs)  # type: ignore[arg-type]
+    part = insert_call(gm.graph, layer, function_of(layer), args, layer.kwargs)
     # A part of a part keeps naming the whole layer's channels.
     whole = fact(layer, Part) or Part((0, 0), layer.name)
     offset = whole.channels[0]

@@ -11,13 +11,13 @@ from torch import fx
 from qdiff_fx.config import SplitPolicy
 from qdiff_fx.ir import ops
 from qdiff_fx.ir.annotations import nodes_with, require, value
-from qdiff_fx.ir.arguments import bound, operand
-from qdiff_fx.ir.edit import insert_call
+from qdiff_fx.ir.arguments import bound, function_of, operand
+from qdiff_fx.ir.edit import insert_call, is_mutable
 from qdiff_fx.ir.facts import Part
 from qdiff_fx.ir.properties import set_split_policy, split_policy
 from qdiff_fx.ir.sample_flow import depends_on_sample
 from qdiff_fx.passes.framework import Pass, PassReport, checks
-from qdiff_fx.passes.rule import Rule, apply_rules, is_mutable, pending
+from qdiff_fx.passes.rule import Rule, apply_rules, pending
 from qdiff_fx.passes.split_shortcut.channel_flow import (
     DirectCat,
     boundaries,
@@ -52,7 +52,7 @@ class SplitDirect(Rule[DirectCat]):
         inputs = chunks(gm, found.cat)
         for step in found.steps:
             inputs = [
-                insert_call(gm.graph, found.layer, step.target, (chunk, *step.args[1:]), step.kwargs, like=step)  # type: ignore[arg-type]
+                insert_call(gm.graph, found.layer, function_of(step), (chunk, *step.args[1:]), step.kwargs, like=step)
                 for chunk in inputs
             ]
         return split_layer(gm, found.layer, inputs)
