@@ -148,7 +148,7 @@ def is_timestep(node: fx.Node) -> bool:
 
 def timestep_input(gm: fx.GraphModule) -> fx.Node | None:
     """The placeholder of the timestep; None for a network without one."""
-    return next((node for node in gm.graph.nodes if is_timestep(node)), None)
+    return next((node for node in gm.graph.find_nodes(op="placeholder") if is_timestep(node)), None)
 
 
 def layer_info(node: fx.Node) -> LayerInfo:

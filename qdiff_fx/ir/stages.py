@@ -14,7 +14,7 @@ import torch
 from torch import fx
 
 from qdiff_fx.ir import ops
-from qdiff_fx.ir.annotations import Fact, any_value, fact, has
+from qdiff_fx.ir.annotations import Fact, fact, facts_of, has, nodes_with
 from qdiff_fx.ir.facts import LayerPlan, Observed, QuantizedLayer, WeightCodes, layer_id
 
 PLAIN = frozenset({"placeholder", "get_attr", "call_function", "output"})
@@ -94,7 +94,7 @@ def illegal(gm: fx.GraphModule, name: str) -> list[str]:
     if stage is None:
         return []
     problems = [problem for node in gm.graph.nodes for problem in _problems(node, stage)]
-    ids = Counter(layer_id(node) for node in gm.graph.nodes if stage.layer is not None and has(node, stage.layer))
+    ids = Counter(layer_id(node) for node in nodes_with(gm, stage.layer)) if stage.layer is not None else Counter()
     return problems + [f"{count} layers have the id {each}" for each, count in ids.items() if count > 1]
 
 
@@ -103,14 +103,16 @@ def _problems(node: fx.Node, stage: Stage) -> Iterator[str]:
         yield f"{node.name} is a {node.op}: it still calls {node.target}"
     if _namespace(node) in stage.foreign:
         yield f"{node.name} calls {node.target}, which has no place yet"
-    if _makes_tensor(node) and any_value(node) is None:
+    if _makes_tensor(node) and node.meta.get("val") is None:
         yield f"{node.name} has no value"
-    if stage.layer is not None and _is_layer(node) and not has(node, stage.layer):
+    carried = {type(each) for each in facts_of(node)}
+    if stage.layer is not None and _is_layer(node) and stage.layer not in carried:
         yield f"the layer {node.name} carries no {stage.layer.__name__}"
     for kind in stage.gone:
-        if has(node, kind):
+        if kind in carried:
             yield f"{node.name} still carries a {kind.__name__}"
-    yield from stage.more(node)
+    if carried:
+        yield from stage.more(node)
 
 
 def _namespace(node: fx.Node) -> str:

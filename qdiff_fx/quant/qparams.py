@@ -41,6 +41,11 @@ class TensorSpec:
         return integer_range(self.bits, signed=self.signed)[1]
 
     @property
+    def integers(self) -> tuple[int, int, torch.dtype]:
+        """Smallest and largest code, and the type that holds them: how quantize nodes are called."""
+        return (*integer_range(self.bits, signed=self.signed), self.dtype)
+
+    @property
     def dtype(self) -> torch.dtype:
         return torch.int8 if self.signed else torch.uint8
 

@@ -149,7 +149,7 @@ def _unpack(graph: dict[str, Any], tensors: dict[str, torch.Tensor], keep_packed
         elif node.op == "get_attr":
             _check_tensor(root, node, set(tensors))
     module = fx.GraphModule(root, nodes)
-    set_properties(module, {"canonical", "quantized"})
+    set_properties(module, {"quantized"})
     return module
 
 

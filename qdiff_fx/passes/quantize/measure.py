@@ -14,10 +14,9 @@ from qdiff_fx.ir.edit import get_attr_tensor
 from qdiff_fx.ir.facts import (
     REST,
     ActivationPlan,
+    Input,
     LayerPlan,
     Observed,
-    is_sample,
-    is_timestep,
     layer_id,
     timestep_input,
 )
@@ -46,23 +45,24 @@ def measure(gm: fx.GraphModule, config: QDiffConfig, decided: ParameterStore = N
     activations: dict[str, ActivationParameters] = {}
     inputs: dict[str, dict[int, str]] = {}
     varying = _varying(gm) if config.act_granularity == "timestep" and timestep_input(gm) else set()
-    for reading in readings(gm):
+    for reading in list(readings(gm)):
         activations[reading.id] = _activation(gm, reading, reading.observer.args[0] in varying, decided)
-        for layer, index in reading.readers:
-            inputs.setdefault(layer_id(layer), {})[index] = reading.id
+        for layer, (_, index) in zip(reading.layers, reading.readers, strict=True):
+            inputs.setdefault(layer, {})[index] = reading.id
     weights: dict[str, WeightParameters] = {}
     outputs: dict[str, OutputParameters] = {}
-    for layer in nodes_with(gm, LayerPlan):
-        plan, name = require(layer, LayerPlan), layer_id(layer)
+    for node in nodes_with(gm, LayerPlan):
+        plan = require(node, LayerPlan)
+        name = plan.info.path
         if not plan.info.quantized or plan.info.kind == "attention":
             continue
         axis = 1 if plan.info.kind == "conv_transpose" else 0
         weight = decided.weights.get(name)
         if weight is None or (weight.bits, weight.axis) != (plan.info.weight_bits, axis):
-            tensor = get_attr_tensor(gm, cast(fx.Node, layer.args[1])).detach()
+            tensor = get_attr_tensor(gm, cast(fx.Node, node.args[1])).detach()
             weight = nearest(tensor.float(), plan.info.weight_bits, axis, config.weight_range)
         weights[name] = weight
-        observed = fact(layer, Observed)
+        observed = fact(node, Observed)
         if observed is not None and observed.output_observer:
             statistics = cast(Observer, gm.get_submodule(observed.output_observer)).statistics()
             outputs[name] = OutputParameters(_qparams(statistics, ActivationPlan(CODE, plan.inputs[0].act_range)))
@@ -102,8 +102,7 @@ def _activation(gm: fx.GraphModule, reading: Reading, table: bool, decided: Para
     coarse = ActivationPlan(CODE, "minmax") if wide else plan
     observer = cast(Observer, gm.get_submodule(str(reading.observer.target)))
     statistics = observer.statistics()
-    layer, index = reading.readers[0]
-    found = decided.input(layer_id(layer), index)
+    found = decided.input(reading.layers[0], reading.readers[0][1])
     params = None if found is None else found.params
     if (
         found is None
@@ -152,7 +151,7 @@ def _varying(gm: fx.GraphModule) -> set[fx.Node]:
     conditioning: set[fx.Node] = set()
     for node in gm.graph.nodes:
         read = node.all_input_nodes
-        if is_sample(node) or is_timestep(node) or any(each in varying for each in read):
+        if any(each in varying for each in read) or (node.op == "placeholder" and fact(node, Input)):
             varying.add(node)
         elif node.op == "placeholder" or any(each in conditioning for each in read):
             conditioning.add(node)

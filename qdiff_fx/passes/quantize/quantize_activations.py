@@ -31,7 +31,7 @@ class QuantizeActivations(Pass):
     name = "quantize_activations"
     requires = frozenset({"observed"})
     ensures = frozenset({"activations quantized"})
-    # Until the last observer is gone a graph of this stage has no canonical form.
+    # Quantizers may stand where a canonical graph has nothing to cast or to move.
     breaks = frozenset({"canonical", "split", "annotated", "observed"})
 
     def __init__(self, parameters: ParameterStore, config: QDiffConfig):
@@ -90,15 +90,14 @@ def insert_quantizer(
     scale: float | fx.Node = params.scale[0]
     zero_point: int | fx.Node = params.zero_point[0]
     quantize, dequantize = qd.quantize_per_tensor.default, qd.dequantize_per_tensor.default
-    if params.per_timestep:
+    if table := params.per_timestep:
         scale = tables.lookup(before, "scale", torch.tensor(params.scale, dtype=torch.float32))
         zero_point = tables.lookup(before, "zero_point", torch.tensor(params.zero_point, dtype=torch.int64))
         quantize, dequantize = qd.quantize_per_tensor.tensor, qd.dequantize_per_tensor.tensor
-    spec = params.spec
-    tail = (scale, zero_point, spec.qmin, spec.qmax, spec.dtype)
+    tail = (scale, zero_point, *params.spec.integers)
     codes = insert_call(gm.graph, before, quantize, (source, *tail))
     exact = insert_call(gm.graph, before, dequantize, (codes, *tail))
-    if params.per_timestep:
+    if table:
         # Beside the table, for backends whose kernels take one scale only.
         put(codes, StaticQParams(static.scale[0], static.zero_point[0]))
     dtype = value(before).dtype

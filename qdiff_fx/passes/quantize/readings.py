@@ -19,12 +19,14 @@ class Reading:
         id: layer id and argument index of the first of them, its key in a store of parameters.
         observer: the call of the observer.
         readers: layers and argument indices, in execution order.
+        layers: their ids.
     """
 
     id: str
     observer: fx.Node
     plan: ActivationPlan
     readers: tuple[tuple[fx.Node, int], ...]
+    layers: tuple[str, ...]
 
 
 def readings(gm: fx.GraphModule) -> Iterator[Reading]:
@@ -33,15 +35,18 @@ def readings(gm: fx.GraphModule) -> Iterator[Reading]:
     Layers that share an observer and differ in their plans have a reading each.
     """
     found: dict[fx.Node, dict[ActivationPlan, list[tuple[fx.Node, int]]]] = {}
+    ids: dict[fx.Node, str] = {}
     for layer in nodes_with(gm, LayerPlan):
-        for index, plan in require(layer, LayerPlan).inputs.items():
+        planned = require(layer, LayerPlan)
+        ids[layer] = planned.info.path
+        for index, plan in planned.inputs.items():
             observer = layer.args[index]
             if isinstance(observer, fx.Node) and observer.op == "call_module":
                 found.setdefault(observer, {}).setdefault(plan, []).append((layer, index))
     for observer in [node for node in gm.graph.nodes if node in found]:
         for plan, readers in found[observer].items():
-            first, index = readers[0]
-            yield Reading(f"{layer_id(first)} input {index}", observer, plan, tuple(readers))
+            layers = tuple(ids[layer] for layer, _ in readers)
+            yield Reading(f"{layers[0]} input {readers[0][1]}", observer, plan, tuple(readers), layers)
 
 
 def unobserved(gm: fx.GraphModule) -> list[str]:

@@ -14,7 +14,7 @@ class RemoveObservers(Pass):
 
     name = "remove_observers"
     requires = frozenset({"activations quantized", "weights quantized", "attention quantized"})
-    ensures = frozenset({"canonical", "quantized"})
+    ensures = frozenset({"quantized"})
     breaks = requires
 
     def run(self, gm: fx.GraphModule) -> PassReport:
