@@ -11,7 +11,6 @@ from torch import fx, nn
 from torch._dispatch.python import enable_python_dispatcher
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 
-from qdiff_fx.ir.annotations import any_value, path_of, set_path, set_value
 from qdiff_fx.ir.arguments import function_of
 from qdiff_fx.ir.properties import copy_notes
 
@@ -80,8 +79,8 @@ def insert_get_attr(gm: fx.GraphModule, before: fx.Node, name: str, like: fx.Nod
     """A get_attr of the tensor registered at `name`, placed before `before`, described."""
     with gm.graph.inserting_before(before):
         node = gm.graph.get_attr(name)
-    set_path(node, _path(like, before))
-    set_value(node, fake_mode(gm.graph).from_tensor(get_attr_tensor(gm, node), static_shapes=True))
+    value = fake_mode(gm.graph).from_tensor(get_attr_tensor(gm, node), static_shapes=True)
+    node.meta.update(val=value, path=_path(like, before))
     return node
 
 
@@ -100,31 +99,32 @@ def insert_call(
     """
     with graph.inserting_before(before):
         node = graph.call_function(target, tuple(args), dict(kwargs or {}))
-    set_path(node, _path(like, before))
+    node.meta["path"] = _path(like, before)
     refresh_value(node)
     return node
 
 
 def refresh_value(node: fx.Node) -> None:
     """Recompute the value of a call_function from its inputs' values."""
-    values = fx.map_arg((node.args, node.kwargs), any_value)
+    values = fx.map_arg((node.args, node.kwargs), lambda each: each.meta.get("val"))
     # Without the Python dispatcher, composite ops (pad, linear) read sizes as plain integers in C++, which
     # pins a symbolic batch to the value it was captured with.
     with fake_mode(node.graph), enable_python_dispatcher(), torch.no_grad():
-        set_value(node, function_of(node)(*values[0], **values[1]))
+        node.meta["val"] = function_of(node)(*values[0], **values[1])
 
 
 def fake_mode(graph: fx.Graph) -> FakeTensorMode:
     """The mode the graph's fake tensors belong to. Raises ValueError when no node has a fake value."""
     for node in graph.nodes:
-        found = any_value(node)
+        found = node.meta.get("val")
         if isinstance(found, FakeTensor):
             return found.fake_mode
     raise ValueError("the graph holds no fake tensor values: was it captured?")
 
 
 def _path(like: fx.Node | None, before: fx.Node) -> str:
-    return path_of(before if like is None else like)
+    path: str = (before if like is None else like).meta.get("path", "")
+    return path
 
 
 def clean(gm: fx.GraphModule) -> fx.GraphModule:
