@@ -27,7 +27,9 @@ from qdiff_fx.kernels.integer import CODES, Activation
 aten, qdiff = torch.ops.aten, torch.ops.qdiff
 UNBOUNDED = math.inf
 ROUNDING = 1.01  # of sums in float, and of attention's probabilities
-MOST_IN_A_NORM = 1 << 26  # elements of a group, more than any image has: n values of variance 1 reach sqrt(n - 1)
+# Elements of a group: n values of variance 1 reach sqrt(n - 1) where one of them outweighs all others. In larger groups
+# than these one would still have to hold a good part of all that differs from the mean.
+MOST_IN_A_NORM = 1 << 20
 
 # The magnitude of the result is at most that of the largest argument.
 SHRINKING = ops.where(
