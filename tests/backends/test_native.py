@@ -70,6 +70,8 @@ def check(net: nn.Module, *inputs: torch.Tensor, flips: bool = False, **config):
         assert sqnr_db(expected, actual) > 50
     else:
         torch.testing.assert_close(actual, expected, rtol=1e-4, atol=1e-4 * expected.abs().max().item())
+    # By default values between kernels are rounded to 11 bits, which moves some across a boundary: 54.7 dB or more.
+    assert sqnr_db(expected, run(lowered(gm, torch.float16), *inputs)) > 50
     return module
 
 
