@@ -76,10 +76,11 @@ def _error_integral(x: Tensor, scale: Tensor, first: Tensor, last: Tensor, p: fl
     Every grid point contributes one cell of width `scale` with the integral `2 (scale/2)^(p+1) / (p+1)`; the rest
     is the part of a cell, or of the clipped tail, between x and its grid point.
     """
-    point = (x / scale).round().clamp(first, last)
+    point = (x / scale).round_().clamp_(first, last)  # in place: [K, M] is large, and this is most of a conversion
     rest = x - point * scale
     cell = 2 * (scale / 2) ** (p + 1)
-    return (point * cell + rest.sign() * rest.abs() ** (p + 1)) / (p + 1)
+    partial = rest.abs().pow_(p + 1).copysign_(rest)
+    return point.mul_(cell).add_(partial).div_(p + 1)
 
 
 def _cumulative(distribution: Distribution, x: Tensor) -> Tensor:

@@ -100,7 +100,7 @@ def mse_range(
     """The range with the least mean `|x - x̂|^p` among shrunk ranges (Q-Diffusion: 80 candidates, 1 % each, L2.4).
 
     Symmetric ranges shrink as one. For asymmetric ones that is only the start: then each end is searched with the
-    other held, in turn, until neither moves, because activations after SiLU or softmax have one long tail.
+    other held, in turn, until one does not move, because activations after SiLU or softmax have one long tail.
     """
     if candidates < 1 or SHRINK * (candidates - 1) >= 1 or p <= 0:
         raise ConfigError(f"{candidates} candidates and error |.|^{p} cannot be searched", where="mse_range")
@@ -115,12 +115,16 @@ def mse_range(
         if symmetric:
             lo, hi = -max(-lo, hi), max(-lo, hi)
         low, high = best(min(lo, 0.0) * fractions, max(hi, 0.0) * fractions)
-        for _ in range(0 if symmetric else DESCENT_ROUNDS):
+        if symmetric or lo >= 0 or hi <= 0:  # where one end is zero and stays there, all pairs have been tried
+            return float(low), float(high)
+        for turn in range(DESCENT_ROUNDS):
             before = low, high
-            low, _ = best(min(lo, 0.0) * fractions, high)
-            _, high = best(low, max(hi, 0.0) * fractions)
-            if before == (low, high):
-                break
+            low, _ = best(lo * fractions, high)
+            if turn and low == before[0]:
+                break  # the high end was searched with this low one
+            _, high = best(low, hi * fractions)
+            if high == before[1]:
+                break  # the low end was searched with this high one
         return float(low), float(high)
 
     return _from_distribution(stats, per_timestep, chosen)
