@@ -33,6 +33,8 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 def _network_of(item: pytest.Item) -> str:
     from zoo import ARCHITECTURES
 
+    if marker := item.get_closest_marker("beside"):
+        return str(marker.args[0])
     values = item.callspec.params.values() if hasattr(item, "callspec") else ()
     return next((value for value in values if isinstance(value, str) and value in ARCHITECTURES), "")
 

@@ -9,14 +9,13 @@ import torch
 import zoo
 from tiny_graphs import as_taken_by
 from torch import nn
+from zoo import every_architecture
 
 from qdiff_fx import QDiffConfig, QuantizedUNet
 from qdiff_fx.backends import get_backend
 from qdiff_fx.ir.edit import copy_graph
 from qdiff_fx.quant.numerics import sqnr_db
 from qdiff_fx.storage.graph_json import graph_from_json, graph_to_json
-
-every_architecture = pytest.mark.parametrize("name", zoo.ARCHITECTURES)
 
 WEIGHT_LAYERS = (nn.Conv1d, nn.Conv2d, nn.ConvTranspose2d, nn.Linear)
 # Measured from 29.1 dB (sd1, the deepest) to 37.9 dB (handwritten_sum) at W8A8, on the example inputs.

@@ -12,7 +12,7 @@ import zoo
 from hypothesis import HealthCheck, Phase, given
 from hypothesis import strategies as st
 from torch import fx, nn
-from zoo import resized, tensors_of
+from zoo import every_architecture, networks, resized, tensors_of
 
 from examples import examples
 from qdiff_fx.capture import CapturedNetwork, capture
@@ -45,25 +45,25 @@ def _no_grad() -> Any:
 
 
 class TestEveryArchitecture:
-    @pytest.mark.parametrize("name", zoo.ARCHITECTURES)
+    @every_architecture
     @pytest.mark.parametrize("batch", [1, 2, 3])
     def test_graph_equals_network(self, name, batch):
         model, inputs, ours = drop_in(name)
         call = resized(inputs, batch)
         assert_same(ours(**call), model(**call))
 
-    @pytest.mark.parametrize("name", zoo.ARCHITECTURES)
+    @every_architecture
     def test_other_resolutions_and_token_lengths(self, name):
         model, inputs, ours = drop_in(name)
         call = resized(inputs, batch=2, scale=2, tokens=3)
         assert_same(ours(**call), model(**call))
 
-    @pytest.mark.parametrize("name", zoo.ARCHITECTURES)
+    @every_architecture
     def test_result_has_the_class_of_the_original(self, name):
         model, inputs, ours = drop_in(name)
         assert type(ours(**inputs)) is type(model(**inputs))
 
-    @pytest.mark.parametrize("name", zoo.ARCHITECTURES)
+    @every_architecture
     def test_graph_is_flat(self, name):
         module = zoo.captured(name)[2].module
         ops = {node.op for node in module.graph.nodes}
@@ -72,14 +72,14 @@ class TestEveryArchitecture:
         kinds = [node.op for node in module.graph.nodes]
         assert kinds == sorted(kinds, key=["placeholder", "get_attr", "call_function", "output"].index)
 
-    @pytest.mark.parametrize("name", zoo.ARCHITECTURES)
+    @every_architecture
     def test_no_assertions_and_no_writes(self, name):
         for node in zoo.captured(name)[2].module.graph.nodes:
             assert "assert" not in str(node.target)
             schema = getattr(node.target, "_schema", None)
             assert schema is None or not schema.is_mutable
 
-    @pytest.mark.parametrize("name", zoo.ARCHITECTURES)
+    @every_architecture
     def test_parameters_keep_their_names_and_memory(self, name):
         model, _, graph = zoo.captured(name)
         originals = {**dict(model.named_parameters()), **dict(model.named_buffers())}
@@ -89,7 +89,7 @@ class TestEveryArchitecture:
                 assert ours is not theirs
                 assert ours.data_ptr() == theirs.data_ptr()
 
-    @pytest.mark.parametrize("name", zoo.ARCHITECTURES)
+    @every_architecture
     def test_every_node_has_a_value_and_the_path_of_a_module(self, name):
         model, _, graph = zoo.captured(name)
         paths = {path for path, _ in model.named_modules()}
@@ -98,7 +98,7 @@ class TestEveryArchitecture:
                 assert any_value(node) is not None, node
             assert path_of(node) in paths
 
-    @pytest.mark.parametrize("name", zoo.ARCHITECTURES)
+    @every_architecture
     def test_placeholders_are_marked(self, name):
         graph = zoo.captured(name)[2]
         placeholders = [node for node in graph.module.graph.nodes if node.op == "placeholder"]
@@ -109,7 +109,7 @@ class TestEveryArchitecture:
         assert value(timestep).dim() == 1
         assert value(timestep).shape[0] == value(sample).shape[0]
 
-    @pytest.mark.parametrize("name", zoo.ARCHITECTURES)
+    @every_architecture
     def test_concats_and_attentions_are_where_the_zoo_says(self, name):
         nodes = zoo.captured(name)[2].module.graph.nodes
         cat, attention = torch.ops.aten.cat.default, torch.ops.aten.scaled_dot_product_attention.default
@@ -118,13 +118,13 @@ class TestEveryArchitecture:
         assert len(concats) == zoo.ARCHITECTURES[name].up_concats
         assert len(softmax) == zoo.ARCHITECTURES[name].attentions
 
-    @pytest.mark.parametrize("name", zoo.ARCHITECTURES)
+    @every_architecture
     def test_every_batch_is_open(self, name):
         for spec in zoo.captured(name)[2].signature.inputs:
             assert spec.dims[0] == Size("batch")
 
 
-@pytest.mark.parametrize("name", ["ddpm_resnet_downsample", "masked"])
+@pytest.mark.parametrize("name", networks("ddpm_resnet_downsample", "masked"))
 @pytest.mark.parametrize("batch", [64, 128])
 def test_large_batches(name, batch):
     """diffusers compares the batch with 64 in its upsampling blocks, which must not bound the graph."""
@@ -133,7 +133,7 @@ def test_large_batches(name, batch):
     assert_same(ours(**call), model(**call))
 
 
-@pytest.mark.parametrize("name", ["ddpm_cifar", "sd2", "handwritten_matmul"])
+@pytest.mark.parametrize("name", networks("ddpm_cifar", "sd2", "ddpm_class", "sdxl", "handwritten_matmul"))
 def test_smallest_image_and_single_token(name):
     """Sizes of 1 are constants to export: nothing may have been concluded from them being larger."""
     model, inputs, ours = drop_in(name)
@@ -146,16 +146,18 @@ def test_smallest_image_and_single_token(name):
     assert_same(ours(**call), model(**call))
 
 
-def test_sizes_are_in_proportion_to_the_sample():
-    inputs = {spec.name: spec.dims for spec in zoo.captured("controlnet")[2].signature.inputs}
+@pytest.mark.parametrize("name", ["controlnet"])
+def test_sizes_are_in_proportion_to_the_sample(name):
+    inputs = {spec.name: spec.dims for spec in zoo.captured(name)[2].signature.inputs}
     batch = Size("batch")
     assert inputs["sample"] == (batch, 4, Size("height", 4), Size("width", 4))
     assert inputs["down_block_additional_residuals.2"] == (batch, 16, Size("height", 2), Size("width", 2))
     assert inputs["mid_block_additional_residual"] == (batch, 32, Size("height"), Size("width"))
 
 
-def test_a_mask_has_the_length_of_its_tokens():
-    inputs = {spec.name: spec.dims for spec in zoo.captured("masked")[2].signature.inputs}
+@pytest.mark.parametrize("name", ["masked"])
+def test_a_mask_has_the_length_of_its_tokens(name):
+    inputs = {spec.name: spec.dims for spec in zoo.captured(name)[2].signature.inputs}
     assert inputs["encoder_attention_mask"][1] == inputs["encoder_hidden_states"][1]
 
 
@@ -400,13 +402,14 @@ class TestErrors:
 
 
 class TestCapturedNetwork:
-    def test_captures_again_for_other_conditioning_and_keeps_it(self):
-        model, inputs, graph = zoo.captured("sd2")
+    @pytest.mark.parametrize("name", ["masked"])
+    def test_captures_again_for_other_conditioning_and_keeps_it(self, name):
+        model, inputs, graph = zoo.captured(name)
         ours = CapturedNetwork(graph, model)
-        masked = inputs | {"encoder_attention_mask": torch.ones(zoo.BATCH, zoo.TOKENS)}
-        assert_same(ours(**masked), model(**masked))
+        unmasked = {key: value for key, value in inputs.items() if key != "encoder_attention_mask"}
+        assert_same(ours(**unmasked), model(**unmasked))
         (further,) = ours._further.values()
-        larger = resized(masked, 3)
+        larger = resized(unmasked, 3)
         assert_same(ours(**larger), model(**larger))
         assert list(ours._further.values()) == [further]
 
@@ -438,6 +441,7 @@ class TestCapturedNetwork:
 
 
 # No shrinking: every example is a capture of seconds.
+@pytest.mark.slow
 @examples(4, phases=[Phase.generate], suppress_health_check=[HealthCheck.too_slow])
 @given(
     widths=st.lists(st.sampled_from([8, 16, 24]), min_size=1, max_size=2),

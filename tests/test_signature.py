@@ -47,6 +47,7 @@ def drop_in(name: str) -> tuple[nn.Module, dict[str, Any], DropIn]:
     return model, inputs, DropIn(graph.module, graph.signature)
 
 
+@zoo.beside("sd2")
 class TestCallStyles:
     def test_positional_and_keyword(self):
         model, inputs, ours = drop_in("sd2")
@@ -82,17 +83,23 @@ class TestCallStyles:
         spelled = ours(**inputs, class_labels=None, cross_attention_kwargs=None, added_cond_kwargs={})
         assert torch.equal(spelled.sample, ours(**inputs).sample)
 
+    @zoo.beside("ddpm_class")
     def test_integer_labels_of_another_width(self):
-        _, inputs, ours = drop_in("sd_class")
+        _, inputs, ours = drop_in("ddpm_class")
         narrow = inputs | {"class_labels": inputs["class_labels"].int()}
         assert torch.equal(ours(**narrow).sample, ours(**inputs).sample)
 
-    def test_nested_inputs_are_named_by_their_place(self):
-        names = [spec.name for spec in zoo.captured("sdxl")[2].signature.inputs]
-        assert names[-2:] == ["added_cond_kwargs.text_embeds", "added_cond_kwargs.time_ids"]
-        names = [spec.name for spec in zoo.captured("controlnet")[2].signature.inputs]
-        assert "down_block_additional_residuals.5" in names
+    @pytest.mark.parametrize(
+        ("name", "last"),
+        [
+            ("sdxl", ["added_cond_kwargs.text_embeds", "added_cond_kwargs.time_ids"]),
+            ("controlnet", ["down_block_additional_residuals.5", "mid_block_additional_residual"]),
+        ],
+    )
+    def test_nested_inputs_are_named_by_their_place(self, name, last):
+        assert [spec.name for spec in zoo.captured(name)[2].signature.inputs][-2:] == last
 
+    @zoo.beside("ddpm_class")
     def test_flatten_inputs_is_what_the_graph_takes(self):
         _, inputs, ours = drop_in("ddpm_class")
         flat = ours.flatten_inputs((inputs["sample"],), {"timestep": 7, "class_labels": inputs["class_labels"]})
@@ -101,24 +108,27 @@ class TestCallStyles:
         assert torch.equal(ours.graph_module(*flat)[0], ours(**inputs | {"timestep": 7}).sample)
 
 
+@zoo.beside("sd2")
 class TestRefusedCalls:
     def refuse(self, name: str, error: type[Exception], message: str, *args: Any, **changes: Any) -> None:
         _, inputs, ours = drop_in(name)
         with pytest.raises(error, match=message):
             ours(*args, **inputs | changes)
 
+    @zoo.beside("ddpm_class")
     def test_missing_conditioning(self):
-        self.refuse("sd_class", CaptureMismatchError, "missing class_labels.*Pass exactly", class_labels=None)
+        self.refuse("ddpm_class", CaptureMismatchError, "missing class_labels.*Pass exactly", class_labels=None)
 
     def test_extra_conditioning(self):
         mask = torch.ones(2, zoo.TOKENS)
         message = "not captured with encoder_attention_mask"
         self.refuse("sd2", CaptureMismatchError, message, encoder_attention_mask=mask)
 
+    @zoo.beside("controlnet")
     def test_size_that_is_not_a_multiple(self):
-        odd = torch.randn(2, 3, 18, 16)
-        message = r"'sample': height 18 is not a multiple of 4; .*captured as \(batch, 3, 4\*height, 4\*width\)"
-        self.refuse("ddpm_cifar", CaptureMismatchError, message, sample=odd)
+        odd = torch.randn(2, 4, 18, 16)
+        message = r"'sample': height 18 is not a multiple of 4; .*captured as \(batch, 4, 4\*height, 4\*width\)"
+        self.refuse("controlnet", CaptureMismatchError, message, sample=odd)
 
     def test_sizes_that_do_not_go_together(self):
         message = "'encoder_hidden_states': batch is 3, but 2 goes with sample"
@@ -177,7 +187,7 @@ class TestRefusedCalls:
             ours(x, 2.0, invert=True)
 
 
-@pytest.mark.parametrize("name", zoo.ARCHITECTURES)
+@zoo.every_architecture
 def test_json_round_trip(name):
     signature = zoo.captured(name)[2].signature
     assert CallSignature.from_json(json.loads(json.dumps(signature.to_json()))) == signature
@@ -279,6 +289,7 @@ class TestConfig:
     def test_copies(self):
         assert dict(copy.deepcopy(Config({"a": 1}))) == {"a": 1}
 
+    @zoo.beside("sdxl")
     def test_of_a_diffusers_network(self):
         model, _, ours = drop_in("sdxl")
         for name in ("in_channels", "sample_size", "time_cond_proj_dim", "addition_time_embed_dim"):
@@ -317,8 +328,9 @@ class TestModule:
 class TestInsidePipelines:
     """`pipe.unet = drop_in` samples the same images as the network it was captured from."""
 
+    @zoo.beside("ddpm_scale_shift")
     def test_ddpm(self):
-        model, _, ours = drop_in("ddpm_cifar")
+        model, _, ours = drop_in("ddpm_scale_shift")
         pipe = DDPMPipeline(model, DDIMScheduler())
         pipe.set_progress_bar_config(disable=True)
         run = {"num_inference_steps": 2, "output_type": "np", "batch_size": 1}
@@ -327,8 +339,9 @@ class TestInsidePipelines:
         images = pipe(**run, generator=torch.Generator().manual_seed(0)).images
         assert abs(images - expected).max() < 1e-4
 
+    @zoo.beside("sd2")
     def test_stable_diffusion_with_fractional_timesteps(self):
-        model, _, ours = drop_in("sd1")
+        model, _, ours = drop_in("sd2")
         torch.manual_seed(0)
         vae = AutoencoderKL(block_out_channels=(8,), norm_num_groups=8, latent_channels=4, sample_size=16)
         pipe = StableDiffusionPipeline(

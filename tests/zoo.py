@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 from unittest import mock
 
+import pytest
 import torch
 import torch.nn.functional as F
 from diffusers import UNet2DConditionModel, UNet2DModel
@@ -302,6 +303,31 @@ ARCHITECTURES: dict[str, Architecture] = {
     "handwritten_matmul": Architecture(handwritten_matmul, up_concats=1, attentions=2),
 }
 
+# What has a kind of layer, of argument or of graph that no other one has; the rest are further sizes and mixtures.
+QUICK = (
+    "ddpm_class",
+    "ddpm_scale_shift",
+    "sdxl",
+    "controlnet",
+    "masked",
+    "handwritten_sum",
+    "handwritten_attention",
+    "handwritten_matmul",
+)
+
+
+def networks(*names: str) -> list[Any]:
+    """Parameters of a test: these networks, those that are not `QUICK` in `make test-all` only."""
+    return [pytest.param(name, marks=() if name in QUICK else pytest.mark.slow) for name in names]
+
+
+def beside(name: str) -> pytest.MarkDecorator:
+    """Of a test, or all of a class, that uses this network: they run in the worker that has captured it."""
+    return pytest.mark.beside(name)
+
+
+every_architecture = pytest.mark.parametrize("name", networks(*ARCHITECTURES))
+
 
 @functools.cache
 def captured(name: str) -> tuple[nn.Module, dict[str, Any], CapturedGraph]:
@@ -311,16 +337,20 @@ def captured(name: str) -> tuple[nn.Module, dict[str, Any], CapturedGraph]:
     return model, inputs, capture(model, inputs)
 
 
-def prepared(name: str, config: QDiffConfig) -> PreparedUNet:
+def prepared(name: str, config: QDiffConfig, **options: Any) -> PreparedUNet:
     """One network of the zoo, prepared anew; only its capture is shared."""
     model, inputs, graph = captured(name)
     with mock.patch("qdiff_fx.capture.capture", return_value=graph):
-        return prepare_qdiff(model, config, inputs)
+        return prepare_qdiff(model, config, inputs, **options)
 
 
-@functools.cache
 def quantized(name: str, config: QDiffConfig = QDiffConfig()) -> QuantizedUNet:  # noqa: B008, it is frozen
     """One network of the zoo on `reference`, calibrated on its example and on other noise; not to be changed."""
+    return _quantized(name, config)
+
+
+@functools.cache  # which would tell a default that is given from one that is not
+def _quantized(name: str, config: QDiffConfig) -> QuantizedUNet:
     network = prepared(name, config)
     inputs = captured(name)[1]
     torch.manual_seed(1)

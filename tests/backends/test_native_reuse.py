@@ -101,7 +101,7 @@ def steps(name):
         yield call
 
 
-@pytest.mark.parametrize("name", zoo.ARCHITECTURES)
+@zoo.every_architecture
 def test_results_are_the_same_to_the_bit(name):
     quantized = zoo.quantized(name)
     with_reuse, without = (quantized.with_backend("native", reuse=on) for on in (True, False))
@@ -113,11 +113,12 @@ def test_results_are_the_same_to_the_bit(name):
     assert MODULES[Depends.TIMESTEP] in modules or "handwritten" in name
 
 
-def test_keys_and_values_depend_on_the_prompt_alone():
-    network = zoo.quantized("sd1").with_backend("native")
+@pytest.mark.parametrize("name", zoo.networks("sd1", "masked"))
+def test_keys_and_values_depend_on_the_prompt_alone(name):
+    network = zoo.quantized(name).with_backend("native")
     module = network._lowered.module.graph_module
     remembered = module.get_submodule(MODULES[Depends.CONDITIONING])
-    for call in steps("sd1"):
+    for call in steps(name):
         network(**call)
     assert len(remembered.entries) == 1
     assert len(module.get_submodule(MODULES[Depends.TIMESTEP]).entries) == 3

@@ -1,25 +1,13 @@
 """Whole UNets on the torch.ao engines, through the public calls."""
 
-import importlib.util
-import sys
-from pathlib import Path
-
 import pytest
 import torch
+import zoo
 from tiny_graphs import reference_for
 
-from qdiff_fx import QDiffConfig, calibrate, convert_qdiff, prepare_qdiff
+from qdiff_fx import QDiffConfig, calibrate, convert_qdiff
 from qdiff_fx.quant.numerics import sqnr_db
 
-
-def load_zoo():
-    spec = importlib.util.spec_from_file_location("zoo", Path(__file__).parents[1] / "zoo.py")
-    module = sys.modules.setdefault("zoo", importlib.util.module_from_spec(spec))
-    spec.loader.exec_module(module)
-    return module
-
-
-ZOO = load_zoo()
 CONFIG = QDiffConfig(weight_range="max", act_range="minmax")
 
 
@@ -30,12 +18,11 @@ def engine(request):
     return request.param
 
 
-@pytest.fixture(scope="module", params=["ddpm_cifar", "sd1"])
+@pytest.fixture(scope="module", params=zoo.networks("ddpm_cifar", "sd1", "ddpm_scale_shift", "masked"))
 def unet(request):
     """(float network, inputs, the network quantized as torch.ao quantizes)."""
-    torch.manual_seed(0)
-    network, inputs = ZOO.ARCHITECTURES[request.param]()
-    prepared = prepare_qdiff(network, CONFIG, inputs, output_quantizers=True)
+    network, inputs, _ = zoo.captured(request.param)
+    prepared = zoo.prepared(request.param, CONFIG, output_quantizers=True)
     calibrate(prepared, [inputs], progress=False)
     return network, inputs, convert_qdiff(prepared, backend="reference", output_quantizers=True)
 

@@ -13,9 +13,10 @@ from benchmarks.startup import start
 from qdiff_fx import save_qdiff
 
 
-def test_a_process_tells_its_seconds_and_memory(tmp_path: Path) -> None:
-    folder = save_qdiff(zoo.quantized("ddpm_class"), tmp_path / "saved")
-    save_file(dict(zoo.captured("ddpm_class")[1]), tmp_path / "inputs.safetensors")
+@pytest.mark.parametrize("name", ["ddpm_class"])
+def test_a_process_tells_its_seconds_and_memory(name: str, tmp_path: Path) -> None:
+    folder = save_qdiff(zoo.quantized(name), tmp_path / "saved")
+    save_file(dict(zoo.captured(name)[1]), tmp_path / "inputs.safetensors")
     found = start(folder, tmp_path / "inputs.safetensors", {"QDIFF_KERNELS": "reference"})
     assert set(found) == {"import_torch", "load", "first_step", "peak"}
     assert min(found.values()) > 0

@@ -4,9 +4,8 @@ import pytest
 import torch
 from torch import fx
 from torch.utils._pytree import tree_leaves
-from zoo import ARCHITECTURES
+from zoo import ARCHITECTURES, captured, networks
 
-from qdiff_fx.capture import capture
 from qdiff_fx.ir.annotations import put
 from qdiff_fx.ir.edit import clean, copy_graph
 from qdiff_fx.ir.facts import Input
@@ -23,7 +22,7 @@ def batched(value):
     return torch.as_tensor(value).expand(2).clone() if torch.as_tensor(value).dim() == 0 else value
 
 
-@pytest.fixture(scope="module", params=ARCHITECTURES)
+@pytest.fixture(scope="module", params=networks(*ARCHITECTURES))
 def network(request):
     """(architecture, flat inputs, graph, expected first output), exported at fixed sizes."""
     torch.manual_seed(0)
@@ -74,16 +73,15 @@ def test_the_captured_graph_is_left_alone(network):
     torch.testing.assert_close(outputs(captured, inputs), expected)
 
 
-def test_a_captured_network_with_open_sizes():
-    architecture = ARCHITECTURES["ddpm_cifar"]
-    model, inputs = architecture()
-    captured = capture(model, inputs)
-    gm = copy_graph(captured.module)
+@pytest.mark.parametrize("name", networks("ddpm_cifar", "ddpm_scale_shift"))
+def test_a_captured_network_with_open_sizes(name):
+    model, _, graph = captured(name)
+    gm = copy_graph(graph.module)
     split = run_passes(gm, [Canonicalize(), SplitShortcut()])[1]
-    assert len(split.changed) == architecture.up_concats
+    assert len(split.changed) == ARCHITECTURES[name].up_concats
     assert [refusal.path for refusal in split.refused] == ["time_embedding.linear_1"]
     larger = {"sample": torch.randn(3, 3, 24, 24), "timestep": torch.tensor([1, 50, 900])}
     with torch.no_grad():
         torch.testing.assert_close(
-            DropIn(gm, captured.signature)(**larger).sample, model(**larger).sample, rtol=1e-4, atol=2e-5
+            DropIn(gm, graph.signature)(**larger).sample, model(**larger).sample, rtol=1e-4, atol=2e-5
         )

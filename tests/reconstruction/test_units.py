@@ -3,7 +3,7 @@
 import pytest
 import torch
 from residual_net import make_prepared
-from zoo import ARCHITECTURES, prepared
+from zoo import every_architecture, networks, prepared
 
 from qdiff_fx import QDiffConfig
 from qdiff_fx.ir.annotations import has
@@ -20,24 +20,31 @@ def test_blocks_and_layers_in_execution_order():
     assert len(units) == 10
 
 
-@pytest.mark.parametrize("name", ["ddpm_cifar", "sd1", "sdxl", "handwritten_sum", "handwritten_attention"])
+@pytest.mark.parametrize(
+    "name", networks("ddpm_cifar", "sd1", "ddpm_class", "sdxl", "handwritten_sum", "handwritten_attention")
+)
 def test_every_quantized_layer_is_in_exactly_one_unit(name):
     gm = prepared(name, QDiffConfig()).graph_module
     layers = [layer for unit in find_units(gm) for layer in unit.layers]
     assert sorted(layers) == sorted(node.name for node in gm.graph.nodes if is_quantized(node))
 
 
-def test_resblocks_attention_and_transformer_blocks_are_units():
-    paths = {unit.path for unit in find_units(prepared("sd1", QDiffConfig()).graph_module) if unit.kind == "block"}
+@pytest.mark.parametrize("name", networks("sd1", "controlnet"))
+def test_resblocks_and_transformer_blocks_are_units(name):
+    paths = {unit.path for unit in find_units(prepared(name, QDiffConfig()).graph_module) if unit.kind == "block"}
     assert "down_blocks.0.resnets.0" in paths
     assert "up_blocks.1.attentions.0.transformer_blocks.0" in paths
     assert not any(path.endswith(".attn1") for path in paths)
-    paths = {unit.path for unit in find_units(prepared("ddpm_cifar", QDiffConfig()).graph_module)}
+
+
+@pytest.mark.parametrize("name", networks("ddpm_cifar", "ddpm_class"))
+def test_attention_without_a_transformer_is_a_unit(name):
+    paths = {unit.path for unit in find_units(prepared(name, QDiffConfig()).graph_module)}
     assert {"mid_block.resnets.0", "mid_block.attentions.0", "conv_in", "conv_out"} <= paths
     assert not [path for path in paths if ".conv1" in path]
 
 
-@pytest.mark.parametrize("name", sorted(ARCHITECTURES))
+@every_architecture
 def test_a_unit_reads_only_earlier_units_and_inputs(name):
     gm = prepared(name, QDiffConfig()).graph_module
     units = find_units(gm)

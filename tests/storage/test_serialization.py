@@ -208,9 +208,10 @@ assert torch.equal(result, call["expected"])
         environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
         subprocess.run([sys.executable, "-c", program], cwd=tmp_path, env=environment, check=True)
 
-    def test_runs_where_kernels_cannot_be_compiled(self, tmp_path):
+    @pytest.mark.parametrize("name", ["ddpm_class"])
+    def test_runs_where_kernels_cannot_be_compiled(self, name, tmp_path):
         """Loading frees the weights it has packed: plain torch, which packs nothing, must have kept its own."""
-        network, inputs = zoo.quantized("ddpm_class"), zoo.captured("ddpm_class")[1]
+        network, inputs = zoo.quantized(name), zoo.captured(name)[1]
         save_qdiff(network, tmp_path / "saved")
         flat = dict(zip("abc", network.flatten_inputs((), inputs), strict=True))
         save_file(flat | {"expected": network(**inputs).sample.contiguous()}, tmp_path / "call.safetensors")
