@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from qdiff_fx.ir.excerpt import Excerpt, excerpt
+from qdiff_fx.ir.subgraph import Subgraph, subgraph
 from qdiff_fx.reconstruction.adaround import AdaRound
 from qdiff_fx.reconstruction.cache import ActivationCache
 from qdiff_fx.reconstruction.quantizers import ActivationQuantizer, LayerBias
@@ -29,7 +29,7 @@ class Stage:
     """
 
     unit: Unit
-    part: Excerpt
+    part: Subgraph
     finished: tuple[str, ...]
     roundings: dict[str, AdaRound]
     biases: dict[str, LayerBias]
@@ -74,7 +74,7 @@ def build_stages(simulation: Simulation, units: tuple[Unit, ...]) -> list[Stage]
     gm = simulation.graph_module
     nodes = {node.name: node for node in gm.graph.nodes}
     outputs = {unit.output for unit in units}
-    parts = [excerpt(gm, nodes[unit.output], lambda node: node.name in outputs) for unit in units]
+    parts = [subgraph(gm, nodes[unit.output], lambda node: node.name in outputs) for unit in units]
     last_use = {name: index for index, part in enumerate(parts) for name in part.inputs}
     decided: set[str] = set()
     stages = []

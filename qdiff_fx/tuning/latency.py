@@ -18,12 +18,12 @@ from qdiff_fx.backends.common.options import known_options
 from qdiff_fx.ir.annotations import put, require
 from qdiff_fx.ir.arguments import operand
 from qdiff_fx.ir.edit import is_op
-from qdiff_fx.ir.excerpt import Excerpt, excerpt
 from qdiff_fx.ir.facts import QuantizedLayer, layer_info, quantized_layers
 from qdiff_fx.ir.sample_flow import depends_on_sample
+from qdiff_fx.ir.subgraph import Subgraph, subgraph
 from qdiff_fx.tuning.choice import FLOAT, Choice
+from qdiff_fx.tuning.layer_substitution import LayerSubstitution, Run, result_of
 from qdiff_fx.tuning.timing import Step, take_turns
-from qdiff_fx.tuning.twins import Run, Twins, result_of
 from qdiff_fx.tuning.units import Unit
 
 qd = torch.ops.quantized_decomposed
@@ -45,7 +45,11 @@ def timed_as(choice: Choice) -> Choice:
 
 
 def measure_layers(
-    twins: Twins, offered: Mapping[Unit, tuple[Choice, ...]], tensors: list[Tensor], backend: str, progress: bool
+    substitution: LayerSubstitution,
+    offered: Mapping[Unit, tuple[Choice, ...]],
+    tensors: list[Tensor],
+    backend: str,
+    progress: bool,
 ) -> dict[str, dict[Choice, float]]:
     """path → what times its choices (`timed_as`) → seconds of the unit's layers by themselves.
 
@@ -57,30 +61,30 @@ def measure_layers(
 
     Layers that depend on the timestep or on the conditioning alone are remembered by the backend, and count nothing.
     """
-    run = twins.on(tensors)
+    run = substitution.on(tensors)
     kinds: dict[str, list[tuple[Unit, str]]] = {}
-    for unit, name in _timed_layers(twins, offered):
-        kinds.setdefault(_kind(twins, name, run), []).append((unit, name))
+    for unit, name in _timed_layers(substitution, offered):
+        kinds.setdefault(_kind(substitution, name, run), []).append((unit, name))
     total = {unit.path: dict.fromkeys(map(timed_as, choices), 0.0) for unit, choices in offered.items()}
     for alike in tqdm(kinds.values(), desc="timing", unit="kind of layer", disable=not progress):
         choices = {BYTES}.union(*(total[unit.path] for unit, _ in alike))
-        seconds = _kind_seconds(twins, [name for _, name in alike], sorted(choices), run, backend)
+        seconds = _kind_seconds(substitution, [name for _, name in alike], sorted(choices), run, backend)
         for unit, _ in alike:
             for choice in total[unit.path]:
                 total[unit.path][choice] += seconds[choice]
     return total
 
 
-def _timed_layers(twins: Twins, units: Iterable[Unit]) -> Iterator[tuple[Unit, str]]:
+def _timed_layers(substitution: LayerSubstitution, units: Iterable[Unit]) -> Iterator[tuple[Unit, str]]:
     for unit in units:
         for name in unit.layers:
-            if depends_on_sample(twins.float_graph, twins.float_node(name)):
+            if depends_on_sample(substitution.float_graph, substitution.float_node(name)):
                 yield unit, name
 
 
-def _kind(twins: Twins, name: str, run: Run) -> str:
+def _kind(substitution: LayerSubstitution, name: str, run: Run) -> str:
     """What decides how long a layer takes: operator, shapes, arguments, bits of its inputs."""
-    node, info = twins.float_node(name), layer_info(twins.quantized_node(name))
+    node, info = substitution.float_node(name), layer_info(substitution.quantized_node(name))
     arguments = fx.node.map_arg((node.args, node.kwargs), lambda each: _shape(run.values[each]))
     return f"{node.target} {arguments} {info.act_bits} {info.softmax_bits}"
 
@@ -89,10 +93,12 @@ def _shape(value: object) -> str:
     return str(tuple(value.shape)) if isinstance(value, Tensor) else str(value)
 
 
-def _kind_seconds(twins: Twins, names: list[str], choices: list[Choice], run: Run, backend: str) -> dict[Choice, float]:
+def _kind_seconds(
+    substitution: LayerSubstitution, names: list[str], choices: list[Choice], run: Run, backend: str
+) -> dict[Choice, float]:
     """The median of some layers' rounds, of what `BYTES` takes and of what others take more in the same round."""
     every = range(0, len(names), -(-len(names) // MEMBERS))
-    rounds = [_layer_seconds(twins, names[index], choices, run, backend) for index in every]
+    rounds = [_layer_seconds(substitution, names[index], choices, run, backend) for index in every]
     pooled = {choice: [seconds for each in rounds for seconds in each[choice]] for choice in choices}
     base = median(pooled[BYTES])
     return {
@@ -101,25 +107,29 @@ def _kind_seconds(twins: Twins, names: list[str], choices: list[Choice], run: Ru
     }
 
 
-def _layer_seconds(twins: Twins, name: str, choices: list[Choice], run: Run, backend: str) -> dict[Choice, list[float]]:
+def _layer_seconds(
+    substitution: LayerSubstitution, name: str, choices: list[Choice], run: Run, backend: str
+) -> dict[Choice, list[float]]:
     """One layer, round by round: in float from float inputs, and quantized from codes, where the backend takes them.
 
     In the whole network codes are written by the kernel before, at the price of float values. The second code of a wide
     input is not, so it is made from those here.
     """
     values = {each.name: value for each, value in run.values.items()}
-    excerpts = {}
+    subgraphs = {}
     for choice in choices:
         if choice == FLOAT:
-            excerpts[choice] = excerpt(twins.float_graph, twins.float_node(name), lambda each: each.op != "get_attr")
+            subgraphs[choice] = subgraph(
+                substitution.float_graph, substitution.float_node(name), lambda each: each.op != "get_attr"
+            )
         elif choice == WIDE:
-            layer = twins.quantized_node(name, wide=True)
-            excerpts[choice] = twins.quantized_excerpt(result_of(layer), wide=True)
+            layer = substitution.quantized_node(name, wide=True)
+            subgraphs[choice] = substitution.quantized_subgraph(result_of(layer), wide=True)
         else:
-            excerpts[choice] = _at_bits(_from_codes(twins, name, values, backend), choice.weight_bits)
-    modules: dict[Choice, Step] = {key: _lowered(each, backend) for key, each in excerpts.items()}
-    likes: dict[Choice, Step] = {key: _lowered(each, backend) for key, each in excerpts.items()}
-    inputs = {key: [_as_kernels_write(values[each]) for each in piece.inputs] for key, piece in excerpts.items()}
+            subgraphs[choice] = _at_bits(_from_codes(substitution, name, values, backend), choice.weight_bits)
+    modules: dict[Choice, Step] = {key: _lowered(each, backend) for key, each in subgraphs.items()}
+    likes: dict[Choice, Step] = {key: _lowered(each, backend) for key, each in subgraphs.items()}
+    inputs = {key: [_as_kernels_write(values[each]) for each in piece.inputs] for key, piece in subgraphs.items()}
 
     def in_between(key: Choice) -> None:
         _other_weights().add_(1)
@@ -128,15 +138,15 @@ def _layer_seconds(twins: Twins, name: str, choices: list[Choice], run: Run, bac
     return take_turns(modules, inputs, ROUNDS, in_between)
 
 
-def _from_codes(twins: Twins, name: str, values: dict[str, Any], backend: str) -> Excerpt:
+def _from_codes(substitution: LayerSubstitution, name: str, values: dict[str, Any], backend: str) -> Subgraph:
     """The quantized layer behind its quantizers, or with them for a backend that makes its own; `values` gets codes."""
-    layer = twins.quantized_node(name)
-    piece = twins.quantized_excerpt(layer, lambda each: is_op(each, *QUANTIZE))
+    layer = substitution.quantized_node(name)
+    piece = substitution.quantized_subgraph(layer, lambda each: is_op(each, *QUANTIZE))
     (alone,) = quantized_layers(piece.module)
     if get_backend(backend).supports(alone):
-        return twins.quantized_excerpt(layer)
+        return substitution.quantized_subgraph(layer)
     for quantizer in [each for each in layer.graph.nodes if each.name in piece.inputs and each.name not in values]:
-        start = twins.quantized_excerpt(quantizer)
+        start = substitution.quantized_subgraph(quantizer)
         with torch.no_grad():
             (values[quantizer.name],) = start.module(*(values[each] for each in start.inputs))
     return piece
@@ -153,12 +163,12 @@ def _as_kernels_write(value: Any) -> Any:
     return value.contiguous(memory_format=torch.channels_last) if image else value
 
 
-def _lowered(piece: Excerpt, backend: str) -> nn.Module:
+def _lowered(piece: Subgraph, backend: str) -> nn.Module:
     chosen = get_backend(backend)
     return chosen.lower(piece.module, known_options(chosen, reuse=False)).module
 
 
-def _at_bits(piece: Excerpt, bits: int) -> Excerpt:
+def _at_bits(piece: Subgraph, bits: int) -> Subgraph:
     """The layer with codes of other bits; which codes they are makes no difference to time."""
     for layer in quantized_layers(piece.module):
         weight = weight_of(layer)

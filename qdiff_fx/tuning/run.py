@@ -33,11 +33,11 @@ from qdiff_fx.tuning.allocate import (
 )
 from qdiff_fx.tuning.choice import Choice
 from qdiff_fx.tuning.latency import measure_layers, timed_as
+from qdiff_fx.tuning.layer_substitution import LayerSubstitution
 from qdiff_fx.tuning.measured import allocate_measured
 from qdiff_fx.tuning.sensitivity import Sensitivity, measure
 from qdiff_fx.tuning.size import fixed_bytes
 from qdiff_fx.tuning.timing import Step, Yardstick
-from qdiff_fx.tuning.twins import Twins
 from qdiff_fx.tuning.units import DEFAULT_BITS, Unit, convert_as, units_of, with_choices
 
 
@@ -136,7 +136,7 @@ def tune(
         menu = _menu(offered, found)
         return _tuned(prepared, units, menu, allocate(menu, budget, bytes_besides=besides), besides)
     tensors = probes[0][1] if latency_inputs is None else prepared.signature.bind((), latency_inputs).tensors
-    layers = measure_layers(Twins(prepared), offered, tensors, backend, progress)
+    layers = measure_layers(LayerSubstitution(prepared), offered, tensors, backend, progress)
     menu = _menu(offered, found, layers)
 
     @lru_cache(maxsize=1)  # what met the target is timed twice

@@ -21,7 +21,7 @@ from qdiff_fx.atomic import write_text
 from qdiff_fx.errors import ConfigError
 from qdiff_fx.networks import PreparedUNet
 from qdiff_fx.tuning.choice import FLOAT, Choice
-from qdiff_fx.tuning.twins import Twins
+from qdiff_fx.tuning.layer_substitution import LayerSubstitution
 from qdiff_fx.tuning.units import Unit
 
 SAVE_EVERY = 10.0  # seconds
@@ -107,11 +107,11 @@ def measure(
     left = len(units) * len(batches) - sum(map(len, found.noise))
     if not left:
         return found
-    twins, saved = Twins(prepared), time.monotonic()
+    substitution, saved = LayerSubstitution(prepared), time.monotonic()
     with tqdm(total=left, desc="sensitivity", unit="layer", disable=not progress) as bar:
         for (_, tensors), noise in zip(batches, found.noise, strict=True):
             todo = [unit for unit in units if unit.path not in noise]
-            for path, values in _noise_of_batch(twins, todo, measured, tensors):
+            for path, values in _noise_of_batch(substitution, todo, measured, tensors):
                 noise[path] = values
                 bar.update()
                 if file and time.monotonic() - saved > SAVE_EVERY:
@@ -124,11 +124,11 @@ def measure(
 
 @torch.no_grad()
 def _noise_of_batch(
-    twins: Twins, units: list[Unit], choices: Mapping[str, tuple[Choice, ...]], tensors: list[Tensor]
+    substitution: LayerSubstitution, units: list[Unit], choices: Mapping[str, tuple[Choice, ...]], tensors: list[Tensor]
 ) -> Iterator[tuple[str, dict[Choice, float]]]:
     if not units:
         return
-    run = twins.on(tensors)
+    run = substitution.on(tensors)
     signal = float(run.prediction.double().square().sum())
     for unit in units:
         noise = {FLOAT: 0.0}

@@ -7,8 +7,8 @@ from zoo import every_architecture, networks, prepared
 
 from qdiff_fx import QDiffConfig
 from qdiff_fx.ir.annotations import has
-from qdiff_fx.ir.excerpt import Excerpt, excerpt
 from qdiff_fx.ir.facts import Part
+from qdiff_fx.ir.subgraph import Subgraph, subgraph
 from qdiff_fx.reconstruction.units import find_units, is_quantized
 
 
@@ -58,10 +58,10 @@ def test_a_unit_reads_only_earlier_units_and_inputs(name):
         earlier.add(unit.output)
 
 
-def part_of(gm, output, units) -> Excerpt:
+def part_of(gm, output, units) -> Subgraph:
     outputs = {each.output for each in units}
     node = next(each for each in gm.graph.nodes if each.name == output)
-    return excerpt(gm, node, lambda each: each.name in outputs)
+    return subgraph(gm, node, lambda each: each.name in outputs)
 
 
 def test_units_compute_what_the_network_does():

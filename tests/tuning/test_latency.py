@@ -11,7 +11,7 @@ from tiny_graphs import Shortcut, prepared
 from qdiff_fx.tuning import latency
 from qdiff_fx.tuning.choice import FLOAT
 from qdiff_fx.tuning.latency import BYTES, NIBBLES, WIDE, measure_layers
-from qdiff_fx.tuning.twins import Twins
+from qdiff_fx.tuning.layer_substitution import LayerSubstitution
 from qdiff_fx.tuning.units import units_of
 
 BITS = (2, 4, 8)
@@ -39,7 +39,7 @@ def measured(monkeypatch):
 
     def measure(network, **allowed):
         units = {unit: unit.choices(BITS, **allowed) for unit in units_of(network.graph_module)}
-        return measure_layers(Twins(network), units, INPUTS, "reference", False)
+        return measure_layers(LayerSubstitution(network), units, INPUTS, "reference", False)
 
     return measure
 

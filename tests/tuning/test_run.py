@@ -15,9 +15,9 @@ from qdiff_fx.quant.numerics import sqnr_db
 from qdiff_fx.storage.artifact import artifact_bytes
 from qdiff_fx.tuning.choice import AS_CONFIGURED, FLOAT, Choice
 from qdiff_fx.tuning.latency import BYTES, NIBBLES, WIDE
+from qdiff_fx.tuning.layer_substitution import LayerSubstitution
 from qdiff_fx.tuning.run import probe_batches
 from qdiff_fx.tuning.size import fixed_bytes
-from qdiff_fx.tuning.twins import Twins
 from qdiff_fx.tuning.units import convert_as, units_of, with_choices
 
 STEPS = (900, 480, 20)
@@ -70,7 +70,7 @@ def test_a_swapped_layer_is_what_it_is_in_a_network_quantized_there_alone(unet, 
     choices = {each.path: choice if each is unit else FLOAT for each in units}
     graph = convert_as(network, with_choices(network.qconfig, units, choices))
     tensors = list(BATCHES[1].values())
-    run = Twins(network).on(tensors)
+    run = LayerSubstitution(network).on(tensors)
     with torch.no_grad():
         torch.testing.assert_close(run.prediction, unet(*tensors))
         torch.testing.assert_close(run.with_quantized(unit, choice), graph(*tensors)[0])
@@ -125,18 +125,18 @@ def test_better_than_random_choices_of_the_same_size(network, tuned):
 
 def mean_sqnr(network, units, choices) -> float:
     graph = convert_as(network, with_choices(network.qconfig, units, choices))
-    twins = Twins(network)
+    substitution = LayerSubstitution(network)
     ratios = []
     for timestep in STEPS:
         tensors = list(batch(timestep).values())
         with torch.no_grad():
-            ratios.append(sqnr_db(twins.float_graph(*tensors)[0], graph(*tensors)[0]))
+            ratios.append(sqnr_db(substitution.float_graph(*tensors)[0], graph(*tensors)[0]))
     return sum(ratios) / len(ratios)
 
 
 def test_a_kept_measurement_is_used_again_and_reproduces(network, tuned, monkeypatch):
     found, file = tuned
-    monkeypatch.setattr("qdiff_fx.tuning.sensitivity.Twins", None)  # nothing may be measured
+    monkeypatch.setattr("qdiff_fx.tuning.sensitivity.LayerSubstitution", None)  # nothing may be measured
     again = tune(network, BATCHES, target_size=found.bytes, bits=BITS, probe_steps=3, sensitivity=file, progress=False)
     assert again.config == found.config
 

@@ -12,7 +12,7 @@ from qdiff_fx.ir.facts import Input
 
 
 @dataclass(frozen=True)
-class Excerpt:
+class Subgraph:
     """A graph of its own.
 
     Attributes:
@@ -24,7 +24,7 @@ class Excerpt:
     inputs: tuple[str, ...]
 
 
-def excerpt(gm: fx.GraphModule, node: fx.Node, is_given: Callable[[fx.Node], bool]) -> Excerpt:
+def subgraph(gm: fx.GraphModule, node: fx.Node, is_given: Callable[[fx.Node], bool]) -> Subgraph:
     """The computation of `node` from the nearest nodes that are given; `node` itself is computed in any case."""
     needed, pending = {node}, list(node.all_input_nodes)
     given = set()
@@ -51,4 +51,4 @@ def excerpt(gm: fx.GraphModule, node: fx.Node, is_given: Callable[[fx.Node], boo
         if each in needed:
             copies[each] = graph.node_copy(each, copies.__getitem__)
     graph.output((copies[node],))
-    return Excerpt(fx.GraphModule(gm, graph), tuple(each.name for each in inputs))
+    return Subgraph(fx.GraphModule(gm, graph), tuple(each.name for each in inputs))

@@ -15,8 +15,8 @@ from qdiff_fx.config import Rule
 from qdiff_fx.ir.annotations import fact
 from qdiff_fx.ir.arguments import operand
 from qdiff_fx.ir.edit import get_attr_tensor
-from qdiff_fx.ir.excerpt import Excerpt, excerpt
 from qdiff_fx.ir.facts import QuantizedLayer, layer_info, quantized_layers
+from qdiff_fx.ir.subgraph import Subgraph, subgraph
 from qdiff_fx.networks import PreparedUNet
 from qdiff_fx.quant.numerics import fake_quantize, weight_range, weight_scales
 from qdiff_fx.quant.qparams import WIDE_BITS
@@ -25,8 +25,8 @@ from qdiff_fx.tuning.float_graph import all_values, without_observers
 from qdiff_fx.tuning.units import Unit, convert_as, planned_layers, units_of
 
 
-class Twins:
-    """The float graph, and the quantized twin of each of its layers: activations as they will be, weights given.
+class LayerSubstitution:
+    """The float graph, and the quantized form of each of its layers: activations as they will be, weights given.
 
     Args:
         prepared: a calibrated network.
@@ -50,20 +50,20 @@ class Twins:
         """A layer in the q/dq graph in which inputs have bits as configured, or 16 where they can."""
         return self._quantized(wide).layers[name]
 
-    def quantized_excerpt(
+    def quantized_subgraph(
         self, node: fx.Node, is_given: Callable[[fx.Node], bool] = lambda _: False, *, wide: bool = False
-    ) -> Excerpt:
+    ) -> Subgraph:
         """A node of that graph from the float network's values, by their names there, and from what else is given."""
         quantized = self._quantized(wide)
-        piece = excerpt(quantized.graph, node, lambda each: each.name in quantized.values or is_given(each))
+        piece = subgraph(quantized.graph, node, lambda each: each.name in quantized.values or is_given(each))
         return replace(piece, inputs=tuple(quantized.values.get(name, name) for name in piece.inputs))
 
     @cache  # noqa: B019, as long as its owner
-    def twin(self, name: str, wide: bool) -> Excerpt:
+    def substitute(self, name: str, wide: bool) -> Subgraph:
         """The layer from float values and, if it has one, a float weight that stands for its codes."""
         layer = self.quantized_node(name, wide=wide)
         weight = weight_of(layer)
-        return self.quantized_excerpt(result_of(layer), lambda node: node is weight, wide=wide)
+        return self.quantized_subgraph(result_of(layer), lambda node: node is weight, wide=wide)
 
     @cache  # noqa: B019
     def scales(self, name: str, bits: int) -> Tensor:
@@ -87,7 +87,7 @@ class Twins:
 
     @cache  # noqa: B019
     def _quantized(self, wide: bool) -> _Quantized:
-        # Every weight is given to the twins: its scales need no search here.
+        # Every weight is given to what replaces its layer: its scales need no search here.
         config = replace(self.config, weight_range="max")
         if wide:
             widening = (
@@ -132,41 +132,41 @@ class _Quantized:
 class Run:
     """One batch: the float network's values, and its prediction with some layers quantized."""
 
-    def __init__(self, twins: Twins, tensors: list[Tensor]):
-        self.twins = twins
-        self.values = all_values(twins.float_graph, tensors)
-        self.prediction: Tensor = self.values[self.twins.float_graph.graph.output_node()][0]
+    def __init__(self, substitution: LayerSubstitution, tensors: list[Tensor]):
+        self.substitution = substitution
+        self.values = all_values(substitution.float_graph, tensors)
+        self.prediction: Tensor = self.values[self.substitution.float_graph.graph.output_node()][0]
 
     def with_quantized(self, unit: Unit, choice: Choice) -> Tensor:
         """The prediction when `unit` alone is quantized. Only what comes after it is computed again."""
-        affected = self.twins.affected(unit.layers)
+        affected = self.substitution.affected(unit.layers)
         untouched = {node: value for node, value in self.values.items() if node not in affected}
-        swapped = _Swapped(self.twins, unit, choice)
+        swapped = _Swapped(self.substitution, unit, choice)
         with torch.no_grad():
             prediction: Tensor = swapped.run(initial_env=untouched)[0]
         return prediction
 
 
 class _Swapped(fx.Interpreter):
-    """Computes the layers of a unit by their twins."""
+    """Computes the layers of a unit by what replaces them."""
 
-    def __init__(self, twins: Twins, unit: Unit, choice: Choice):
-        super().__init__(twins.float_graph, garbage_collect_values=False)
-        self.twins, self.unit, self.choice = twins, unit, choice
-        self._names: dict[str, fx.Node] = twins._by_name
+    def __init__(self, substitution: LayerSubstitution, unit: Unit, choice: Choice):
+        super().__init__(substitution.float_graph, garbage_collect_values=False)
+        self.substitution, self.unit, self.choice = substitution, unit, choice
+        self._names: dict[str, fx.Node] = substitution._by_name
 
     def run_node(self, n: fx.Node) -> Any:
         if n.name not in self.unit.layers:
             return super().run_node(n)
-        twin = self.twins.twin(n.name, self.choice.wide)
+        substitute = self.substitution.substitute(n.name, self.choice.wide)
         # What the float graph does not know is the weight.
         values = [
             self.env[self._names[name]]
             if name in self._names
-            else self.twins.quantized_weight(n.name, self.choice.weight_bits)
-            for name in twin.inputs
+            else self.substitution.quantized_weight(n.name, self.choice.weight_bits)
+            for name in substitute.inputs
         ]
-        return twin.module(*values)[0]
+        return substitute.module(*values)[0]
 
 
 def paired_layers(prepared: fx.GraphModule, qdq: fx.GraphModule) -> dict[str, fx.Node]:
