@@ -17,7 +17,7 @@ from qdiff_fx import (
 )
 from qdiff_fx.bundled.digits import load_digits_pipeline
 from qdiff_fx.report.sheet import save_sheet
-from qdiff_fx.sources import Draw
+from qdiff_fx.sources import SampleRequest
 
 
 def main() -> None:
@@ -44,10 +44,10 @@ def main() -> None:
     round_weights(prepared, data)
     save_qdiff(convert_qdiff(prepared, backend="reference"), args.out)
 
-    draw = Draw(count=10, steps=args.steps, seed=1)
+    request = SampleRequest(count=10, steps=args.steps, seed=1)
 
     def digits() -> object:
-        return pipe(list(draw.numbers), args.steps, generator=draw.generators()).images
+        return pipe(list(request.numbers), args.steps, generator=request.generators()).images
 
     rows = {"FP32": digits()}
     pipe.unet = load_qdiff(args.out, backend=args.backend)

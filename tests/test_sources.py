@@ -12,7 +12,7 @@ from diffusers import DDIMScheduler, DDPMPipeline, UNet2DModel
 from torch import nn
 
 from qdiff_fx.errors import ConfigError
-from qdiff_fx.sources import Draw, PythonFileSource, Source, SourceError, resolve
+from qdiff_fx.sources import PythonFileSource, SampleRequest, Source, SourceError, resolve
 from qdiff_fx.sources.python_file import import_file
 
 TINY = """
@@ -84,48 +84,48 @@ def tiny(tmp_path: Path) -> PythonFileSource:
 
 class TestDraw:
     def test_an_image_does_not_depend_on_its_batch(self, tiny: PythonFileSource) -> None:
-        draw = Draw(count=5, steps=2, seed=3)
-        whole = tiny.sample(tiny.unet, draw)
-        parts = torch.cat([tiny.sample(tiny.unet, part) for part in draw.batches(2)])
+        request = SampleRequest(count=5, steps=2, seed=3)
+        whole = tiny.sample(tiny.unet, request)
+        parts = torch.cat([tiny.sample(tiny.unet, part) for part in request.batches(2)])
         assert torch.allclose(whole, parts, atol=1e-5)
 
     def test_batches_cover_the_numbers_once(self) -> None:
-        batches = Draw(count=5, steps=2, first=10).batches(2)
+        batches = SampleRequest(count=5, steps=2, first=10).batches(2)
         assert [list(batch.numbers) for batch in batches] == [[10, 11], [12, 13], [14]]
 
     def test_seeds_and_numbers_give_different_noise(self) -> None:
-        draws = [Draw(2, 1, seed=0), Draw(2, 1, seed=1)]
-        noise = [torch.randn(4, generator=g) for draw in draws for g in draw.generators()]
+        requests = [SampleRequest(2, 1, seed=0), SampleRequest(2, 1, seed=1)]
+        noise = [torch.randn(4, generator=g) for request in requests for g in request.generators()]
         assert len({tuple(n.tolist()) for n in noise}) == 4
 
     @pytest.mark.parametrize("bad", [{"count": 0, "steps": 1}, {"count": 1, "steps": 0}])
     def test_nothing_to_draw_is_an_error(self, bad: dict[str, int]) -> None:
         with pytest.raises(ConfigError, match="0 is not a positive number"):
-            Draw(**bad)
+            SampleRequest(**bad)
 
     def test_a_batch_holds_something(self) -> None:
         with pytest.raises(ConfigError, match="batch_size"):
-            Draw(1, 1).batches(0)
+            SampleRequest(1, 1).batches(0)
 
 
 class TestPythonFile:
     def test_it_draws_images_in_range(self, tiny: PythonFileSource) -> None:
-        images = tiny.sample(tiny.unet, Draw(2, 2))
+        images = tiny.sample(tiny.unet, SampleRequest(2, 2))
         assert images.shape == (2, 3, 8, 8)
         assert images.abs().max() <= 1
         assert tiny.num_train_timesteps == 300
         assert not tiny.unet.training
-        assert tiny.labels(Draw(2, 2)) is None
+        assert tiny.labels(SampleRequest(2, 2)) is None
 
     def test_the_identifier_resolves_to_the_same_network(self, tiny: PythonFileSource) -> None:
         again = resolve(tiny.identifier)
         assert Path(tiny.identifier).is_absolute()
-        assert torch.equal(again.sample(again.unet, Draw(1, 2)), tiny.sample(tiny.unet, Draw(1, 2)))
+        assert torch.equal(again.sample(again.unet, SampleRequest(1, 2)), tiny.sample(tiny.unet, SampleRequest(1, 2)))
 
     def test_a_trajectory_keeps_every_call(self, tiny: PythonFileSource) -> None:
-        trajectory = tiny.trajectory(Draw(2, 3))
+        trajectory = tiny.trajectory(SampleRequest(2, 3))
         assert [int(step.timestep) for step in trajectory.steps] == [200, 100, 0]
-        assert torch.equal(trajectory.final, tiny.sample(tiny.unet, Draw(2, 3)))
+        assert torch.equal(trajectory.final, tiny.sample(tiny.unet, SampleRequest(2, 3)))
         with torch.no_grad():
             for step in trajectory.steps:
                 assert torch.equal(tiny.unet(step.sample, step.timestep).sample, step.eps)
@@ -135,7 +135,7 @@ class TestPythonFile:
             def forward(self, x: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
                 return torch.zeros_like(x)
 
-        assert not torch.equal(tiny.sample(Zero(), Draw(1, 2)), tiny.sample(tiny.unet, Draw(1, 2)))
+        assert not torch.equal(tiny.sample(Zero(), SampleRequest(1, 2)), tiny.sample(tiny.unet, SampleRequest(1, 2)))
 
     def test_example_inputs_are_named_as_forward_names_them(self, tmp_path: Path, tiny: PythonFileSource) -> None:
         assert list(tiny.example_inputs()) == ["sample", "timestep"]
@@ -149,7 +149,7 @@ class TestPythonFile:
         text = HANDWRITTEN + "\n    SAMPLE_SHAPE = (1, 4, 4)\n"
         handwritten = resolve(str(write(tmp_path, text, "hand.py")))
         for source, names in ((tiny, ["sample", "timestep"]), (handwritten, ["x", "t"])):
-            data = source.calibration_data(Draw(3, steps=4), every=2, batch_size=2)
+            data = source.calibration_data(SampleRequest(3, steps=4), every=2, batch_size=2)
             assert [list(batch) for batch in data] == [names] * 4
             assert [len(batch[names[0]]) for batch in data] == [2, 2, 1, 1]
             assert all(batch[names[1]].shape == (len(batch[names[0]]),) for batch in data)
@@ -160,7 +160,7 @@ class TestPythonFile:
             "\n    def make_conditioning(count):\n        return {'label': torch.full((count,), 0.5)}\n"
         )
         source = resolve(str(write(tmp_path, text)))
-        trajectory = source.trajectory(Draw(2, 2))
+        trajectory = source.trajectory(SampleRequest(2, 2))
         assert trajectory.conditioning["label"].tolist() == [0.5, 0.5]
 
     def test_neighbouring_files_can_be_imported_while_it_is_executed_only(self, tmp_path: Path) -> None:
@@ -200,7 +200,7 @@ class TestPipeline:
         source = resolve(str(tmp_path / "pipe"))
         assert isinstance(source, Source)
         assert source.num_train_timesteps == 50
-        images = source.sample(source.unet, Draw(2, 2))
+        images = source.sample(source.unet, SampleRequest(2, 2))
         assert images.shape == (2, 3, 8, 8)
         assert images.abs().max() <= 1
         assert Path(source.identifier).is_absolute()
@@ -208,26 +208,26 @@ class TestPipeline:
     def test_the_pipeline_keeps_its_own_network(self) -> None:
         pipe = DDPMPipeline(tiny_unet(), DDIMScheduler())
         source, other = Source("pipe", pipe), tiny_unet()
-        source.sample(other, Draw(1, 1))
+        source.sample(other, SampleRequest(1, 1))
         assert pipe.unet is source.unet
         with pytest.raises(TypeError):
-            source.sample(FailingUNet(), Draw(1, 1))
+            source.sample(FailingUNet(), SampleRequest(1, 1))
         assert pipe.unet is source.unet
 
     def test_prompts_are_given_in_turn(self) -> None:
         source = Source("pipe", PromptPipeline(), ["a cat", "a dog"])
-        source.sample(source.unet, Draw(3, 1, first=1))
+        source.sample(source.unet, SampleRequest(3, 1, first=1))
         assert source.pipe.asked == ["a dog", "a cat", "a dog"]
 
     def test_without_prompts_the_empty_one_is_used(self) -> None:
         source = Source("pipe", PromptPipeline())
-        source.sample(source.unet, Draw(2, 1))
+        source.sample(source.unet, SampleRequest(2, 1))
         assert source.pipe.asked == ["", ""]
 
     def test_a_pipeline_that_takes_neither_is_refused(self) -> None:
         source = Source("pipe", ImagePipeline())
         with pytest.raises(SourceError, match="neither prompts nor a batch size"):
-            source.sample(source.unet, Draw(1, 1))
+            source.sample(source.unet, SampleRequest(1, 1))
 
     def test_a_pipeline_without_unet_is_refused(self) -> None:
         with pytest.raises(SourceError, match="the pipeline has no unet"):
@@ -237,11 +237,11 @@ class TestPipeline:
 class TestDigits:
     def test_images_show_the_digits_in_turn(self) -> None:
         source = resolve("digits")
-        draw = Draw(3, 1, first=8)
-        labels = source.labels(draw)
+        request = SampleRequest(3, 1, first=8)
+        labels = source.labels(request)
         assert labels is not None
         assert labels.tolist() == [8, 9, 0]
-        trajectory = source.trajectory(draw)
+        trajectory = source.trajectory(request)
         assert trajectory.final.shape == (3, 1, 32, 32)
         # Guidance doubles the batch.
         assert trajectory.steps[0].sample.shape == (6, 1, 32, 32)

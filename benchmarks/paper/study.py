@@ -15,7 +15,7 @@ from qdiff_fx import PreparedUNet, QDiffConfig, QuantizedUNet, convert_qdiff
 from qdiff_fx.calibration import CalibrationData
 from qdiff_fx.evaluation import Trajectory, eps_sqnr, psnr_db
 from qdiff_fx.sampling.recorder import as_trajectory, recording
-from qdiff_fx.sources import Draw, Source, resolve
+from qdiff_fx.sources import SampleRequest, Source, resolve
 
 Selection = tuple[str, int] | None
 """Which recorded timesteps calibrate: ("first" | "middle" | "last" | "uniform", how many); None is all of them."""
@@ -44,16 +44,16 @@ class Study:
 
     @cached_property
     def data(self) -> CalibrationData:
-        draw = Draw(self.images, self.steps, self.seeds[0])
-        return self.source.calibration_data(draw, every=1, batch_size=self.images)
+        request = SampleRequest(self.images, self.steps, self.seeds[0])
+        return self.source.calibration_data(request, every=1, batch_size=self.images)
 
     @cached_property
     def trajectories(self) -> list[Trajectory]:
         """The float network on each test seed."""
         return [self.source.trajectory(self.draw(seed)) for seed in self.seeds[1:]]
 
-    def draw(self, seed: int) -> Draw:
-        return Draw(self.images, self.steps, seed)
+    def draw(self, seed: int) -> SampleRequest:
+        return SampleRequest(self.images, self.steps, seed)
 
     def _selected(self, selection: Selection) -> CalibrationData:
         return self.data if selection is None else self.data.select(*selection)  # type: ignore[arg-type]

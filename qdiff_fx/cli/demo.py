@@ -24,7 +24,7 @@ from qdiff_fx.report.comparison import NetworkFigures, comparison_rows, comparis
 from qdiff_fx.report.page import Section, html_page
 from qdiff_fx.report.ranges import most_varying, save_ranges
 from qdiff_fx.report.sheet import save_sheet
-from qdiff_fx.sources import DigitsSource, Draw, Source
+from qdiff_fx.sources import DigitsSource, SampleRequest, Source
 from qdiff_fx.storage.artifact import artifact_bytes
 
 FLOAT = "FP32"
@@ -49,11 +49,13 @@ def demo(
         check_target(folder)
     source = DigitsSource()
     source.progress = output.interactive
-    ranges = _quantize_all(source, folders, Draw(min(CALIBRATION_IMAGES, samples), steps, seed), out, output, backend)
+    ranges = _quantize_all(
+        source, folders, SampleRequest(min(CALIBRATION_IMAGES, samples), steps, seed), out, output, backend
+    )
 
     networks = {name: load_qdiff(folder, backend=backend) for name, folder in folders.items()}
     # A series of its own: what was calibrated on is not judged. One size of batch: another is compiled anew.
-    judged = Draw(samples, steps, seed + 1)
+    judged = SampleRequest(samples, steps, seed + 1)
     batches = judged.batches(min(BATCH, samples))
     output.note("denoising with the float network")
     trajectory = source.trajectory(batches[0])
@@ -86,11 +88,11 @@ def demo(
 
 
 def _quantize_all(
-    source: Source, folders: dict[str, Path], draw: Draw, out: Path, output: Output, backend: str
+    source: Source, folders: dict[str, Path], request: SampleRequest, out: Path, output: Output, backend: str
 ) -> Path:
     """Save every variant, calibrated on the same trajectories; returns the plot of the ranges they were."""
-    output.note(f"sampling {draw.count} trajectories of {draw.steps} steps to calibrate on")
-    data = source.calibration_data(draw, every=1, batch_size=min(BATCH, draw.count))
+    output.note(f"sampling {request.count} trajectories of {request.steps} steps to calibrate on")
+    data = source.calibration_data(request, every=1, batch_size=min(BATCH, request.count))
     prepared = [_quantize(source, WEIGHT_BITS[name], data, folder, output, backend) for name, folder in folders.items()]
     # Both saw the same activations.
     return _save_ranges(prepared[0], source, out / "ranges.png")
@@ -112,7 +114,7 @@ def _save_ranges(prepared: PreparedUNet, source: Source, path: Path) -> Path:
     return save_ranges(most_varying(inputs, PANELS) or inputs[:PANELS], source.num_train_timesteps, path)
 
 
-def _float_figures(source: DigitsSource, run: Run, judged: Draw) -> NetworkFigures:
+def _float_figures(source: DigitsSource, run: Run, judged: SampleRequest) -> NetworkFigures:
     size = sum(tensor.nbytes for tensor in source.unet.state_dict().values())
     return NetworkFigures(FLOAT, size, run.seconds_per_image, accuracy=accuracy(run.images, source.labels(judged)))
 

@@ -12,7 +12,7 @@ from torch import nn
 from tqdm import tqdm
 
 from qdiff_fx.bundled.digits import load_digit_classifier
-from qdiff_fx.sources import Draw, Source
+from qdiff_fx.sources import SampleRequest, Source
 
 
 @dataclass(frozen=True)
@@ -24,7 +24,7 @@ class Run:
 
 
 def draw_in_turn(
-    source: Source, networks: Mapping[str, nn.Module], batches: Sequence[Draw], *, progress: bool
+    source: Source, networks: Mapping[str, nn.Module], batches: Sequence[SampleRequest], *, progress: bool
 ) -> dict[str, Run]:
     """The same images from every network, batch by batch in turn, so that all meet the same machine.
 

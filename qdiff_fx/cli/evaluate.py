@@ -18,7 +18,7 @@ from qdiff_fx.evaluation import Trajectory, predict, psnr_db, sqnr_db
 from qdiff_fx.networks import QuantizedUNet
 from qdiff_fx.report.comparison import decibels
 from qdiff_fx.report.layers import float_layers_table, layers_json
-from qdiff_fx.sources import Draw, Source
+from qdiff_fx.sources import SampleRequest, Source
 
 REFERENCE = "reference"
 
@@ -52,16 +52,18 @@ def evaluate(
     output = Output(json)
     quantized = load_qdiff(folder, backend=backend)
     origin = source_of(quantized, folder, source, output, prompts)
-    draw = Draw(images, steps, seed)
+    request = SampleRequest(images, steps, seed)
     output.note(f"denoising {images} images in {steps} steps with the float network")
-    trajectory = origin.trajectory(draw)
-    fidelity = measure(quantized, origin, draw, trajectory, output)
+    trajectory = origin.trajectory(request)
+    fidelity = measure(quantized, origin, request, trajectory, output)
     output.show(_table(fidelity, backend))
     output.show(float_layers_table(quantized.explain().rows, "on integers"))
-    output.figures(_figures(fidelity, quantized, origin, draw, trajectory))
+    output.figures(_figures(fidelity, quantized, origin, request, trajectory))
 
 
-def measure(quantized: QuantizedUNet, origin: Source, draw: Draw, trajectory: Trajectory, output: Output) -> Fidelity:
+def measure(
+    quantized: QuantizedUNet, origin: Source, request: SampleRequest, trajectory: Trajectory, output: Output
+) -> Fidelity:
     """Run the quantized network on the float network's inputs, then let it denoise by itself."""
     names = dict.fromkeys((quantized.backend, REFERENCE))
     predictions = {}
@@ -74,7 +76,7 @@ def measure(quantized: QuantizedUNet, origin: Source, draw: Draw, trajectory: Tr
     }
     agreement = [sqnr_db(*pair) for pair in zip(predictions[REFERENCE], predictions[quantized.backend])]
     output.note(f"denoising with the {quantized.backend} backend")
-    images = origin.sample(quantized, draw)
+    images = origin.sample(quantized, request)
     return Fidelity(eps, agreement, psnr_db(images, trajectory.final))
 
 
@@ -98,14 +100,14 @@ def _table(fidelity: Fidelity, backend: str) -> Table:
 
 
 def _figures(
-    fidelity: Fidelity, quantized: QuantizedUNet, origin: Source, draw: Draw, trajectory: Trajectory
+    fidelity: Fidelity, quantized: QuantizedUNet, origin: Source, request: SampleRequest, trajectory: Trajectory
 ) -> dict[str, Any]:
     return {
         "source": origin.identifier,
         "backend": quantized.backend,
-        "images": draw.count,
-        "steps": draw.steps,
-        "seed": draw.seed,
+        "images": request.count,
+        "steps": request.steps,
+        "seed": request.seed,
         "timesteps": [float(torch.as_tensor(step.timestep).reshape(-1)[0]) for step in trajectory.steps],
         "eps_sqnr_db": {name: {"mean": fmean(values), "per_step": values} for name, values in fidelity.eps.items()},
         "agreement_db": {"mean": fmean(fidelity.agreement), "per_step": fidelity.agreement},

@@ -20,7 +20,7 @@ from qdiff_fx.networks import PreparedUNet, QuantizedUNet
 from qdiff_fx.reconstruction import Reconstruction, ReconstructionConfig, reconstruct
 from qdiff_fx.report.comparison import megabytes
 from qdiff_fx.report.layers import float_layers_table, layers_json
-from qdiff_fx.sources import Draw, Source, resolve
+from qdiff_fx.sources import SampleRequest, Source, resolve
 from qdiff_fx.storage.artifact import MANIFEST, artifact_bytes
 from qdiff_fx.weight_rounding import round_weights
 
@@ -101,7 +101,7 @@ def quantize(
     prepared = prepare(origin, replace(config, num_train_timesteps=origin.num_train_timesteps), output, backend)
     output.note(f"sampling {samples} trajectories of {steps} steps")
     data = origin.calibration_data(
-        Draw(samples, steps, seed), every=every, batch_size=batch_size, resume_dir=calibration
+        SampleRequest(samples, steps, seed), every=every, batch_size=batch_size, resume_dir=calibration
     )
     observe(prepared, data, output)
     reconstruction = None

@@ -12,7 +12,7 @@ from qdiff_fx.cli.options import BackendName, Prompts, SavedFolder, Seed, Source
 from qdiff_fx.cli.output import Output
 from qdiff_fx.cli.saved import source_of
 from qdiff_fx.report.sheet import save_sheet
-from qdiff_fx.sources import Draw
+from qdiff_fx.sources import SampleRequest
 
 
 def sample(
@@ -30,12 +30,12 @@ def sample(
     output = Output()
     quantized = load_qdiff(folder, backend=backend)
     origin = source_of(quantized, folder, source, output, prompts)
-    draw = Draw(count, steps, seed)
+    request = SampleRequest(count, steps, seed)
     rows = {}
     if compare:
         output.note("denoising with the float network")
-        rows["FP"] = origin.sample(origin.unet, draw)
+        rows["FP"] = origin.sample(origin.unet, request)
     output.note(f"denoising with the {backend} backend")
     config = quantized.qconfig
-    rows[f"W{config.weight_bits}A{config.act_bits}"] = origin.sample(quantized, draw)
+    rows[f"W{config.weight_bits}A{config.act_bits}"] = origin.sample(quantized, request)
     output.show(f"wrote {save_sheet(rows, out)}")

@@ -29,7 +29,7 @@ from qdiff_fx.cli.output import Output
 from qdiff_fx.cli.quantize import DEFAULTS, prepare
 from qdiff_fx.errors import ConfigError
 from qdiff_fx.report.comparison import megabytes
-from qdiff_fx.sources import Draw, resolve
+from qdiff_fx.sources import SampleRequest, resolve
 from qdiff_fx.tuning import DEFAULT_BITS, Budget, Tuned, tune
 
 MOST_NOISE = 10
@@ -80,7 +80,9 @@ def tune_command(
     base = replace(base, num_train_timesteps=origin.num_train_timesteps)
     prepared = prepare(origin, base, output, backend)
     output.note(f"sampling {samples} trajectories of {steps} steps")
-    data = origin.calibration_data(Draw(samples, steps, seed), every=1, batch_size=batch_size, resume_dir=calibration)
+    data = origin.calibration_data(
+        SampleRequest(samples, steps, seed), every=1, batch_size=batch_size, resume_dir=calibration
+    )
     output.note("calibrating")
     calibrate(prepared, data, progress=output.interactive)
     output.note("measuring how sensitive each layer is")

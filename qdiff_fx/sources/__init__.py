@@ -8,9 +8,9 @@ from pathlib import Path
 
 from qdiff_fx.sources.base import Source, SourceError
 from qdiff_fx.sources.digits import DIGITS, DigitsSource
-from qdiff_fx.sources.draw import Draw
 from qdiff_fx.sources.pipeline import load_pipeline
 from qdiff_fx.sources.python_file import PythonFileSource
+from qdiff_fx.sources.request import SampleRequest
 
 HUB_ID = re.compile(r"[\w][\w.-]*/[\w][\w.-]*")
 
@@ -43,4 +43,4 @@ def resolve(identifier: str, prompts: Sequence[str] = ()) -> Source:
     )
 
 
-__all__ = ["DIGITS", "DigitsSource", "Draw", "PythonFileSource", "Source", "SourceError", "resolve"]
+__all__ = ["DIGITS", "DigitsSource", "SampleRequest", "PythonFileSource", "Source", "SourceError", "resolve"]

@@ -15,7 +15,7 @@ from qdiff_fx.calibration import CalibrationData, collect_calibration_data
 from qdiff_fx.errors import QDiffError
 from qdiff_fx.sampling import Trajectory
 from qdiff_fx.sampling.recorder import as_trajectory, recording
-from qdiff_fx.sources.draw import Draw
+from qdiff_fx.sources.request import SampleRequest
 
 
 class SourceError(QDiffError):
@@ -43,24 +43,24 @@ class Source:
         self._takes = inspect.signature(type(pipe).__call__).parameters
 
     @torch.no_grad()
-    def sample(self, unet: nn.Module, draw: Draw) -> torch.Tensor:
+    def sample(self, unet: nn.Module, request: SampleRequest) -> torch.Tensor:
         """Images (N, C, H, W) in [-1, 1], denoised by ``unet``, which is called as this source's own network is."""
         self.pipe.set_progress_bar_config(disable=not self.progress, leave=False, desc="denoising")
         self.pipe.unet = unet
         try:
-            images = self._call(draw)
+            images = self._call(request)
         finally:
             self.pipe.unet = self.unet
         return torch.from_numpy(np.ascontiguousarray(images)).permute(0, 3, 1, 2) * 2 - 1
 
-    def labels(self, draw: Draw) -> torch.Tensor | None:
+    def labels(self, request: SampleRequest) -> torch.Tensor | None:
         """The class (N,) each image is asked to show; ``None`` where classes mean nothing."""
         return None
 
-    def trajectory(self, draw: Draw) -> Trajectory:
+    def trajectory(self, request: SampleRequest) -> Trajectory:
         """Denoise with the float network and keep every call it gets."""
         with recording(self.unet) as calls:
-            final = self.sample(self.unet, draw)
+            final = self.sample(self.unet, request)
         if not calls:
             raise SourceError("its sampler never called the network", where=self.identifier)
         return as_trajectory(calls, final)
@@ -68,22 +68,22 @@ class Source:
     def example_inputs(self, count: int = 2) -> dict[str, Any]:
         """``forward`` arguments of one call of the network, for ``count`` images."""
         with recording(self.unet, limit=1) as calls:
-            self.sample(self.unet, Draw(count, steps=2))
+            self.sample(self.unet, SampleRequest(count, steps=2))
         return calls[0].inputs
 
     def calibration_data(
-        self, draw: Draw, *, every: int, batch_size: int, resume_dir: str | os.PathLike[str] | None = None
+        self, request: SampleRequest, *, every: int, batch_size: int, resume_dir: str | os.PathLike[str] | None = None
     ) -> CalibrationData:
         """The float network's inputs at every ``every``-th step; see `collect_calibration_data`."""
         return collect_calibration_data(
             self.pipe,
-            scheduler=self.make_scheduler(draw.steps),
-            num_samples=draw.count,
-            num_inference_steps=draw.steps,
+            scheduler=self.make_scheduler(request.steps),
+            num_samples=request.count,
+            num_inference_steps=request.steps,
             every=every,
             batch_size=batch_size,
-            seed=draw.seed,
-            inputs=self.subjects(draw),
+            seed=request.seed,
+            inputs=self.subjects(request),
             resume_dir=resume_dir,
             progress=self.progress,
         )
@@ -92,10 +92,10 @@ class Source:
         """A scheduler for that many steps; ``None`` where the pipeline's own serves."""
         return None
 
-    def subjects(self, draw: Draw) -> dict[str, Any]:
+    def subjects(self, request: SampleRequest) -> dict[str, Any]:
         """The pipeline's arguments that say what to draw, one item per image."""
         if "prompt" in self._takes:
-            return {"prompt": [self.prompts[number % len(self.prompts)] for number in draw.numbers]}
+            return {"prompt": [self.prompts[number % len(self.prompts)] for number in request.numbers]}
         if "batch_size" in self._takes:
             return {}
         raise SourceError(
@@ -104,14 +104,14 @@ class Source:
             fix="Write a Python file with load_unet() and make_scheduler(steps) instead",
         )
 
-    def _call(self, draw: Draw) -> np.ndarray:
+    def _call(self, request: SampleRequest) -> np.ndarray:
         """Images (N, H, W, C) in [0, 1]."""
         given = {
-            "batch_size": draw.count,
-            "num_inference_steps": draw.steps,
-            "generator": draw.generators(),
+            "batch_size": request.count,
+            "num_inference_steps": request.steps,
+            "generator": request.generators(),
             "output_type": "np",
         }
         arguments = {name: value for name, value in given.items() if name in self._takes}
-        images: np.ndarray = self.pipe(**arguments, **self.subjects(draw)).images
+        images: np.ndarray = self.pipe(**arguments, **self.subjects(request)).images
         return images

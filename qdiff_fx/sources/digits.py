@@ -8,7 +8,7 @@ import torch
 
 from qdiff_fx.bundled.digits import load_digits_pipeline
 from qdiff_fx.sources.base import Source
-from qdiff_fx.sources.draw import Draw
+from qdiff_fx.sources.request import SampleRequest
 
 DIGITS = "digits"
 
@@ -19,8 +19,8 @@ class DigitsSource(Source):
     def __init__(self) -> None:
         super().__init__(DIGITS, load_digits_pipeline())
 
-    def labels(self, draw: Draw) -> torch.Tensor:
-        return torch.tensor([number % 10 for number in draw.numbers])
+    def labels(self, request: SampleRequest) -> torch.Tensor:
+        return torch.tensor([number % 10 for number in request.numbers])
 
-    def subjects(self, draw: Draw) -> dict[str, Any]:
-        return {"labels": self.labels(draw)}
+    def subjects(self, request: SampleRequest) -> dict[str, Any]:
+        return {"labels": self.labels(request)}

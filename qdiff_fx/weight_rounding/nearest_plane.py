@@ -1,6 +1,6 @@
 """Round a weight so that the layer's output, not the weight, changes least: error feedback in a Cholesky order.
 
-For one output channel w [K] and inputs x with second moment H = E[x xᵀ] the output changes by
+For one output channel w [K] and inputs x with Hessian H = E[x xᵀ] the output changes by
 `E[((w - ŵ)ᵀ x)²] = ‖(w - ŵ)ᵀ R‖²` where `H = R Rᵀ`, R upper triangular. Entry j of that vector holds the errors of
 columns 0..j, so columns are rounded one after the other, each making up for those before it. This is what OBQ and
 GPTQ (Frantar et al., arXiv 2210.17323) do, in the form of Babai's nearest plane, which needs no inverse of H.
@@ -20,7 +20,7 @@ DAMPINGS = (0.01, 0.1, 1.0)  # of the mean of the diagonal; the first under whic
 
 
 @dataclass(frozen=True)
-class Factor:
+class HessianFactor:
     """`H + damping = R Rᵀ` with the columns in `order`.
 
     Attributes:
@@ -34,42 +34,44 @@ class Factor:
     diagonal: Tensor
 
 
-def factorise(moment: Tensor, *, where: str = "") -> Factor:
-    """The factor of a second moment, float32 [K, K], symmetric, at least positive semidefinite; it is overwritten.
+def factorise(hessian: Tensor, *, where: str = "") -> HessianFactor:
+    """The factor of a Hessian, float32 [K, K], symmetric, at least positive semidefinite; it is overwritten.
 
     Raises:
         ConversionError: it is not finite.
     """
-    diagonal = moment.diagonal()
-    if not bool(moment.sum().isfinite()):
-        raise ConversionError("the second moment of its inputs is not finite", where=where)
+    diagonal = hessian.diagonal()
+    if not bool(hessian.sum().isfinite()):
+        raise ConversionError("the Hessian of its inputs is not finite", where=where)
     # Ascending here: the Cholesky factor of the reversed matrix, reversed, is the upper triangular one.
     backwards = diagonal.argsort()
-    reversed_moment = moment[backwards][:, backwards]
+    reversed_hessian = hessian[backwards][:, backwards]
     step = float(diagonal.mean()) or 1.0
     damped = 0.0
     for damping in DAMPINGS:
-        reversed_moment.diagonal().add_((damping - damped) * step)
+        reversed_hessian.diagonal().add_((damping - damped) * step)
         damped = damping
-        lower, failed = torch.linalg.cholesky_ex(reversed_moment)
+        lower, failed = torch.linalg.cholesky_ex(reversed_hessian)
         if not int(failed):
             break
     else:
-        raise ConversionError("the second moment of its inputs is not positive definite", where=where)
+        raise ConversionError("the Hessian of its inputs is not positive definite", where=where)
     upper = lower.flip(0, 1)
     ends = upper.diagonal().clone()
-    return Factor(backwards.flip(0), upper.div_(ends), ends)
+    return HessianFactor(backwards.flip(0), upper.div_(ends), ends)
 
 
-def feedback_codes(weight: Tensor, scales: Tensor, factor: Factor, qmin: int, qmax: int) -> tuple[Tensor, Tensor]:
+def feedback_codes(
+    weight: Tensor, scales: Tensor, factor: HessianFactor, qmin: int, qmax: int
+) -> tuple[Tensor, Tensor]:
     """Codes of a weight under given scales, and what they do to the output.
 
     Args:
         weight: float32 [O, K].
         scales: float32 [O].
-        factor: of the inputs' second moment, K columns.
+        factor: of the inputs' Hessian, K columns.
     Returns:
-        codes, int8 [O, K]; the mean square error of every output channel, float32 [O] (that of the damped moment).
+        codes, int8 [O, K]; the mean square error of every output channel, float32 [O] (that of the damped Hessian).
     """
     steps = (weight / scales[:, None]).T[factor.order]  # [K, O]: what is rounded together lies together
     target, codes = steps.clone(), torch.empty_like(steps)

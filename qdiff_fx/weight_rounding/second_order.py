@@ -1,4 +1,4 @@
-"""The loop: gather second moments for as many layers as fit in memory, round those, go on behind them."""
+"""The loop: gather Hessians for as many layers as fit in memory, round those, go on behind them."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ from qdiff_fx.networks import PreparedUNet, QuantizedUNet
 from qdiff_fx.passes.quantize.convert import convert
 from qdiff_fx.quant.numerics import weight_range, weight_scales
 from qdiff_fx.quant.parameters import WeightParameters
-from qdiff_fx.weight_rounding.moments import SecondMoment, moment_of
-from qdiff_fx.weight_rounding.nearest_plane import Factor, factorise, feedback_codes
+from qdiff_fx.weight_rounding.hessian import Hessian, hessian_of
+from qdiff_fx.weight_rounding.nearest_plane import HessianFactor, factorise, feedback_codes
 
 SCALE_RATIOS = (0.8, 0.85, 0.9, 0.95, 1.0, 1.05)  # of the scale nearest rounding would use; searched per channel
 MEMORY_CAP = 2 << 30
@@ -32,14 +32,14 @@ CHUNK_ELEMENTS = 1 << 24  # of the weights, all their candidate scales counted, 
 
 @dataclass(frozen=True)
 class Job:
-    """One second moment and the layers it serves: all that read the same codes through the same window."""
+    """One Hessian and the layers it serves: all that read the same codes through the same window."""
 
-    moment: SecondMoment
+    hessian: Hessian
     layers: list[fx.Node] = field(default_factory=list)
 
     @property
     def nbytes(self) -> int:
-        return 4 * self.moment.columns**2
+        return 4 * self.hessian.columns**2
 
 
 @dataclass(frozen=True)
@@ -59,19 +59,19 @@ def round_weights(
 ) -> RoundingReport:
     """Choose every weight code by what it does to its layer's output, given the inputs the layer really gets.
 
-    Layers are taken in execution order, as many at a time as their second moments fit under the cap; each group
+    Layers are taken in execution order, as many at a time as their Hessians fit under the cap; each group
     reads the activations of a network whose activations are quantized and whose earlier groups are already rounded.
     `convert_qdiff` then uses the codes found here. A layer that already has codes keeps them.
 
     Args:
         prepared: a calibrated network; the codes are kept in its `decided`.
         batches: mappings of its forward arguments; gone through once for every group of layers.
-        memory_cap_bytes: of all second moments gathered at a time; a layer with a larger one stays as it is.
+        memory_cap_bytes: of all Hessians gathered at a time; a layer with a larger one stays as it is.
         progress: show a bar.
     Raises:
         CalibrationError: there are no batches, or the network was not calibrated.
         ConfigError: the network was prepared for another rounding.
-        ConversionError: a second moment is not finite.
+        ConversionError: the Hessian is not finite.
     """
     if prepared.qconfig.weight_rounding == "nearest":
         raise ConfigError(
@@ -100,7 +100,7 @@ def round_weights(
         for group in groups:
             _gather(network, group, batches, bar)
             for job in group:
-                factor = factorise(job.moment.stop(), where=_path(job.layers[0]))
+                factor = factorise(job.hessian.stop(), where=_path(job.layers[0]))
                 for layer in job.layers:
                     _round(prepared, originals[layer_id(layer)], graph, layer, factor)
                     rounded.append(_path(layer))
@@ -109,24 +109,24 @@ def round_weights(
 
 
 def _jobs(graph: fx.GraphModule, waiting: set[str], cap: int) -> tuple[list[Job], dict[str, str]]:
-    """Watchers put before every layer whose moment can be had, in execution order, and the refusals."""
+    """Watchers put before every layer whose Hessian can be had, in execution order, and the refusals."""
     jobs: dict[Any, Job] = {}
     refused: dict[str, str] = {}
     for layer in quantized_layers(graph):
         info = layer_info(layer)
         if info.float_reason or info.kind == "attention" or info.path not in waiting:
             continue
-        moment = moment_of(layer)
-        if isinstance(moment, SecondMoment) and 4 * moment.columns**2 > cap:
-            moment = f"its second moment takes {4 * moment.columns**2} bytes, the cap is {cap}"
-        if isinstance(moment, str):
-            refused[info.path] = moment
+        hessian = hessian_of(layer)
+        if isinstance(hessian, Hessian) and 4 * hessian.columns**2 > cap:
+            hessian = f"its Hessian takes {4 * hessian.columns**2} bytes, the cap is {cap}"
+        if isinstance(hessian, str):
+            refused[info.path] = hessian
             continue
-        key = layer.args[0], moment.columns, str(moment.window)
+        key = layer.args[0], hessian.columns, str(hessian.window)
         if key not in jobs:
-            jobs[key] = Job(moment)
-            name = f"second_moment_{len(jobs)}"
-            graph.add_module(name, moment)
+            jobs[key] = Job(hessian)
+            name = f"hessian_{len(jobs)}"
+            graph.add_module(name, hessian)
             with graph.graph.inserting_before(layer):
                 graph.graph.call_module(name, (layer.args[0],))
         jobs[key].layers.append(layer)
@@ -147,13 +147,15 @@ def _groups(jobs: list[Job], cap: int) -> Iterator[list[Job]]:
 
 def _gather(network: QuantizedUNet, group: list[Job], batches: list[Batch], bar: Any) -> None:
     for job in group:
-        job.moment.start()
+        job.hessian.start()
     for batch in batches:
         network(**batch)
         bar.update()
 
 
-def _round(prepared: PreparedUNet, original: fx.Node, graph: fx.GraphModule, layer: fx.Node, factor: Factor) -> None:
+def _round(
+    prepared: PreparedUNet, original: fx.Node, graph: fx.GraphModule, layer: fx.Node, factor: HessianFactor
+) -> None:
     """Keep the codes with the prepared network, and let what follows see their effect."""
     weight = get_attr_tensor(prepared.graph_module, operand(original, 1)).detach().float()
     found = second_order(weight, layer_info(layer).weight_bits, factor, prepared.qconfig.weight_range)
@@ -163,12 +165,12 @@ def _round(prepared: PreparedUNet, original: fx.Node, graph: fx.GraphModule, lay
     scales.copy_(found.scales)
 
 
-def second_order(weight: Tensor, bits: int, factor: Factor, method: WeightRange) -> WeightParameters:
+def second_order(weight: Tensor, bits: int, factor: HessianFactor, method: WeightRange) -> WeightParameters:
     """The codes, and per output channel the scale, under which the layer's output changes least.
 
     Args:
         weight: float32 [O, ...], K entries per output channel.
-        factor: of the second moment [K, K] of what it is multiplied with.
+        factor: of the Hessian [K, K] of what it is multiplied with.
         method: how the scale is found that `SCALE_RATIOS` multiply.
     """
     qmin, qmax = weight_range(bits)

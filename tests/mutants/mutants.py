@@ -64,8 +64,8 @@ MUTANTS = (
     ),
     Mutant(
         "weight_rounding/nearest_plane.py",
-        "return Factor(backwards.flip(0), ",
-        "return Factor(backwards, ",
+        "return HessianFactor(backwards.flip(0), ",
+        "return HessianFactor(backwards, ",
         "tests/weight_rounding",
     ),
     Mutant(

@@ -12,7 +12,7 @@ from qdiff_fx.weight_rounding.second_order import second_order
 
 
 def correlated(columns, rows=2000, seed=0):
-    """A second moment of inputs that depend on each other."""
+    """A Hessian of inputs that depend on each other."""
     generator = torch.Generator().manual_seed(seed)
     mixing = torch.randn(columns, columns, generator=generator) / columns**0.5
     x = torch.randn(rows, columns, generator=generator) @ mixing + 0.3
@@ -23,33 +23,33 @@ def weights(rows, columns, seed=1):
     return torch.randn(rows, columns, generator=torch.Generator().manual_seed(seed))
 
 
-def output_error(weight, codes, scales, moment):
+def output_error(weight, codes, scales, hessian):
     off = weight - codes * scales[:, None]
-    return ((off @ moment) * off).sum(1)
+    return ((off @ hessian) * off).sum(1)
 
 
 def nearest(weight, scales, bits):
     return quantize(weight, scales, 0, *weight_range(bits), axis=0, dtype=torch.int8)
 
 
-def test_the_factor_is_one_of_the_damped_moment():
-    moment = correlated(40)
-    factor = factorise(moment.clone())
-    damped = moment + 0.01 * moment.diagonal().mean() * torch.eye(40)
+def test_the_factor_is_one_of_the_damped_hessian():
+    hessian = correlated(40)
+    factor = factorise(hessian.clone())
+    damped = hessian + 0.01 * hessian.diagonal().mean() * torch.eye(40)
     upper = factor.feedback * factor.diagonal
     torch.testing.assert_close(upper @ upper.T, damped[factor.order][:, factor.order], rtol=1e-4, atol=1e-4)
     torch.testing.assert_close(upper, upper.triu())
-    assert moment.diagonal()[factor.order].diff().max() <= 0
+    assert hessian.diagonal()[factor.order].diff().max() <= 0
 
 
 @pytest.mark.parametrize("columns", [5, BLOCK, BLOCK + 3, 3 * BLOCK])
 @pytest.mark.parametrize("bits", [2, 4, 8])
 def test_the_error_it_reports_is_the_one_it_makes_and_below_that_of_nearest(columns, bits):
-    weight, moment = weights(6, columns), correlated(columns)
+    weight, hessian = weights(6, columns), correlated(columns)
     scales = weight_scales(weight, bits)
-    factor = factorise(moment.clone())
+    factor = factorise(hessian.clone())
     codes, error = feedback_codes(weight, scales, factor, *weight_range(bits))
-    damped = moment + 0.01 * moment.diagonal().mean() * torch.eye(columns)
+    damped = hessian + 0.01 * hessian.diagonal().mean() * torch.eye(columns)
     torch.testing.assert_close(output_error(weight, codes, scales, damped), error, rtol=2e-3, atol=1e-5)
     assert error.sum() < output_error(weight, nearest(weight, scales, bits), scales, damped).sum()
 
@@ -61,10 +61,10 @@ def test_inputs_that_know_nothing_of_each_other_are_rounded_to_nearest():
 
 
 def test_close_to_the_best_of_all_codes():
-    weight, moment = weights(20, 4), correlated(4)
+    weight, hessian = weights(20, 4), correlated(4)
     scales = weight_scales(weight, 2)
-    _, error = feedback_codes(weight, scales, factorise(moment.clone()), *weight_range(2))
-    damped = moment + 0.01 * moment.diagonal().mean() * torch.eye(4)
+    _, error = feedback_codes(weight, scales, factorise(hessian.clone()), *weight_range(2))
+    damped = hessian + 0.01 * hessian.diagonal().mean() * torch.eye(4)
     every = torch.tensor(list(itertools.product(range(-2, 2), repeat=4)))
     best = torch.stack([output_error(weight, codes.expand(20, 4), scales, damped) for codes in every]).amin(0)
     assert (error >= best * 0.999).all()
@@ -83,13 +83,13 @@ def test_codes_stay_in_range(bits):
 
 
 def test_scales_are_searched_per_channel():
-    weight, moment = weights(16, 60).view(16, 15, 2, 2), correlated(60)
-    found = second_order(weight, 4, factorise(moment.clone()), "mse")
+    weight, hessian = weights(16, 60).view(16, 15, 2, 2), correlated(60)
+    found = second_order(weight, 4, factorise(hessian.clone()), "mse")
     start = weight_scales(weight, 4, method="mse")
-    codes, _ = feedback_codes(weight.flatten(1), start, factorise(moment.clone()), *weight_range(4))
+    codes, _ = feedback_codes(weight.flatten(1), start, factorise(hessian.clone()), *weight_range(4))
     assert found.codes.shape == weight.shape
-    searched = output_error(weight.flatten(1), found.codes.flatten(1), found.scales, moment).sum()
-    assert searched < output_error(weight.flatten(1), codes, start, moment).sum()
+    searched = output_error(weight.flatten(1), found.codes.flatten(1), found.scales, hessian).sum()
+    assert searched < output_error(weight.flatten(1), codes, start, hessian).sum()
     assert (found.scales / start).unique().numel() > 1
 
 
@@ -101,9 +101,9 @@ def test_many_channels_are_the_same_as_few(monkeypatch):
     torch.testing.assert_close((parts.codes, parts.scales), (whole.codes, whole.scales), rtol=0, atol=0)
 
 
-@pytest.mark.parametrize("moment", [torch.zeros(6, 6), torch.ones(6, 6)], ids=["nothing seen", "one direction"])
-def test_singular_moments_are_damped(moment):
-    found = second_order(weights(3, 6), 4, factorise(moment), "max")
+@pytest.mark.parametrize("hessian", [torch.zeros(6, 6), torch.ones(6, 6)], ids=["nothing seen", "one direction"])
+def test_singular_hessians_are_damped(hessian):
+    found = second_order(weights(3, 6), 4, factorise(hessian), "max")
     assert (found.codes - weights(3, 6) / found.scales[:, None]).abs().max() < 8
 
 

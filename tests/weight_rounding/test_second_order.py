@@ -79,7 +79,7 @@ def test_codes_arrive_bit_for_bit_in_the_graph_and_in_the_file(tmp_path):
     torch.testing.assert_close(packed(**batches(5)[0]), convert_qdiff(network)(**batches(5)[0]), rtol=0, atol=0)
 
 
-def test_layers_that_read_one_tensor_share_a_moment(monkeypatch):
+def test_layers_that_read_one_tensor_share_a_hessian(monkeypatch):
     made = []
     factorise = second_order.factorise
     monkeypatch.setattr(second_order, "factorise", lambda *a, **k: made.append(1) or factorise(*a, **k))

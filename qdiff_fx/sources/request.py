@@ -13,7 +13,7 @@ SEED_STRIDE = 1_000_003
 
 
 @dataclass(frozen=True)
-class Draw:
+class SampleRequest:
     """A run of images from a series.
 
     Image number ``i`` starts from noise that depends on ``seed`` and ``i`` alone, whatever batch it is drawn in.
@@ -43,9 +43,9 @@ class Draw:
         """The source of noise of each image."""
         return [torch.Generator().manual_seed(self.seed * SEED_STRIDE + number) for number in self.numbers]
 
-    def batches(self, size: int) -> list[Draw]:
+    def batches(self, size: int) -> list[SampleRequest]:
         """The same images in batches; the last one may be smaller."""
         if size < 1:
             raise ConfigError(f"{size} is not a positive number", where="batch_size")
         starts = range(0, self.count, size)
-        return [Draw(min(size, self.count - at), self.steps, self.seed, self.first + at) for at in starts]
+        return [SampleRequest(min(size, self.count - at), self.steps, self.seed, self.first + at) for at in starts]

@@ -1,4 +1,8 @@
-"""Second moments of what a layer multiplies its weight with, gathered while the network runs."""
+"""The Hessian of each layer's rounding error, gathered while the network runs.
+
+Rounding a layer's weights w changes its outputs by `E[(Δwᵀx)²] = Δwᵀ H Δw` per output channel: a quadratic in Δw whose
+Hessian (up to a factor of 2) is the second moment `H = E[x xᵀ]` of its inputs. Every output channel has the same one.
+"""
 
 from __future__ import annotations
 
@@ -12,11 +16,11 @@ from qdiff_fx.ir.edit import is_op
 
 aten = torch.ops.aten
 
-POSITIONS_PER_SAMPLE = 64  # neighbours say nearly the same; the moment of K columns needs a few K rows in all
-BLOCK = 1024  # columns; the moment is symmetric, only blocks from the diagonal on are computed
+POSITIONS_PER_SAMPLE = 64  # neighbours say nearly the same; the Hessian of K columns needs a few K rows in all
+BLOCK = 1024  # columns; the Hessian is symmetric, only blocks from the diagonal on are computed
 
 
-class SecondMoment(nn.Module):
+class Hessian(nn.Module):
     """Adds up `xᵀ x` over the rows x that a linear layer, or an unfolded 2-d convolution, reads.
 
     Args:
@@ -82,18 +86,18 @@ def _patches(x: Tensor, kernel: list[int], stride: list[int], padding: list[int]
     return windows[..., :: dilation[0], :: dilation[1]]
 
 
-def moment_of(layer: fx.Node) -> SecondMoment | str:
-    """What gathers the second moment for a layer's weight, or why it cannot be gathered."""
+def hessian_of(layer: fx.Node) -> Hessian | str:
+    """What gathers the Hessian for a layer's weight, or why it cannot be gathered."""
     weight = value(operand(layer, 1))
     if is_op(layer, aten.linear.default):
-        return SecondMoment(weight.shape[1], None)
+        return Hessian(weight.shape[1], None)
     if not is_op(layer, aten.conv2d.default):
         return "only linear layers and 2-d convolutions have one"
     arguments = bound(layer)
     if arguments["groups"] != 1:
         return "the convolution is grouped"
     sizes = [_pair(arguments[name]) for name in ("stride", "padding", "dilation")]
-    return SecondMoment(weight[0].numel(), (list(weight.shape[2:]), *sizes))
+    return Hessian(weight[0].numel(), (list(weight.shape[2:]), *sizes))
 
 
 def _pair(size: list[int]) -> list[int]:
