@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from torch import fx
 
 from qdiff_fx.errors import PassError, QDiffError
-from qdiff_fx.ir.edit import clean
+from qdiff_fx.ir.edit import clean, drop_dead
 from qdiff_fx.ir.properties import properties, set_properties
 from qdiff_fx.ir.stages import illegal
 
@@ -25,7 +25,7 @@ class Change:
 
 @dataclass(frozen=True)
 class Refusal:
-    """One rewrite that was nearly made, and the exact reason it was not."""
+    """One rewrite that was nearly made, and the exact reason it was not; `path` is that of what would have gained."""
 
     node: str
     path: str
@@ -89,8 +89,9 @@ def violations(gm: fx.GraphModule, prop: str) -> list[str]:
 def run_passes(gm: fx.GraphModule, passes: Sequence[Pass]) -> list[PassReport]:
     """Run `passes` in order on `gm`, in place; returns one report each.
 
-    After every pass the graph is linted and recompiled, and each property it is said to have is checked on the
-    result: those the pass ensures, and those earlier passes ensured and this one does not declare broken.
+    After every pass dead nodes are dropped, and the order of the nodes is checked and each property the graph is said
+    to have: those the pass ensures, and those earlier passes ensured and this one does not declare broken. After the
+    last the graph is linted and its code generated.
 
     Raises:
         PassError: a missing requirement, a rewrite that failed, an invalid graph or a broken promise. It names
@@ -102,6 +103,7 @@ def run_passes(gm: fx.GraphModule, passes: Sequence[Pass]) -> list[PassReport]:
         _check_requirements(gm, current, where)
         reports.append(_run_one(gm, current, where))
         _check_result(gm, current, where)
+    _finish(gm, reports)
     return reports
 
 
@@ -123,12 +125,31 @@ def _check_requirements(gm: fx.GraphModule, current: Pass, where: str) -> None:
 def _run_one(gm: fx.GraphModule, current: Pass, where: str) -> PassReport:
     try:
         report = current.run(gm)
-        clean(gm)
+        # Nodes nobody reads any more would count as readers of what they read.
+        drop_dead(gm.graph)
+        _check_order(gm.graph)
     except QDiffError:
         raise
     except Exception as error:
         raise PassError(f"{type(error).__name__}: {error}", where=where) from error
     return report
+
+
+def _check_order(graph: fx.Graph) -> None:
+    """Raises lint's error where a node reads a later one; the rest of lint is left for after the last pass."""
+    seen: set[fx.Node] = set()
+    for node in graph.nodes:
+        if not seen.issuperset(node.all_input_nodes):
+            graph.lint()
+        seen.add(node)
+
+
+def _finish(gm: fx.GraphModule, reports: list[PassReport]) -> None:
+    try:
+        clean(gm)
+    except Exception as error:
+        where = f"after the passes {', '.join(report.name for report in reports)}"
+        raise PassError(f"{type(error).__name__}: {error}", where=where) from error
 
 
 def _check_result(gm: fx.GraphModule, current: Pass, where: str) -> None:

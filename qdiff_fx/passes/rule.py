@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Sequence
-from typing import Any, Generic, TypeVar
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any, Generic, Literal, TypeVar
 
 from torch import fx
 
 from qdiff_fx.errors import PassError
-from qdiff_fx.ir.annotations import path_of
-from qdiff_fx.ir.edit import is_mutable
-from qdiff_fx.passes.framework import Change, Refusal
+from qdiff_fx.ir.annotations import fact, path_of
+from qdiff_fx.ir.edit import drop_dead, is_mutable
+from qdiff_fx.ir.facts import QuantizedLayer
+from qdiff_fx.passes.framework import Change, Pass, PassReport, Refusal
 
 MAX_SWEEPS = 50
 Found = TypeVar("Found")
+Revisit = Literal["all", "changed"]
 
 
 class Rule(ABC, Generic[Found]):
@@ -27,7 +29,7 @@ class Rule(ABC, Generic[Found]):
     targets: frozenset[Callable[..., Any]] = frozenset()
 
     def wants(self, node: fx.Node) -> bool:
-        """Whether the rule is offered this node at all."""
+        """Whether the rule is offered this node at all; decided once for all nodes of one target."""
         return node.target in self.targets
 
     @abstractmethod
@@ -38,12 +40,47 @@ class Rule(ABC, Generic[Found]):
         """Why the match must be left alone; empty when it may be rewritten."""
         return ""
 
+    def subject(self, node: fx.Node, found: Found) -> fx.Node:
+        """The node a refusal at `node` is about, by whose path it is reported: a layer, where one would have gained."""
+        return node
+
     @abstractmethod
     def rewrite(self, gm: fx.GraphModule, found: Found) -> str:
         """Make the change; returns what the match became. Dead nodes may be left behind."""
 
 
-def apply_rules(gm: fx.GraphModule, rules: Sequence[Rule[Any]]) -> tuple[list[Change], list[Refusal]]:
+class Rewrites(Pass):
+    """A pass that is nothing but rules.
+
+    Args:
+        name: how reports and errors call it.
+        rules: offered to every node in this order.
+        requires, ensures, breaks: as of every pass.
+        revisit: which nodes the sweeps after the first see: "all", until no rule fires anywhere, or those that
+            "changed": new ones, and those a rule fired at. The latter is for rules that make no matches elsewhere.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        *rules: Rule[Any],
+        requires: Iterable[str] = (),
+        ensures: Iterable[str] = (),
+        breaks: Iterable[str] = (),
+        revisit: Revisit = "all",
+    ):
+        self.name, self.rules, self.revisit = name, rules, revisit
+        self.requires, self.ensures, self.breaks = map(frozenset, (requires, ensures, breaks))
+
+    def run(self, gm: fx.GraphModule) -> PassReport:
+        """Rewrite in place. Raises PassError when the rewrites do not settle."""
+        changes, refusals = apply_rules(gm, self.rules, self.revisit)
+        return PassReport(self.name, tuple(changes), tuple(refusals))
+
+
+def apply_rules(
+    gm: fx.GraphModule, rules: Sequence[Rule[Any]], revisit: Revisit = "all"
+) -> tuple[list[Change], list[Refusal]]:
     """Apply `rules` over and over until none fires.
 
     Returns the changes made, and the refusals that stand in the final graph.
@@ -51,12 +88,21 @@ def apply_rules(gm: fx.GraphModule, rules: Sequence[Rule[Any]]) -> tuple[list[Ch
     Raises:
         PassError: the rules keep undoing each other's work.
     """
+    dispatch = _Dispatch(rules)
     changes: list[Change] = []
+    refused: dict[tuple[fx.Node, str], Refusal] = {}
+    nodes = list(gm.graph.nodes)
     for _ in range(MAX_SWEEPS):
-        made, refusals = _sweep(gm, rules)
+        known = set(gm.graph.nodes)
+        made, fired = _sweep(gm, dispatch, nodes, refused)
         changes += made
         if not made:
-            return changes, refusals
+            return changes, [refusal for (node, _), refusal in refused.items() if not node._erased]
+        nodes = list(gm.graph.nodes)
+        if revisit == "changed":
+            nodes = [node for node in nodes if node in fired or node not in known]
+        else:
+            refused.clear()
     raise PassError(f"the rewrites do not settle within {MAX_SWEEPS} sweeps", where=str(changes[-1]))
 
 
@@ -64,7 +110,7 @@ def pending(gm: fx.GraphModule, rules: Sequence[Rule[Any]]) -> list[str]:
     """The nodes some rule would still rewrite, one line each."""
     return [
         f"{node.name} ({node.target}) is still open to {type(rule).__name__}"
-        for node, rule, found in _matches(gm, rules)
+        for node, rule, found in _matches(gm, _Dispatch(rules), gm.graph.nodes)
         if not rule.refuse(gm, found)
     ]
 
@@ -75,25 +121,49 @@ def replace_node(node: fx.Node, by: fx.Node) -> None:
     node.graph.erase_node(node)
 
 
-def _sweep(gm: fx.GraphModule, rules: Sequence[Rule[Any]]) -> tuple[list[Change], list[Refusal]]:
+class _Dispatch(dict[Any, tuple[Rule[Any], ...]]):
+    """Target → the rules that want it, so that a rule is only asked about nodes of its targets."""
+
+    def __init__(self, rules: Sequence[Rule[Any]]):
+        super().__init__()
+        self._rules = rules
+
+    def of(self, node: fx.Node) -> tuple[Rule[Any], ...]:
+        if node.op != "call_function":
+            return ()
+        if node.target not in self:
+            self[node.target] = tuple(rule for rule in self._rules if rule.wants(node))
+        return self[node.target]
+
+
+def _sweep(
+    gm: fx.GraphModule, dispatch: _Dispatch, nodes: list[fx.Node], refused: dict[tuple[fx.Node, str], Refusal]
+) -> tuple[list[Change], set[fx.Node]]:
+    """The changes made in one walk, and the nodes they were made at; `refused` is brought up to date."""
     changes: list[Change] = []
-    refusals: list[Refusal] = []
-    for node, rule, found in _matches(gm, rules):
-        name, path = node.name, path_of(node)
+    fired: set[fx.Node] = set()
+    for node, rule, found in _matches(gm, dispatch, nodes):
+        key = (node, type(rule).__name__)
         reason = rule.refuse(gm, found)
         if reason:
-            refusals.append(Refusal(name, path, reason))
+            refused[key] = Refusal(node.name, _reported_as(rule.subject(node, found)), reason)
         else:
+            name, path = node.name, path_of(node)
             changes.append(Change(name, path, rule.rewrite(gm, found)))
-    gm.graph.eliminate_dead_code()
-    return changes, refusals
+            fired.add(node)
+            refused.pop(key, None)
+    drop_dead(gm.graph)
+    return changes, fired
 
 
-def _matches(gm: fx.GraphModule, rules: Sequence[Rule[Any]]) -> Iterator[tuple[fx.Node, Rule[Any], Any]]:
-    """Every live node with each rule that recognises it, in execution order, on the graph as it changes."""
-    for node in list(gm.graph.nodes):
-        for rule in rules:
-            if not _is_live(node) or not rule.wants(node):
+def _matches(
+    gm: fx.GraphModule, dispatch: _Dispatch, nodes: Iterable[fx.Node]
+) -> Iterator[tuple[fx.Node, Rule[Any], Any]]:
+    """Every live one of `nodes` with each rule that recognises it, on the graph as it changes."""
+    for node in nodes:
+        for rule in dispatch.of(node):
+            # A rule before this one may have erased the node, or made it another operator's.
+            if not _is_live(node) or rule not in dispatch.of(node):
                 continue
             found = rule.match(gm, node)
             if found is not None:
@@ -102,6 +172,10 @@ def _matches(gm: fx.GraphModule, rules: Sequence[Rule[Any]]) -> Iterator[tuple[f
 
 def _is_live(node: fx.Node) -> bool:
     """Whether the node is still in the graph and its result, or its side effect, matters."""
-    if node.op != "call_function" or node._erased:
-        return False
-    return bool(node.users) or node.is_impure() or is_mutable(node)
+    return not node._erased and (bool(node.users) or node.is_impure() or is_mutable(node))
+
+
+def _reported_as(node: fx.Node) -> str:
+    """A layer's name in reports where `node` is a layer; otherwise the path of the module that made it."""
+    layer = fact(node, QuantizedLayer)
+    return layer.info.path if layer else path_of(node)

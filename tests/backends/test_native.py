@@ -16,7 +16,7 @@ from torch import nn
 from examples import examples
 from qdiff_fx.backends import get_backend
 from qdiff_fx.backends.native.backend import NativeOptions
-from qdiff_fx.backends.native.fusion import layers
+from qdiff_fx.backends.native.fusion.kernels import CONV, GROUP_NORM, LAYER_NORM, LINEAR, QUANTIZE, QUANTIZE_REST
 from qdiff_fx.config import Rule
 from qdiff_fx.kernels import status
 from qdiff_fx.passes.quantize.convert import convert
@@ -26,12 +26,12 @@ aten = torch.ops.aten
 X = torch.linspace(-2, 3, 2 * 4 * 6 * 5).reshape(2, 4, 6, 5)
 T = torch.tensor([500, 500])
 KERNELS = {
-    layers.CONV: "conv",
-    layers.LINEAR: "linear",
-    layers.QUANTIZE: "quantize",
-    layers.QUANTIZE_REST: "quantize_rest",
-    layers.GROUP_NORM: "group_norm",
-    layers.LAYER_NORM: "layer_norm",
+    CONV: "conv",
+    LINEAR: "linear",
+    QUANTIZE: "quantize",
+    QUANTIZE_REST: "quantize_rest",
+    GROUP_NORM: "group_norm",
+    LAYER_NORM: "layer_norm",
 }
 
 
@@ -159,12 +159,12 @@ def test_a_concat_is_never_made():
     net = Net(shortcut, a=conv(4, 5), b=conv(4, 7), norm=nn.GroupNorm(3, 12), conv=conv(12, 6), shortcut=conv(12, 6, 1))
     module = check(net, X, flips=True)
     assert others(module) == set()
-    (norm,) = calls(module, layers.GROUP_NORM)
+    (norm,) = calls(module, GROUP_NORM)
     assert len(norm["parts"]) == 2
     # a, b, conv, and both halves of the shortcut as one; conv adds it or is added.
     assert kernels(module)["conv"] == 4
-    assert sorted(len(call["codes"]) for call in calls(module, layers.CONV)) == [1, 1, 1, 2]
-    assert sum(call["residual"] is not None for call in calls(module, layers.CONV)) == 1
+    assert sorted(len(call["codes"]) for call in calls(module, CONV)) == [1, 1, 1, 2]
+    assert sum(call["residual"] is not None for call in calls(module, CONV)) == 1
 
 
 def test_layer_norm_and_gated_gelu():
@@ -185,7 +185,7 @@ def test_a_gated_layer_whose_weight_can_be_cut_gates_itself():
 
     module = check(Net(feed_forward, up=nn.Linear(8, 256), down=nn.Linear(128, 8)), torch.randn(2, 5, 8))
     assert kernels(module) == {"linear": 2, "quantize": 1}
-    assert [len(call["weights"]) for call in calls(module, layers.LINEAR)] == [2, 1]
+    assert [len(call["weights"]) for call in calls(module, LINEAR)] == [2, 1]
 
 
 def test_attention_writes_codes():
@@ -203,7 +203,7 @@ def test_gelu_is_done_by_the_layer_before_it(approximate):
     net = Net(lambda m, x: m.b(F.gelu(m.a(x), approximate=approximate)), a=nn.Linear(8, 20), b=nn.Linear(20, 4))
     module = check(net, torch.randn(3, 8))
     assert kernels(module) == {"quantize": 1, "linear": 2}
-    assert [call["out_dtype"] for call in calls(module, layers.LINEAR)] == [torch.uint8, torch.float32]
+    assert [call["out_dtype"] for call in calls(module, LINEAR)] == [torch.uint8, torch.float32]
 
 
 def test_the_time_embedding_is_added_by_the_convolution():
@@ -218,7 +218,20 @@ def test_the_time_embedding_is_added_by_the_convolution():
     module = check(Timed(), X, T)
     assert kernels(module) == {"quantize": 2, "conv": 1, "linear": 1}
     assert "aten.add.Tensor" not in others(module)
-    assert calls(module, layers.CONV)[0]["shift"] is not None
+    assert calls(module, CONV)[0]["shift"] is not None
+
+
+def test_a_time_embedding_that_a_reshape_spreads_over_the_pixels():
+    class Timed(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.conv, self.time = conv(), nn.Linear(1, 4)
+
+        def forward(self, x, t):
+            h = self.conv(x)
+            return h + self.time(t[:, None].to(x.dtype) / 1000).view(h.shape[0], -1, 1, 1)
+
+    check(Timed(), X, T)
 
 
 @pytest.mark.parametrize("padding", [(0, 1, 0, 1), (1, 2, 3, 0), (1, 0)])
@@ -240,7 +253,7 @@ def test_nearest_upsampling_is_where_the_kernel_reads(factor):
     net = Net(lambda m, x: m.conv(F.interpolate(m.a(x), scale_factor=factor)), a=conv(), conv=conv())
     module = check(net, X)
     assert others(module) == set()
-    assert [call["enlarge"] for call in calls(module, layers.CONV)] == [
+    assert [call["enlarge"] for call in calls(module, CONV)] == [
         [1, 1],
         [2, 2] if factor == 2.0 else [3, 1],
     ]
@@ -251,7 +264,7 @@ def test_upsampling_to_a_size_moves_codes():
     module = check(net, X)
     assert others(module) == {"aten.upsample_nearest2d.vec"}
     (upsample,) = [n for n in module.graph_module.graph.nodes if n.target is aten.upsample_nearest2d.vec]
-    assert upsample.args[0].target is layers.QUANTIZE
+    assert upsample.args[0].target is QUANTIZE
 
 
 def test_layers_whose_result_is_only_quantized_write_codes():

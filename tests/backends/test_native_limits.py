@@ -12,7 +12,7 @@ from torch import fx, nn
 from qdiff_fx import QDiffConfig, convert_qdiff, load_qdiff, prepare_qdiff, save_qdiff
 from qdiff_fx.backends import get_backend
 from qdiff_fx.backends.native.backend import NativeOptions
-from qdiff_fx.backends.native.fusion.layers import CONV, named
+from qdiff_fx.backends.native.fusion.kernels import CONV
 from qdiff_fx.backends.native.fusion.magnitude import Magnitudes
 from qdiff_fx.quant.numerics import sqnr_db
 
@@ -72,7 +72,7 @@ def large_inside(gain: float):
 def types_between_kernels(quantized):
     """What each convolution writes that another kernel reads, in execution order."""
     calls = [node for node in quantized._run[0].graph_module.graph.nodes if node.target is CONV]
-    return [named(node)["out_dtype"] for node in calls]
+    return [node.kwargs["out_dtype"] for node in calls]
 
 
 def test_values_that_float16_does_not_hold_are_handed_on_in_float32(tmp_path):

@@ -133,10 +133,10 @@ def test_of_an_operator_without_a_row_torch_knows_whether_it_is_pointwise(target
 OPERATOR = re.compile(r"(torch\.ops\.)?(aten|qd|quantized_decomposed|qdiff|onednn)\.\w+\.\w+")
 # A file with a list of three operators or more of its own, and why.
 LISTS_OF_THEIR_OWN = {
-    # Moves that a quantizer passes; the same set is ops.MOVES_CODES, read as soon as that fusion is a rule.
-    "backends/native/fusion/hoist.py",
     # What the kernels of this package are called from Python.
-    "backends/native/fusion/layers.py",
+    "backends/native/fusion/kernels.py",
+    # How large each operator makes values, and of which arguments that depends.
+    "backends/native/fusion/magnitude.py",
 }
 
 

@@ -13,7 +13,7 @@ from torch import fx, nn
 import qdiff_fx.kernels  # noqa: F401, registers the operators named here
 from qdiff_fx.ir.annotations import fact
 from qdiff_fx.ir.arguments import operand
-from qdiff_fx.ir.edit import get_attr_tensor, is_op
+from qdiff_fx.ir.edit import get_attr_tensor
 from qdiff_fx.ir.facts import WeightCodes, layer_info, whole_layer
 from qdiff_fx.quant.packing import unpack_codes
 from qdiff_fx.quant.qparams import LayerInfo
@@ -120,7 +120,7 @@ class Backend(ABC):
 
 def without_casts(node: object) -> object:
     """The node behind dtype casts of dequantized values."""
-    while isinstance(node, fx.Node) and is_op(node, torch.ops.aten.to.dtype):
+    while isinstance(node, fx.Node) and node.target is torch.ops.aten.to.dtype:
         node = node.args[0]
     return node
 
@@ -128,13 +128,13 @@ def without_casts(node: object) -> object:
 def activation_of(layer: fx.Node) -> fx.Node | None:
     """The dequantize node that feeds a weight layer."""
     node = without_casts(layer.args[0])
-    return node if isinstance(node, fx.Node) and is_op(node, *DEQUANTIZE_ACTIVATION) else None
+    return node if isinstance(node, fx.Node) and node.target in DEQUANTIZE_ACTIVATION else None
 
 
 def weight_of(layer: fx.Node) -> fx.Node | None:
     """The dequantize node of a weight layer's codes."""
     node = without_casts(layer.args[1]) if len(layer.args) > 1 else None
-    return node if isinstance(node, fx.Node) and is_op(node, DEQUANTIZE_WEIGHT) else None
+    return node if isinstance(node, fx.Node) and node.target is DEQUANTIZE_WEIGHT else None
 
 
 def weight_tensors(gm: fx.GraphModule, layer: fx.Node) -> tuple[torch.Tensor, torch.Tensor]:
@@ -159,7 +159,7 @@ def report(gm: fx.GraphModule, layer: fx.Node, kernel: str, reason: str = "", no
     info = layer_info(layer)
     reason = info.float_reason or reason
     weight_scale = act_scale = None
-    if is_op(layer, ATTENTION):
+    if layer.target is ATTENTION:
         act_scale = _tensor_range(gm, layer.args[4])
     elif info.quantized:
         weight, activation = weight_of(layer), activation_of(layer)
@@ -174,7 +174,7 @@ def _scale_range(gm: fx.GraphModule, activation: fx.Node) -> tuple[float, float]
 
 
 def _tensor_range(gm: fx.GraphModule, node: object) -> tuple[float, float] | None:
-    if isinstance(node, fx.Node) and is_op(node, torch.ops.aten.index_select.default):
+    if isinstance(node, fx.Node) and node.target is torch.ops.aten.index_select.default:
         node = node.args[0]
     if not isinstance(node, fx.Node) or node.op != "get_attr":
         return None

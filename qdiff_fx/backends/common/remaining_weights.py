@@ -9,21 +9,34 @@ from torch import fx
 from qdiff_fx.backends.common.base import DEQUANTIZE_WEIGHT, weight_codes
 from qdiff_fx.ir.annotations import describe_like
 from qdiff_fx.ir.arguments import operand
-from qdiff_fx.ir.edit import add_buffer, get_attr_tensor, is_op
+from qdiff_fx.ir.edit import add_buffer, get_attr_tensor
+from qdiff_fx.passes.rule import Rule, apply_rules
 from qdiff_fx.quant.numerics import dequantize
 
 
-def dequantize_remaining_weights(gm: fx.GraphModule) -> None:
-    """Dequantize now, in place, the weights of layers that stay in float.
+class DequantizeWeight(Rule[fx.Node]):
+    """``dequantize(codes, scales)`` → the values it gives.
 
     Inductor would do it at every call, and its dequantize per channel does not take weights without zero-points.
     """
-    for node in [n for n in gm.graph.nodes if is_op(n, DEQUANTIZE_WEIGHT) and n.users]:
-        codes, scales, axis = operand(node), operand(node, 1), cast(int, node.args[3])
+
+    targets = frozenset({DEQUANTIZE_WEIGHT})
+
+    def match(self, gm: fx.GraphModule, node: fx.Node) -> fx.Node | None:
+        return node
+
+    def rewrite(self, gm: fx.GraphModule, found: fx.Node) -> str:
+        codes, scales, axis = operand(found), operand(found, 1), cast(int, found.args[3])
         weight = dequantize(weight_codes(gm, codes), get_attr_tensor(gm, scales), 0, axis=axis)
         name = add_buffer(gm, f"{codes.target}_dequantized", weight)
-        with gm.graph.inserting_before(node):
+        with gm.graph.inserting_before(found):
             constant = gm.graph.get_attr(name)
-        describe_like(constant, node, facts=True)
-        node.replace_all_uses_with(constant)
-        gm.graph.erase_node(node)
+        describe_like(constant, found, facts=True)
+        found.replace_all_uses_with(constant)
+        gm.graph.erase_node(found)
+        return "its values"
+
+
+def dequantize_remaining_weights(gm: fx.GraphModule) -> None:
+    """Dequantize now, in place, the weights of layers that stay in float."""
+    apply_rules(gm, (DequantizeWeight(),), revisit="changed")

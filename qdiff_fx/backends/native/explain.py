@@ -1,17 +1,20 @@
-"""What a kernel call of the lowered graph runs, and what it does beside its layer."""
+"""What a kernel call of the lowered graph runs, what it does beside its layer, and why not more."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from typing import Any
 
-from torch import fx
+from torch import fx, nn
 
+from qdiff_fx.backends.common.base import LayerReport
 from qdiff_fx.backends.common.running import Running, attention_name
-from qdiff_fx.backends.native.fusion.layers import LAYERS, named
-from qdiff_fx.backends.native.fusion.numbers import ATTENTION_NUMBERS
-from qdiff_fx.ir.edit import is_op
+from qdiff_fx.backends.native.fusion.kernels import ATTENTION, LAYERS
 from qdiff_fx.kernels.integer import CODES, Activation
 from qdiff_fx.kernels.running import kernel_name
+from qdiff_fx.passes.framework import PassReport
 
 ACTIVATIONS = {
     Activation.SILU: "silu",
@@ -23,18 +26,32 @@ ACTIVATIONS = {
 
 def describe(node: fx.Node) -> Running | None:
     """What a call runs; None where it is no kernel of a layer."""
-    if is_op(node, ATTENTION_NUMBERS):
-        kernel = attention_name(node, named(node)["prob_bits"])
-    elif is_op(node, *LAYERS):
+    arguments: dict[str, Any] = node.kwargs
+    if node.target is ATTENTION:
+        kernel = attention_name(node, arguments["prob_bits"])
+    elif node.target in LAYERS:
         kernel = kernel_name(node.target)
     else:
         return None
-    absorbed = ", ".join(_absorbed(node))
+    absorbed = ", ".join(_absorbed(arguments))
     return Running(kernel, (f"its kernel also does: {absorbed}",) if absorbed else ())
 
 
-def _absorbed(node: fx.Node) -> Iterator[str]:
-    arguments = named(node)
+def with_refusals(
+    rows: Sequence[LayerReport], reports: Sequence[PassReport], module: nn.Module
+) -> tuple[LayerReport, ...]:
+    """The rows, with why what surrounds a layer was not fused into it, as far as the lowered module still shows it."""
+    graphs = [each.graph for each in module.modules() if isinstance(each, fx.GraphModule)]
+    left = {node.name for graph in graphs for node in graph.nodes}
+    reasons: dict[str, dict[str, None]] = defaultdict(dict)
+    for report in reports:
+        for refusal in report.refused:
+            if refusal.node in left:
+                reasons[refusal.path][f"not fused: {refusal.reason}"] = None
+    return tuple(replace(row, notes=(*row.notes, *reasons.get(row.info.path, ()))) for row in rows)
+
+
+def _absorbed(arguments: dict[str, Any]) -> Iterator[str]:
     sources = len(arguments.get("weights", ()))
     if sources > 1:
         yield f"sums {sources} layers"

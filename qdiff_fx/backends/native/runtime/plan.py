@@ -8,8 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
-from qdiff_fx.backends.native.fusion.sizes import SIZE
-from qdiff_fx.ir.edit import get_attr_tensor, is_op
+from qdiff_fx.backends.native.fusion.hoist_size import SIZE
+from qdiff_fx.ir.edit import get_attr_tensor
 from qdiff_fx.kernels import status
 
 # Kinds of arguments, as plan.cpp numbers them.
@@ -18,16 +18,20 @@ NONE, SLOT, INT, FLOAT, TENSOR, DTYPE, LIST = range(7)
 RESULTS = ("Tensor", "int")  # as a schema names them
 
 
-def can_plan(node: fx.Node) -> bool:
-    """Whether a plan can hold the node: an operator with one result, and arguments that can be written down."""
+def plannable(graph: fx.Graph) -> set[fx.Node]:
+    """The nodes a plan can hold: operators with one result, and arguments that can be written down."""
+    return {node for node in graph.nodes if _can_plan(node)} if status().available else set()
+
+
+def _can_plan(node: fx.Node) -> bool:
     target = node.target
-    if node.op != "call_function" or not isinstance(target, torch._ops.OpOverload) or not status().available:
+    if node.op != "call_function" or not isinstance(target, torch._ops.OpOverload):
         return False
     schema = target._schema
     if [str(each.type) in RESULTS for each in schema.returns] != [True] or schema.is_mutable:
         return False
     # Sizes of inputs are what Python computes other sizes from: they come first.
-    if is_op(node, SIZE) and node.args[0].op == "placeholder":  # type: ignore[union-attr]
+    if target is SIZE and node.args[0].op == "placeholder":  # type: ignore[union-attr]
         return False
     return all(_can_write(value, str(each.type)) for value, each in zip(arguments_of(node), schema.arguments))
 

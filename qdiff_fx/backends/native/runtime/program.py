@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import fx, nn
 
-from qdiff_fx.backends.native.runtime.plan import PlanWriter, can_plan
+from qdiff_fx.backends.native.runtime.plan import PlanWriter, plannable
 from qdiff_fx.ir.edit import get_attr_tensor
 
 
@@ -55,8 +55,9 @@ def _pieces(graph: fx.Graph) -> Iterator[fx.Node | list[fx.Node]]:
     run: list[fx.Node] = []
     behind: set[fx.Node] = set()  # it, and what waits for it
     later: list[fx.Node] = []
+    can_be_planned = plannable(graph)
     for node in graph.nodes:
-        planned = can_plan(node)
+        planned = node in can_be_planned
         if not planned and node.op != "output" and behind.isdisjoint(node.all_input_nodes):
             yield node
         elif not planned:

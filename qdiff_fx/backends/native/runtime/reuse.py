@@ -15,10 +15,11 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
-from qdiff_fx.backends.native.fusion.sizes import SIZE
+from qdiff_fx.backends.native.fusion.hoist_size import SIZE
 from qdiff_fx.backends.native.runtime.program import Program
-from qdiff_fx.ir.edit import is_op
+from qdiff_fx.ir.annotations import describe_like, value_or_none
 from qdiff_fx.ir.facts import is_sample, is_timestep
+from qdiff_fx.passes.framework import Change, Pass, PassReport
 
 SMALL = 64  # elements of a tensor that is compared as part of a key
 LIMIT_BYTES = 128 << 20
@@ -86,17 +87,32 @@ def _key(value: Any) -> Any:
     return value.dtype, tuple(value.shape), content
 
 
-def remember_what_repeats(gm: fx.GraphModule) -> None:
-    """Move what depends on the conditioning only, or on it and the timestep, behind `Remembered`, in place."""
-    for kind in (Depends.CONDITIONING, Depends.TIMESTEP):
-        depends = _classify(gm)
-        nodes = [n for n in gm.graph.nodes if depends[n] == kind and n.op in ("call_function", "call_module")]
-        if any(_is_work(node) for node in nodes):
-            _move_out(gm, MODULES[kind], nodes, depends)
+class RememberWhatRepeats(Pass):
+    """Moves what depends on the conditioning only, or on it and the timestep, behind `Remembered`.
+
+    No rule, as what is moved out together lies anywhere in the graph.
+    """
+
+    name = "remember_what_repeats"
+    requires = frozenset({"typed"})
+
+    def run(self, gm: fx.GraphModule) -> PassReport:
+        changes = []
+        for kind in (Depends.CONDITIONING, Depends.TIMESTEP):
+            depends = _classify(gm)
+            nodes = [n for n in gm.graph.nodes if depends[n] == kind and n.op in ("call_function", "call_module")]
+            if any(_is_work(node) for node in nodes):
+                _move_out(gm, MODULES[kind], nodes, depends)
+                changes.append(
+                    Change(MODULES[kind], "", f"{len(nodes)} nodes are computed once per {kind.name.lower()}")
+                )
+        return PassReport(self.name, tuple(changes))
 
 
 def _is_work(node: fx.Node) -> bool:
-    return node.op == "call_module" or "qdiff" in str(node.target)
+    """Whether remembering the node saves anything; what is remembered already is not moved again."""
+    is_remembered = node.op == "call_module" and node.target in MODULES.values()
+    return not is_remembered and (node.op == "call_module" or "qdiff" in str(node.target))
 
 
 def _classify(gm: fx.GraphModule) -> dict[fx.Node, Depends]:
@@ -108,8 +124,8 @@ def _classify(gm: fx.GraphModule) -> dict[fx.Node, Depends]:
         if node.op == "placeholder":
             given = Depends.SAMPLE if node in samples else Depends.CONDITIONING
             found[node] = Depends.TIMESTEP if is_timestep(node) else given
-        elif node.op == "output" or is_op(node, SIZE):
-            known = node.op != "output" and node.args[0].op == "placeholder"
+        elif node.op == "output" or node.target is SIZE:
+            known = node.op != "output" and node.args[0].op == "placeholder"  # type: ignore[union-attr]
             found[node] = Depends.NOTHING if known else Depends.SAMPLE
         else:
             found[node] = max((found[each] for each in node.all_input_nodes), default=Depends.NOTHING)
@@ -141,7 +157,7 @@ def _move_out(gm: fx.GraphModule, name: str, nodes: list[fx.Node], depends: dict
     with gm.graph.inserting_before(call.next):
         replacements = [gm.graph.call_function(operator.getitem, (call, index)) for index in range(len(results))]
     for node, replacement in zip(results, replacements, strict=True):
-        replacement.meta = dict(node.meta)
+        describe_like(replacement, node, facts=True)
         node.replace_all_uses_with(replacement, delete_user_cb=lambda user: user not in inside)
     for node in reversed(nodes):
         gm.graph.erase_node(node)
@@ -149,7 +165,7 @@ def _move_out(gm: fx.GraphModule, name: str, nodes: list[fx.Node], depends: dict
 
 def _is_constant(node: fx.Node, depends: dict[fx.Node, Depends]) -> bool:
     """A parameter, or a tensor made from nothing but those and sizes; sizes themselves are handed over."""
-    made = depends[node] == Depends.NOTHING and isinstance(node.meta.get("val"), Tensor)
+    made = depends[node] == Depends.NOTHING and value_or_none(node) is not None
     return node.op == "get_attr" or (made and node.op != "placeholder")
 
 

@@ -1,0 +1,107 @@
+"""Weights as the kernels read them; codes are freed as they are packed, where they may be."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass
+
+import torch
+from torch import fx
+
+from qdiff_fx.backends.common.base import weight_codes, weight_of
+from qdiff_fx.backends.common.memory import trim
+from qdiff_fx.backends.native.fusion.limits import WeightReach
+from qdiff_fx.ir.annotations import put
+from qdiff_fx.ir.edit import add_buffer, get_attr_tensor
+from qdiff_fx.ir.facts import layer_info, quantized_layers
+
+qdiff = torch.ops.qdiff
+TRIM_EVERY = 32 << 20  # bytes freed: packed weights would otherwise take new memory beside what freed ones leave
+
+
+@dataclass(frozen=True)
+class PackedWeight:
+    """One weight as the kernels read it: names of the buffers that hold it, whichever layers call for it.
+
+    Attributes:
+        channels: how many output channels are real; the buffers hold some more, as padding.
+        reach: how large results it makes.
+    """
+
+    packed: str
+    scales: str
+    sums: str
+    channels: int
+    reach: WeightReach
+
+    def arguments(self, graph: fx.Graph) -> dict[str, list[fx.Node]]:
+        """The kernel's arguments, each a node of its own, made where the graph is being written."""
+        weight = graph.get_attr(self.packed)
+        put(weight, self.reach)
+        return {
+            "weights": [weight],
+            "weight_scales": [graph.get_attr(self.scales)],
+            "weight_sums": [graph.get_attr(self.sums)],
+        }
+
+
+class WeightPacker:
+    """Packs every weight once, for the first layer that asks.
+
+    Args:
+        gm: the graph the layers are in.
+        release: free the codes of a weight once all its layers are lowered, unless somebody else reads them.
+    """
+
+    def __init__(self, gm: fx.GraphModule, *, release: bool):
+        self._gm, self._release = gm, release
+        self._readers = Counter(str(node.target) for node in gm.graph.nodes if node.op == "get_attr")
+        # Both layers of a 16-bit input read the same codes through one node.
+        layers = [layer for layer in quantized_layers(gm) if weight_of(layer) is not None]
+        self._waiting = Counter(str(codes_of(layer).target) for layer in layers)
+        self._packed: dict[tuple[str, int], PackedWeight] = {}
+        self._untrimmed = 0
+
+    def pack(self, layer: fx.Node) -> PackedWeight:
+        """The layer's weight."""
+        key = str(codes_of(layer).target), layer_info(layer).weight_bits
+        if key not in self._packed:
+            self._packed[key] = _pack(self._gm, layer)
+        return self._packed[key]
+
+    def done(self, layer: fx.Node) -> None:
+        """The layer is about to be lowered: the codes may go if it is the last that waits for them."""
+        codes = codes_of(layer)
+        name = str(codes.target)
+        self._waiting[name] -= 1
+        if not self._release or self._readers[name] > 1 or self._waiting[name]:
+            return
+        storage = get_attr_tensor(self._gm, codes).untyped_storage()
+        self._untrimmed += storage.nbytes()
+        storage.resize_(0)
+        if self._untrimmed >= TRIM_EVERY:
+            trim()
+            self._untrimmed = 0
+
+
+def codes_of(layer: fx.Node) -> fx.Node:
+    """The get_attr of the codes of a layer's weight."""
+    weight = weight_of(layer)
+    assert weight is not None
+    return weight.args[0]  # type: ignore[return-value]
+
+
+def _pack(gm: fx.GraphModule, layer: fx.Node) -> PackedWeight:
+    codes_node, scales_node = codes_of(layer), weight_of(layer).args[1]  # type: ignore[union-attr]
+    codes = weight_codes(gm, codes_node)
+    packed, sums = qdiff.pack_weight(codes, layer_info(layer).weight_bits)
+    scales = torch.zeros(sums.numel())
+    scales[: codes.shape[0]] = get_attr_tensor(gm, scales_node).float()  # type: ignore[arg-type]
+    base = str(codes_node.target)
+    return PackedWeight(
+        add_buffer(gm, f"{base}_packed", packed),
+        add_buffer(gm, f"{base}_padded_scales", scales),
+        add_buffer(gm, f"{base}_sums", sums),
+        codes.shape[0],
+        WeightReach.of_codes(codes, scales[: codes.shape[0]]),
+    )
