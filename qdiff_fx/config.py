@@ -170,19 +170,19 @@ class QDiffConfig:
         return QDiffConfig(**(settings | changes))
 
     def settings_for(
-        self, path: str, layer: str = "", *, at_edge: bool = False, reads_sample: bool = False
+        self, path: str, layer: str = "", *, at_boundary: bool = False, reads_sample: bool = False
     ) -> LayerSettings:
         """The settings of the layer at a dotted module path, with every matching rule applied in order.
 
         Args:
             path: the module's path.
             layer: the layer's id, which tells it from others of that module (see `ir/facts.py`).
-            at_edge: it reads the sample, or its result is the prediction.
+            at_boundary: it reads the sample, or its result is the prediction.
             reads_sample: it reads the sample.
         """
         names = [f.name for f in fields(LayerSettings)]
         chosen: dict[str, Any] = {name: True if name == "quantize" else getattr(self, name) for name in names}
-        if at_edge:
+        if at_boundary:
             chosen["weight_bits"] = max(self.weight_bits, self.edge_weight_bits)
         if reads_sample:
             chosen["act_bits"] = self.sample_act_bits

@@ -75,6 +75,6 @@ def test_the_authors_settings_are_those_of_their_main_tables():
 
 def test_layers_at_the_edges_keep_more_bits():
     config = QDiffConfig(weight_bits=4, edge_weight_bits=8)
-    assert config.settings_for("conv_out", at_edge=True).weight_bits == 8
+    assert config.settings_for("conv_out", at_boundary=True).weight_bits == 8
     assert config.settings_for("mid").weight_bits == 4
-    assert QDiffConfig(weight_bits=4, edge_weight_bits=2).settings_for("conv_out", at_edge=True).weight_bits == 4
+    assert QDiffConfig(weight_bits=4, edge_weight_bits=2).settings_for("conv_out", at_boundary=True).weight_bits == 4

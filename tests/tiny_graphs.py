@@ -17,7 +17,7 @@ from qdiff_fx.passes.quantize.convert import convert
 
 
 def alike(config: dict[str, Any]) -> dict[str, Any]:
-    """The configuration under which the layers at the edges of the network are treated like the others."""
+    """The configuration under which the layers at the boundary of the network are treated like the others."""
     return {"edge_weight_bits": 2, "sample_act_bits": config.get("act_bits", 8)} | config
 
 
@@ -59,7 +59,7 @@ class Shortcut(nn.Module):
 def prepared(net: nn.Module, *inputs: torch.Tensor, calibrated: bool = True, **config: Any) -> PreparedUNet:
     """`net` prepared with its forward arguments named x and t, and calibrated on `inputs`.
 
-    Its few layers are treated alike unless `config` says otherwise, although most are at the edges of the network.
+    Its few layers are treated alike unless `config` says otherwise, although most are at the boundary of the network.
     """
     names = ("x", "t")
     example = dict(zip(names, inputs, strict=False))

@@ -14,7 +14,7 @@ from qdiff_fx.config import ActRange
 from qdiff_fx.ir.annotations import Fact, fact, nodes_with, path_of, require
 from qdiff_fx.quant.qparams import LayerInfo, TensorSpec
 
-REST = "[rest]"  # what the id of a layer ends with that reads the second code of a 16-bit input
+RESIDUAL = "[rest]"  # ends the id of a layer that reads the residual, the second code of a 16-bit input
 
 Role = Literal["sample", "timestep"]
 
@@ -92,9 +92,9 @@ class QuantizedLayer(Fact):
     info: LayerInfo
 
     @property
-    def reads_rest(self) -> bool:
+    def reads_residual(self) -> bool:
         """Whether it reads the second code of a 16-bit input: what the first leaves over."""
-        return self.info.path.endswith(REST)
+        return self.info.path.endswith(RESIDUAL)
 
 
 @dataclass(frozen=True)

@@ -66,25 +66,25 @@ class ActivationParameters:
         act_range: how the range was chosen from what was observed; learned step sizes start from it.
         params: a table over the timestep bins, or one value.
         static: one value over all timesteps, for backends whose kernels take no table; ``params`` where that is one.
-        rest: of the second code of 16 bits.
+        residual: of the second code of 16 bits.
     """
 
     act_range: str
     params: QParams
     static: QParams
-    rest: ActivationParameters | None = None
+    residual: ActivationParameters | None = None
 
     def to_json(self) -> dict[str, Any]:
-        rest = self.rest.to_json() if self.rest else None
+        residual = self.residual.to_json() if self.residual else None
         return {"act_range": self.act_range, "params": self.params.to_json(), "static": self.static.to_json()} | (
-            {"rest": rest} if rest else {}
+            {"residual": residual} if residual else {}
         )
 
     @staticmethod
     def from_json(data: Mapping[str, Any]) -> ActivationParameters:
-        rest = ActivationParameters.from_json(data["rest"]) if "rest" in data else None
+        residual = ActivationParameters.from_json(data["residual"]) if "residual" in data else None
         params, static = QParams.from_json(data["params"]), QParams.from_json(data["static"])
-        return ActivationParameters(str(data["act_range"]), params, static, rest)
+        return ActivationParameters(str(data["act_range"]), params, static, residual)
 
 
 @dataclass(frozen=True)

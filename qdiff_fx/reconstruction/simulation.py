@@ -51,7 +51,7 @@ def simulate(prepared: fx.GraphModule, config: QDiffConfig, decided: ParameterSt
     gm = copy_graph(prepared)
     simulation = Simulation(gm, Switch(), {}, {}, {}, measure(gm, config, decided), {})
     # What 16 bits leave over is nothing beside the error of 8.
-    narrow = [reading for reading in readings(gm) if simulation.start.activations[reading.id].rest is None]
+    narrow = [reading for reading in readings(gm) if simulation.start.activations[reading.id].residual is None]
     for layer in nodes_with(gm, LayerPlan):
         name = layer_id(layer)
         if name in simulation.start.weights:

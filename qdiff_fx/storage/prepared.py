@@ -29,7 +29,6 @@ from qdiff_fx.signature import CallSignature
 from qdiff_fx.storage.graph_json import graph_from_json, graph_to_json
 from qdiff_fx.storage.parameters_json import parameters_from_json, parameters_to_json
 from qdiff_fx.storage.sealed import FolderKind, check_replaceable, read_manifest, read_tensors, reading, seal, unshared
-from qdiff_fx.storage.symbolic import open_sizes
 
 FORMAT_VERSION = 1
 MANIFEST, GRAPH, TENSORS = "prepared.json", "graph.json", "prepared.safetensors"
@@ -100,6 +99,8 @@ def load_prepared_artifact(folder: str | os.PathLike[str]) -> PreparedArtifact:
         signature = CallSignature.from_json(manifest["signature"])
         data, tensors = json.loads((path / GRAPH).read_text()), dict(read_tensors(path / TENSORS))
         gm = _graph_from(data, tensors)
+        from qdiff_fx.storage.symbolic import open_sizes  # brings all of sympy
+
         open_sizes(gm, signature.inputs)
         Annotate(config).run(gm)
         set_properties(gm, set(manifest["properties"]) & STAGES)

@@ -179,16 +179,16 @@ def paired_layers(prepared: fx.GraphModule, qdq: fx.GraphModule) -> dict[str, fx
 def result_of(layer: fx.Node) -> fx.Node:
     """The layer, or the sum of both where its input has 16 bits."""
     for reader in layer.users:
-        if any(_reads_rest(each) for each in reader.all_input_nodes):
+        if any(_reads_residual(each) for each in reader.all_input_nodes):
             return reader
     return layer
 
 
 def _reads_first_code(layer: fx.Node) -> bool:
     """Whether the layer is on integers and, where its input has two codes, reads the first."""
-    return layer_info(layer).quantized and not _reads_rest(layer)
+    return layer_info(layer).quantized and not _reads_residual(layer)
 
 
-def _reads_rest(node: fx.Node) -> bool:
+def _reads_residual(node: fx.Node) -> bool:
     known = fact(node, QuantizedLayer)
-    return known is not None and known.reads_rest
+    return known is not None and known.reads_residual

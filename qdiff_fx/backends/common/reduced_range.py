@@ -87,7 +87,7 @@ def reduce_range(gm: fx.GraphModule, layers: Iterable[fx.Node]) -> frozenset[fx.
         activation = cast(fx.Node, activation_of(layer))
         if activation not in reduced:
             reduced[activation] = _requantized(
-                gm, activation, reduced, of_rest=require(layer, QuantizedLayer).reads_rest
+                gm, activation, reduced, of_residual=require(layer, QuantizedLayer).reads_residual
             )
         values, dtype = reduced[activation], value(operand(layer)).dtype
         if dtype != torch.float32:
@@ -96,19 +96,21 @@ def reduce_range(gm: fx.GraphModule, layers: Iterable[fx.Node]) -> frozenset[fx.
     return frozenset(changed)
 
 
-def _requantized(gm: fx.GraphModule, activation: fx.Node, reduced: dict[fx.Node, fx.Node], *, of_rest: bool) -> fx.Node:
+def _requantized(
+    gm: fx.GraphModule, activation: fx.Node, reduced: dict[fx.Node, fx.Node], *, of_residual: bool
+) -> fx.Node:
     """The values ``activation`` dequantizes, in 7 bits: a dequantize node right behind it."""
     codes = cast(fx.Node, activation.args[0])
     # Codes that no quantizer of this graph makes are dequantized and quantized once more.
     source = cast(fx.Node, codes.args[0] if is_op(codes, *QUANTIZE.values()) else activation)
-    if not of_rest:
+    if not of_residual:
         return _insert_quantizer(gm, activation.next, source, activation, _over_same_range)
     # The second code of a 16-bit input is of what the first leaves over, which is twice as much now.
     x, coarse = cast(tuple[fx.Node, fx.Node], source.args)
     if coarse not in reduced:
-        reduced[coarse] = _requantized(gm, coarse, reduced, of_rest=False)
-    rest = insert_call(gm.graph, activation.next, aten.sub.Tensor, (x, reduced[coarse]))
-    return _insert_quantizer(gm, rest.next, rest, reduced[coarse], _over_half_a_step)
+        reduced[coarse] = _requantized(gm, coarse, reduced, of_residual=False)
+    residual = insert_call(gm.graph, activation.next, aten.sub.Tensor, (x, reduced[coarse]))
+    return _insert_quantizer(gm, residual.next, residual, reduced[coarse], _over_half_a_step)
 
 
 def _over_same_range(old: Quantizer) -> tuple[Tensor, Tensor]:

@@ -11,7 +11,7 @@ from qdiff_fx.ir.annotations import nodes_with, path_of, put, value
 from qdiff_fx.ir.edit import is_op
 from qdiff_fx.ir.facts import ActivationPlan, LayerPlan, layer_id, new_layer_ids
 from qdiff_fx.passes.framework import Change, Pass, PassReport, Refusal
-from qdiff_fx.passes.quantize.edges import makes_prediction, reads_sample
+from qdiff_fx.passes.quantize.boundary_layers import makes_prediction, reads_sample
 from qdiff_fx.quant.qparams import WIDE_BITS, LayerInfo, TensorSpec
 
 
@@ -59,8 +59,8 @@ class Annotate(Pass):
         if is_op(node, ops.ATTENTION):
             return _plan_attention(node, name, self.config.settings_for(path, name), self.config.quantize_attention)
         first = reads_sample(node)
-        edge = first or makes_prediction(node)
-        settings = self.config.settings_for(path, name, at_edge=edge, reads_sample=first)
+        boundary = first or makes_prediction(node)
+        settings = self.config.settings_for(path, name, at_boundary=boundary, reads_sample=first)
         return _plan_weight_layer(node, name, settings)
 
 

@@ -12,7 +12,7 @@ from qdiff_fx.config import QDiffConfig, WeightRange
 from qdiff_fx.ir.annotations import fact, nodes_with, require
 from qdiff_fx.ir.edit import get_attr_tensor
 from qdiff_fx.ir.facts import (
-    REST,
+    RESIDUAL,
     ActivationPlan,
     Input,
     LayerPlan,
@@ -66,9 +66,9 @@ def measure(gm: fx.GraphModule, config: QDiffConfig, decided: ParameterStore = N
         if observed is not None and observed.output_observer:
             statistics = cast(Observer, gm.get_submodule(observed.output_observer)).statistics()
             outputs[name] = OutputParameters(_qparams(statistics, ActivationPlan(CODE, plan.inputs[0].act_range)))
-        rest = activations[inputs[name][0]].rest
-        if rest is not None and name in outputs:
-            outputs[name + REST] = OutputParameters(_range_over_rest(weight, rest))
+        residual = activations[inputs[name][0]].residual
+        if residual is not None and name in outputs:
+            outputs[name + RESIDUAL] = OutputParameters(_range_over_residual(weight, residual))
     return ParameterStore(weights, activations, inputs, outputs, decided.weight_rounding)
 
 
@@ -107,16 +107,16 @@ def _activation(gm: fx.GraphModule, reading: Reading, table: bool, decided: Para
     if (
         found is None
         or params is None
-        or (found.act_range, params.spec, found.rest is not None) != (plan.act_range, coarse.spec, wide)
+        or (found.act_range, params.spec, found.residual is not None) != (plan.act_range, coarse.spec, wide)
         or len(params.scale) != (observer.timestep_bins if table else 1)
     ):
         params = _qparams(statistics, coarse, per_timestep=table)
     static = _qparams(statistics, coarse) if params.per_timestep else params
-    rest = None
+    residual = None
     if wide:
         halves = _finer(params)
-        rest = ActivationParameters(plan.act_range, halves, _finer(static) if params.per_timestep else halves)
-    return ActivationParameters(plan.act_range, params, static, rest)
+        residual = ActivationParameters(plan.act_range, halves, _finer(static) if params.per_timestep else halves)
+    return ActivationParameters(plan.act_range, params, static, residual)
 
 
 def _qparams(statistics: Statistics, plan: ActivationPlan, *, per_timestep: bool = False) -> QParams:
@@ -137,10 +137,10 @@ def _finer(params: QParams) -> QParams:
     return QParams(spec, tuple(scale.tolist()), tuple(zero_point.tolist()))
 
 
-def _range_over_rest(weight: WeightParameters, rest: ActivationParameters) -> QParams:
+def _range_over_residual(weight: WeightParameters, residual: ActivationParameters) -> QParams:
     """What the layer can at most make of half a step of the coarse codes."""
     values = dequantize(weight.codes, weight.scales, 0, axis=weight.axis)
-    largest = values.abs().movedim(weight.axis, 0).flatten(1).sum(1).max() * max(rest.params.scale) * 127
+    largest = values.abs().movedim(weight.axis, 0).flatten(1).sum(1).max() * max(residual.params.scale) * 127
     scale, zero_point = choose_qparams(-largest, largest, CODE.bits, symmetric=False, signed=False)
     return QParams(CODE, (float(scale),), (int(zero_point),))
 

@@ -14,7 +14,7 @@ from qdiff_fx.ir.edit import add_buffer, insert_call, insert_get_attr
 from qdiff_fx.ir.facts import StaticQParams, timestep_input
 from qdiff_fx.passes.framework import Change, Pass, PassReport
 from qdiff_fx.passes.quantize.readings import readings
-from qdiff_fx.passes.quantize.wide_inputs import read_rest_too
+from qdiff_fx.passes.quantize.sixteen_bit_inputs import read_residual_too
 from qdiff_fx.quant.parameters import ActivationParameters, ParameterStore
 
 aten, qd = torch.ops.aten, torch.ops.quantized_decomposed
@@ -40,21 +40,21 @@ class QuantizeActivations(Pass):
     def run(self, gm: fx.GraphModule) -> PassReport:
         tables = TimestepTables(gm, self.config)
         changes: list[Change] = []
-        rests: dict[fx.Node, fx.Node] = {}
+        residuals: dict[fx.Node, fx.Node] = {}
         for reading in list(readings(gm)):
             observer, parameters = reading.observer, self.parameters.activations[reading.id]
             source = cast(fx.Node, observer.args[0])
             exact, values = insert_quantizer(gm, observer, source, parameters, tables)
             for layer, index in reading.readers:
                 layer.update_arg(index, values)
-            if parameters.rest is not None:
-                rest = insert_call(gm.graph, observer, aten.sub.Tensor, (source, exact))
-                _, values = insert_quantizer(gm, observer, rest, parameters.rest, tables)
-                rests |= {layer: values for layer, _ in reading.readers}
+            if parameters.residual is not None:
+                residual = insert_call(gm.graph, observer, aten.sub.Tensor, (source, exact))
+                _, values = insert_quantizer(gm, observer, residual, parameters.residual, tables)
+                residuals |= {layer: values for layer, _ in reading.readers}
             spec = reading.plan.spec
             changes.append(Change(observer.name, reading.id, f"quantized to {spec.bits} bits"))
-        for layer in [node for node in gm.graph.nodes if node in rests]:
-            read_rest_too(gm, layer, rests[layer])
+        for layer in [node for node in gm.graph.nodes if node in residuals]:
+            read_residual_too(gm, layer, residuals[layer])
         return PassReport(self.name, tuple(changes))
 
 

@@ -11,7 +11,7 @@ from torch import fx
 import qdiff_fx.kernels  # noqa: F401, registers the operators used here
 from qdiff_fx.ir.annotations import drop, nodes_with, put, require, value
 from qdiff_fx.ir.edit import add_buffer, insert_call, insert_get_attr
-from qdiff_fx.ir.facts import REST, LayerPlan, Observed, QuantizedLayer, WeightCodes
+from qdiff_fx.ir.facts import RESIDUAL, LayerPlan, Observed, QuantizedLayer, WeightCodes
 from qdiff_fx.passes.framework import Change, Pass, PassReport, Refusal
 from qdiff_fx.quant.numerics import weight_range
 from qdiff_fx.quant.parameters import ParameterStore
@@ -49,7 +49,7 @@ class QuantizeWeights(Pass):
                 continue
             output = self.parameters.outputs.get(info.path)
             put(layer, QuantizedLayer(replace(info, output=output.params if output else None)))
-            owner = info.path.removesuffix(REST)
+            owner = info.path.removesuffix(RESIDUAL)
             if owner == info.path:
                 weights[owner] = self._quantize(gm, layer, owner)
             layer.update_arg(1, weights[owner])

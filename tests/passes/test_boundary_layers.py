@@ -1,4 +1,4 @@
-"""Which layers count as the network's edges, and what the configuration makes of it."""
+"""Which layers count as the boundary layers, and what the configuration makes of it."""
 
 import pytest
 import torch

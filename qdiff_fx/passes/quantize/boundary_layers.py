@@ -1,4 +1,4 @@
-"""Which layers are at the edges of the network: what they read is the sample, or what they make the prediction."""
+"""Which layers are at the boundary of the network: what they read is the sample, or what they make the prediction."""
 
 from __future__ import annotations
 
