@@ -41,7 +41,7 @@ def networks(pipe):
     data = collect_calibration_data(
         pipe, num_samples=4, num_inference_steps=8, batch_size=4, seed=0, inputs={"prompt": PROMPTS}, progress=False
     )
-    prepared = prepare_qdiff(unet, QDiffConfig(), data[0])
+    prepared = prepare_qdiff(unet, QDiffConfig(timestep_bins=4), data[0])
     calibrate(prepared, data, progress=False)
     return unet, convert_qdiff(prepared, "reference")
 
@@ -94,7 +94,7 @@ def test_the_same_seed_gives_the_same_images(pipe, networks):
 def test_running_the_pipeline_calibrates_a_prepared_network(pipe, networks):
     float_unet, _ = networks
     example = {"sample": torch.randn(2, 4, 16, 16), "timestep": 3, "encoder_hidden_states": torch.randn(2, 24, 32)}
-    prepared = prepare_qdiff(float_unet, QDiffConfig(), example)
+    prepared = prepare_qdiff(float_unet, QDiffConfig(timestep_bins=4, act_range="minmax"), example)
     expected, observed = latents(pipe, float_unet), latents(pipe, prepared)
     torch.testing.assert_close(observed, expected, rtol=1e-3, atol=1e-4)
     actual = latents(pipe, convert_qdiff(prepared, "reference"))

@@ -224,8 +224,9 @@ def test_classifier_reads_real_digits() -> None:
     assert float((found == labels).float().mean()) >= 0.98
 
 
-def test_samples_are_the_digits_asked_for() -> None:
-    labels = torch.arange(100) % 10
+@pytest.mark.parametrize("count", [10, pytest.param(100, marks=pytest.mark.slow)])
+def test_samples_are_the_digits_asked_for(count: int) -> None:
+    labels = torch.arange(count) % 10
     images = digits.sample_digits(digits.load_digits_unet(), labels, seed=0)
     with torch.no_grad():
         found = digits.load_digit_classifier()(images).argmax(dim=1)

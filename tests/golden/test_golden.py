@@ -91,10 +91,11 @@ def test_cases_are_found_by_parts_of_their_names():
         select(["nothing"])
 
 
-def test_digits_are_what_is_recorded(one_thread):
+@pytest.mark.parametrize("name", ["random-handwritten_attention", pytest.param("digits-w8a8", marks=pytest.mark.slow)])
+def test_results_are_what_is_recorded(one_thread, name):
     processor = this_processor()
     file = records.record_file(processor)
     if not file.is_file():
         pytest.skip(f"no results are recorded for {processor.key}")
-    (case,) = select(["digits-w8a8"])
+    (case,) = select([name])
     assert records.differences(case.name, records.read(file)[case.name], measure(case)) == []

@@ -90,16 +90,18 @@ def test_cache_that_cannot_be_made_is_named(tmp_path: Path) -> None:
 
 
 @needs_kernels
-def test_other_processors_run_portable_kernels(tmp_path: Path) -> None:
-    """A processor that torch tells nothing of gets plain C++, without flags."""
+def test_other_processors_run_portable_kernels() -> None:
+    """A processor that torch tells nothing of gets plain C++, without flags where the machine is an unknown one too."""
     code = """
 import platform
+from qdiff_fx.kernels.isa import choose_isa
 torch.cpu.get_capabilities = dict
-platform.machine = lambda: "riscv64"
 attend()
 assert status().kernel == "portable", status()
+platform.machine = lambda: "riscv64"
+assert choose_isa().machine_flags == ()
 """
-    run(code, QDIFF_KERNELS_CACHE=str(tmp_path))
+    run(code)
 
 
 def test_an_unknown_choice_is_named(tmp_path: Path) -> None:
