@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -18,8 +18,9 @@ from qdiff_fx.config import QDiffConfig
 from qdiff_fx.errors import ConfigError
 from qdiff_fx.ir.edit import copy_graph
 from qdiff_fx.networks import PreparedUNet, QuantizedUNet
+from qdiff_fx.observers import Observer, TimestepObserver
 from qdiff_fx.passes.canonicalize.canonicalize import Canonicalize
-from qdiff_fx.passes.framework import run_passes
+from qdiff_fx.passes.framework import Pass, run_passes
 from qdiff_fx.passes.quantize.annotate import Annotate
 from qdiff_fx.passes.quantize.convert import convert
 from qdiff_fx.passes.quantize.insert_observers import InsertObservers
@@ -35,6 +36,8 @@ def prepare_qdiff(
     *,
     backend: str = "native",
     output_quantizers: bool = False,
+    observer: type[Observer] = TimestepObserver,
+    passes: Sequence[Pass] = (),
 ) -> PreparedUNet:
     """Capture a UNet, split its shortcuts and put an observer on every tensor that will be quantized.
 
@@ -47,6 +50,8 @@ def prepare_qdiff(
         backend: what it is going to run on. "x86" and "qnnpack" quantize what layers return, which is then watched
             too; what was prepared for them runs on every backend.
         output_quantizers: watch what layers return, for converting to "reference" with ``output_quantizers``.
+        observer: what watches: a class of one's own may record more than ranges and histograms.
+        passes: rewrites of one's own, run in order on the canonical graph before layers are chosen.
 
     Returns:
         A network called like ``model`` that computes the same and watches its activations.
@@ -68,8 +73,10 @@ def prepare_qdiff(
         [
             Canonicalize(),  # one spelling per operation; attention written out by hand becomes one node
             SplitShortcut(config.split),  # conv(cat([a, b])) becomes conv(a) + conv(b)
+            *passes,
             Annotate(config),  # which layers, how many bits
-            InsertObservers(config, outputs=outputs),  # watch their inputs, and what they return where it counts
+            # Watch their inputs, and what they return where it counts.
+            InsertObservers(config, outputs=outputs, observer=observer),
         ],
     )
     return PreparedUNet(graph, captured.signature, config, reports)

@@ -9,12 +9,13 @@ from typing import Any, Literal, get_args
 
 from qdiff_fx.errors import ConfigError
 from qdiff_fx.quant.qparams import ACTIVATION_BITS, SOFTMAX_BITS, WEIGHT_BITS, WIDE_BITS
+from qdiff_fx.quant.range_methods import range_methods
 from qdiff_fx.quant.timestep_bins import TimestepBins
 
 SplitPolicy = Literal["shortcut", "all", "off"]
 WeightRange = Literal["max", "mse"]
 WeightRounding = Literal["auto", "nearest", "second_order"]
-ActRange = Literal["minmax", "moving_average", "percentile", "mse"]
+ActRange = str  # one of `range_methods()`
 ActGranularity = Literal["tensor", "timestep"]
 
 
@@ -56,7 +57,7 @@ class Rule:
         if self.softmax_bits is not None:
             _check_bits(f"{where}.softmax_bits", self.softmax_bits, SOFTMAX_BITS)
         if self.act_range is not None:
-            _check_choice(f"{where}.act_range", self.act_range, get_args(ActRange))
+            _check_choice(f"{where}.act_range", self.act_range, range_methods())
         try:
             self.matches("")
         except re.error as error:
@@ -134,7 +135,7 @@ class QDiffConfig:
         _check_choice("split", self.split, get_args(SplitPolicy))
         _check_choice("weight_range", self.weight_range, get_args(WeightRange))
         _check_choice("weight_rounding", self.weight_rounding, get_args(WeightRounding))
-        _check_choice("act_range", self.act_range, get_args(ActRange))
+        _check_choice("act_range", self.act_range, range_methods())
         _check_choice("act_granularity", self.act_granularity, get_args(ActGranularity))
         for rule in self.rules:
             if not isinstance(rule, Rule):

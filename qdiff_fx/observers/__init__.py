@@ -12,7 +12,6 @@ import pkgutil
 from qdiff_fx.observers.base import Observer, merge
 from qdiff_fx.observers.minmax import MinMaxObserver
 from qdiff_fx.observers.ranges import (
-    RangeMethod,
     choose_range,
     minmax_range,
     moving_average_range,
@@ -25,7 +24,6 @@ from qdiff_fx.observers.timestep import TimestepObserver
 __all__ = [
     "MinMaxObserver",
     "Observer",
-    "RangeMethod",
     "Statistics",
     "TimestepObserver",
     "choose_range",

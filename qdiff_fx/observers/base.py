@@ -14,15 +14,16 @@ from qdiff_fx.errors import CalibrationError, ConfigError
 from qdiff_fx.observers.statistics import SMALLEST_EXPONENT, Statistics, merge_statistics
 from qdiff_fx.quant.timestep_bins import TimestepBins
 
+_RECORD = ("min_val", "max_val", "hist", "exponent", "count")  # the buffers of every observer: `Statistics`
 MAX_HISTOGRAM_BINS = 1 << 15  # bin numbers are counted as int16
 
 
 class Observer(nn.Module):
     """Identity in `x` that records its range separately for every part of the denoising schedule.
 
-    `forward(x, timestep) -> x`. A subclass sets `kind`, and may override `record` to look at more than the range.
-    All state is in the buffers of `Statistics`, registered from the start. Set `enabled = False` to stop
-    recording, `name` to say in errors where in the network it sits.
+    `forward(x, timestep) -> x`. A subclass sets `kind`, and may override `record` to look at more than the range, and
+    `merge_record` and `statistics` where it keeps more. All state is in buffers, registered from the start. Set
+    `enabled = False` to stop recording, `name` to say in errors where in the network it sits.
 
     Args:
         timestep_bins: T, the parts of the schedule, see `TimestepBins`.
@@ -87,10 +88,9 @@ class Observer(nn.Module):
 
     def statistics(self) -> Statistics:
         """A copy of everything seen so far."""
-        buffers = {name: buffer.clone() for name, buffer in self.named_buffers(recurse=False)}
-        return Statistics(**buffers, name=self.name)
+        return Statistics(**{name: getattr(self, name).clone() for name in _RECORD}, name=self.name)
 
-    def merge(self, other: Observer) -> Self:
+    def merge(self, other: Self) -> Self:
         """Add what `other` saw, as if this observer had seen it itself (exactly, in any order).
 
         Raises:
@@ -102,9 +102,13 @@ class Observer(nn.Module):
                 where=self.name,
             )
         merged = merge_statistics(self.statistics(), other.statistics())
-        for name, buffer in self.named_buffers(recurse=False):
-            buffer.copy_(getattr(merged, name))
+        for name in _RECORD:
+            getattr(self, name).copy_(getattr(merged, name))
+        self.merge_record(other)
         return self
+
+    def merge_record(self, other: Self) -> None:
+        """Hook: add to the buffers of one's own what those of `other` hold, exactly, in any order."""
 
     def extra_repr(self) -> str:
         return f"{self.name!r}, timestep_bins={self.timestep_bins}, num_train_timesteps={self.num_train_timesteps}"

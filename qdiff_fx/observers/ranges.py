@@ -7,7 +7,6 @@ With `per_timestep` they are tables [T]; bins without data copy the nearest bin 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Literal, get_args
 
 import torch
 from torch import Tensor
@@ -21,16 +20,16 @@ from qdiff_fx.observers.distribution import (
     quantization_error,
 )
 from qdiff_fx.observers.statistics import Statistics
+from qdiff_fx.quant.range_methods import range_method
 
 Range = tuple[Tensor, Tensor]
-RangeMethod = Literal["minmax", "moving_average", "percentile", "mse"]
 
 DESCENT_ROUNDS = 3  # of the asymmetric search; it has always settled before
 SHRINK = 0.01
 
 
 def choose_range(
-    stats: Statistics, method: RangeMethod, bits: int, per_timestep: bool = False, symmetric: bool = False
+    stats: Statistics, method: str, bits: int, per_timestep: bool = False, symmetric: bool = False
 ) -> Range:
     """The range by a named method with the paper's settings; arguments that a method has no use for are ignored.
 
@@ -40,11 +39,7 @@ def choose_range(
         ConfigError: an unknown method.
         CalibrationError: the observer saw no data, or kept no histogram where the method needs one.
     """
-    if method not in RANGES:
-        raise ConfigError(
-            f"unknown range method {method!r}", where=stats.name, fix=f"Choose one of {list(get_args(RangeMethod))}"
-        )
-    return RANGES[method](stats, bits, per_timestep, symmetric)
+    return range_method(method)(stats, bits, per_timestep, symmetric)
 
 
 def minmax_range(stats: Statistics, per_timestep: bool = False) -> Range:
@@ -130,16 +125,24 @@ def mse_range(
     return _from_distribution(stats, per_timestep, chosen)
 
 
-RANGES: dict[RangeMethod, Callable[[Statistics, int, bool, bool], Range]] = {
-    "minmax": lambda stats, bits, per_timestep, symmetric: minmax_range(stats, per_timestep),
-    "moving_average": lambda stats, bits, per_timestep, symmetric: moving_average_range(
-        stats, per_timestep=per_timestep
-    ),
-    "percentile": lambda stats, bits, per_timestep, symmetric: percentile_range(stats, per_timestep=per_timestep),
-    "mse": lambda stats, bits, per_timestep, symmetric: mse_range(
-        stats, bits, symmetric=symmetric, per_timestep=per_timestep
-    ),
-}
+def by_minmax(stats: Statistics, bits: int, per_timestep: bool, symmetric: bool) -> Range:
+    """`act_range="minmax"`."""
+    return minmax_range(stats, per_timestep)
+
+
+def by_moving_average(stats: Statistics, bits: int, per_timestep: bool, symmetric: bool) -> Range:
+    """`act_range="moving_average"`."""
+    return moving_average_range(stats, per_timestep=per_timestep)
+
+
+def by_percentile(stats: Statistics, bits: int, per_timestep: bool, symmetric: bool) -> Range:
+    """`act_range="percentile"`."""
+    return percentile_range(stats, per_timestep=per_timestep)
+
+
+def by_mse(stats: Statistics, bits: int, per_timestep: bool, symmetric: bool) -> Range:
+    """`act_range="mse"`."""
+    return mse_range(stats, bits, symmetric=symmetric, per_timestep=per_timestep)
 
 
 def _from_distribution(

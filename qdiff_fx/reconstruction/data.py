@@ -13,7 +13,7 @@ from qdiff_fx.calibration.run import check_batch, schedule_length
 from qdiff_fx.errors import CalibrationError, QDiffError
 from qdiff_fx.ir.facts import is_timestep
 from qdiff_fx.networks import PreparedUNet
-from qdiff_fx.observers import TimestepObserver
+from qdiff_fx.observers import Observer
 
 
 @dataclass(frozen=True)
@@ -82,7 +82,7 @@ def gather(prepared: PreparedUNet, data: Iterable[Batch], batch_size: int) -> Sa
 
 def _check_timesteps(prepared: PreparedUNet, timesteps: Tensor) -> None:
     """Raises CalibrationError where the data leave out timesteps that the observers saw."""
-    observers = [module for module in prepared.modules() if isinstance(module, TimestepObserver)]
+    observers = [module for module in prepared.modules() if isinstance(module, Observer)]
     if not observers:
         return
     schedule = observers[0].schedule

@@ -1,5 +1,3 @@
-from typing import get_args
-
 import pytest
 import torch
 from hypothesis import given
@@ -9,7 +7,6 @@ from examples import examples
 from qdiff_fx.errors import CalibrationError, ConfigError
 from qdiff_fx.observers import (
     MinMaxObserver,
-    RangeMethod,
     TimestepObserver,
     choose_range,
     minmax_range,
@@ -18,8 +15,9 @@ from qdiff_fx.observers import (
     percentile_range,
 )
 from qdiff_fx.quant.numerics import choose_qparams, fake_quantize, integer_range
+from qdiff_fx.quant.range_methods import range_methods
 
-METHODS = get_args(RangeMethod)
+METHODS = range_methods()
 
 
 def record(*tensors, kind=TimestepObserver):

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import fx, nn
 
 from qdiff_fx.config import QDiffConfig
 from qdiff_fx.ir.annotations import describe, describe_like, has, nodes_with, put, require, value
 from qdiff_fx.ir.facts import ActivationPlan, LayerPlan, Observed, layer_id, timestep_input
-from qdiff_fx.observers import TimestepObserver
+from qdiff_fx.observers import Observer, TimestepObserver
 from qdiff_fx.passes.framework import Change, Pass, PassReport
 
 OBSERVERS = "observers"
@@ -25,8 +27,8 @@ class InsertObservers(Pass):
     requires = frozenset({"canonical", "annotated"})
     ensures = frozenset({"observed"})
 
-    def __init__(self, config: QDiffConfig, *, outputs: bool = False):
-        self.config, self.outputs = config, outputs
+    def __init__(self, config: QDiffConfig, *, outputs: bool = False, observer: type[Observer] = TimestepObserver):
+        self.config, self.outputs, self.observer = config, outputs, observer
 
     def run(self, gm: fx.GraphModule) -> PassReport:
         if OBSERVERS not in gm._modules:
@@ -69,8 +71,8 @@ class InsertObservers(Pass):
         return str(observer.target)
 
     def _insert(self, gm: fx.GraphModule, source: fx.Node, timestep: fx.Node, name: str, key: str) -> fx.Node:
-        module = TimestepObserver(self.config.timestep_bins, self.config.num_train_timesteps)
-        module.name = name
+        make: Any = self.observer  # every subclass takes the schedule; the histogram is its own affair
+        module: Observer = make(self.config.timestep_bins, self.config.num_train_timesteps, name=name)
         gm.get_submodule(OBSERVERS).add_module(key, module)
         with gm.graph.inserting_after(max(source, timestep)):
             observer = gm.graph.call_module(f"{OBSERVERS}.{key}", (source, timestep))
