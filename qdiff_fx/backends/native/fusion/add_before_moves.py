@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import torch
 from torch import fx
 
 from qdiff_fx.backends.native.fusion.kernels import is_open, read_elsewhere
 from qdiff_fx.ir.annotations import any_value, describe, describe_like, path_of, value, value_or_none
+from qdiff_fx.ir.arguments import function_of
 from qdiff_fx.passes.rule import Rule
 
 aten = torch.ops.aten
@@ -67,7 +68,7 @@ class AddBeforeMoves(Rule[MovedLayer]):
             describe(total, value=any_value(layer), path=path_of(add))
             result = total
             for move in moves:
-                redone = graph.call_function(move.target, (result, *move.args[1:]))  # type: ignore[arg-type]
+                redone = graph.call_function(function_of(move), (result, *move.args[1:]))
                 describe_like(redone, move, facts=True)
                 result = redone
         add.replace_all_uses_with(result)
@@ -93,7 +94,7 @@ def _inverse(move: fx.Node, moved: fx.Node) -> fx.Node:
     source = value(move.all_input_nodes[0])
     graph = moved.graph
     if move.target is PERMUTE:
-        order = [dim % source.dim() for dim in move.args[1]]  # type: ignore[union-attr, operator]
+        order = [dim % source.dim() for dim in cast("list[int]", move.args[1])]
         node = graph.call_function(PERMUTE, (moved, [order.index(dim) for dim in range(len(order))]))
     else:
         sizes = _source_sizes(move)

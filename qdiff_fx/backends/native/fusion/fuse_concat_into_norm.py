@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import torch
 from torch import fx
@@ -50,5 +50,4 @@ class FuseConcatIntoNorm(Rule[Concat]):
 
 
 def _arguments(concat: fx.Node) -> tuple[list[fx.Node], int]:
-    parts, dim = [*concat.args, 0][:2]
-    return parts, dim  # type: ignore[return-value]
+    return cast("tuple[list[fx.Node], int]", (*concat.args, 0)[:2])

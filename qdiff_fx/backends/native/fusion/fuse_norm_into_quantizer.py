@@ -8,6 +8,7 @@ from torch import fx
 
 from qdiff_fx.backends.native.fusion.kernels import NO_QUANTIZER, NORMS, QUANTIZE, layer_behind, read_in_floats
 from qdiff_fx.ir.annotations import describe_like
+from qdiff_fx.ir.arguments import function_of
 from qdiff_fx.kernels.integer import CODES, Activation
 from qdiff_fx.passes.rule import Rule
 
@@ -43,7 +44,7 @@ class FuseNormIntoQuantizer(Rule[Normed]):
         if given["activation"] != Activation.NONE:
             changes["activation"] = given["activation"]
         with gm.graph.inserting_before(quantize):
-            fused = gm.graph.call_function(norm.target, kwargs={**norm.kwargs, **changes})  # type: ignore[arg-type]
+            fused = gm.graph.call_function(function_of(norm), kwargs={**norm.kwargs, **changes})
         describe_like(fused, norm, facts=True)
         quantize.replace_all_uses_with(fused)
         gm.graph.erase_node(quantize)

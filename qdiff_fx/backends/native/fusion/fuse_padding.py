@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import torch
 from torch import fx
@@ -69,9 +69,10 @@ class FusePadding(Rule[Padded]):
 
 def _arguments(pad: fx.Node) -> tuple[list[Any], str, float]:
     """Sizes, mode and the value of what is put there."""
-    sizes, *rest = pad.args[1:]
+    sizes, *rest = cast("tuple[Any, ...]", pad.args[1:])
+    given: dict[str, Any] = pad.kwargs
     if pad.target is aten.constant_pad_nd.default:
-        return sizes, "constant", pad.kwargs.get("value", rest[0] if rest else 0.0)  # type: ignore[return-value]
-    mode = pad.kwargs.get("mode", rest[0] if rest else "constant")
-    filling = pad.kwargs.get("value", rest[1] if len(rest) > 1 else 0.0)
-    return sizes, mode, filling or 0.0  # type: ignore[return-value]
+        return sizes, "constant", given.get("value", rest[0] if rest else 0.0)
+    mode = given.get("mode", rest[0] if rest else "constant")
+    filling = given.get("value", rest[1] if len(rest) > 1 else 0.0)
+    return sizes, mode, filling or 0.0

@@ -8,6 +8,7 @@ import torch
 from torch import fx
 
 from qdiff_fx.backends.native.fusion.kernels import CONV
+from qdiff_fx.ir.arguments import operand
 from qdiff_fx.passes.rule import Rule
 
 aten = torch.ops.aten
@@ -52,5 +53,4 @@ class FuseUpsampling(Rule[Upsampled]):
 
 
 def _arguments(upsample: fx.Node) -> tuple[fx.Node, Any, Any]:
-    codes, size, factors = upsample.args[:3]
-    return codes, size, factors  # type: ignore[return-value]
+    return operand(upsample), upsample.args[1], upsample.args[2]

@@ -5,13 +5,14 @@ All of a kernel's arguments are keyword arguments, so that a rule changes one by
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, TypeGuard
 
 import torch
 from torch import fx
 
 from qdiff_fx.ir import ops
 from qdiff_fx.ir.annotations import any_value, describe_like, path_of
+from qdiff_fx.ir.arguments import function_of
 from qdiff_fx.kernels.integer import CODES, Activation
 
 qdiff = torch.ops.qdiff
@@ -34,7 +35,7 @@ NO_OUTPUT_QUANTIZER = {f"out_{name}": value for name, value in NO_QUANTIZER.item
 MOVES = ops.MOVES_CODES
 
 
-def is_open(node: object) -> bool:
+def is_open(node: object) -> TypeGuard[fx.Node]:
     """Whether `node` is a layer to whose result something can still be done: it writes floats, no activation yet."""
     if not isinstance(node, fx.Node) or node.target not in LAYERS:
         return False
@@ -55,7 +56,7 @@ def replace_by_kernel(node: fx.Node, target: Any, kwargs: dict[str, Any]) -> fx.
 def fuse_into_epilogue(layer: fx.Node, last: fx.Node, **changes: Any) -> None:
     """The layer with changed arguments in the place of `last`, whose only input of interest it was."""
     with last.graph.inserting_before(last):
-        fused = last.graph.call_function(layer.target, kwargs={**layer.kwargs, **changes})  # type: ignore[arg-type]
+        fused = last.graph.call_function(function_of(layer), kwargs={**layer.kwargs, **changes})
     describe_like(fused, layer, value=any_value(last), facts=True)
     last.replace_all_uses_with(fused)
     last.graph.erase_node(last)

@@ -13,6 +13,7 @@ from qdiff_fx.backends.native.fusion.kernels import CONV, LINEAR, NO_OUTPUT_QUAN
 from qdiff_fx.backends.native.fusion.pack_weight import WeightPacker, codes_of
 from qdiff_fx.backends.native.fusion.supported import why_float
 from qdiff_fx.ir.annotations import describe_like, has, set_value, value
+from qdiff_fx.ir.arguments import operand
 from qdiff_fx.ir.facts import QuantizedLayer
 from qdiff_fx.kernels.integer import Activation
 from qdiff_fx.passes.framework import Pass, PassReport, checks
@@ -151,8 +152,7 @@ def _squeeze(kernel: fx.Node) -> None:
 def _activation(layer: fx.Node) -> tuple[fx.Node, Any, Any]:
     activation = activation_of(layer)
     assert activation is not None
-    codes, scale, zero_point = activation.args[:3]
-    return codes, scale, zero_point  # type: ignore[return-value]
+    return operand(activation), activation.args[1], activation.args[2]
 
 
 def _bias(layer: fx.Node) -> Any:

@@ -11,7 +11,7 @@ from __future__ import annotations
 import math
 import operator
 from collections.abc import Callable, Iterable, Iterator
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, fx
@@ -19,7 +19,7 @@ from torch import Tensor, fx
 from qdiff_fx.backends.native.fusion.limits import WeightReach
 from qdiff_fx.ir import ops
 from qdiff_fx.ir.annotations import fact, value_or_none
-from qdiff_fx.ir.arguments import bound
+from qdiff_fx.ir.arguments import bound, operand
 from qdiff_fx.ir.edit import get_attr_tensor
 from qdiff_fx.ir.ops import Kind, Layout
 from qdiff_fx.kernels.integer import CODES, Activation
@@ -123,10 +123,9 @@ class Magnitudes:
 
     def _dequantized(self, node: fx.Node) -> float:
         _, scale, zero_point, low, high, *_ = node.args
-        return max(
-            abs(s) * max(abs(_number(end) - z) for end in (low, high))
-            for s, z in zip(*self._rows(scale, zero_point), strict=True)
-        )
+        ends = tuple(map(_number, (low, high)))
+        rows: Iterator[tuple[float, float]] = zip(*self._rows(scale, zero_point), strict=True)
+        return max(abs(s) * max(abs(end - z) for end in ends) for s, z in rows)
 
     def _float_layer(self, node: fx.Node) -> float:
         call = bound(node)
@@ -182,8 +181,8 @@ class Magnitudes:
         """The values a number has over the rows of the table it is looked up in."""
         if not isinstance(number, fx.Node):
             return [_number(number)]
-        row, column = number.args
-        table: Any = self._gm.get_submodule(str(row.target))  # type: ignore[union-attr]
+        row, column = operand(number), number.args[1]
+        table: Any = self._gm.get_submodule(str(row.target))
         return [each[column] for each in table.rows]
 
 
@@ -251,5 +250,5 @@ def _ends(codes: Any) -> tuple[int, int]:
     if isinstance(codes, fx.Node):
         for low, high in (("low", "high"), ("out_low", "out_high")):
             if isinstance(codes.kwargs.get(low), int) and codes.kwargs[low] != codes.kwargs[high]:
-                return codes.kwargs[low], codes.kwargs[high]  # type: ignore[return-value]
+                return cast("tuple[int, int]", (codes.kwargs[low], codes.kwargs[high]))
     return 0, 255

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import torch
 from torch import fx
@@ -34,8 +34,8 @@ class MergeSplitConvs(Rule[Halves]):
         left, right = node.args[:2]
         if not is_open(left) or not is_open(right) or node.kwargs.get("alpha", 1) != 1:
             return None
-        first, second = sorted((left, right))  # type: ignore[type-var]
-        return Halves(node, first, second) if _same_window(first, second) else None  # type: ignore[arg-type]
+        first, second = sorted((left, right))
+        return Halves(node, first, second) if _same_window(first, second) else None
 
     def subject(self, node: fx.Node, found: Halves) -> fx.Node:
         return found.second
@@ -52,7 +52,8 @@ class MergeSplitConvs(Rule[Halves]):
 
     def rewrite(self, gm: fx.GraphModule, found: Halves) -> str:
         add, first, second = found
-        changes: dict[str, Any] = {name: [*first.kwargs[name], *second.kwargs[name]] for name in SOURCES}  # type: ignore[misc]
+        ours, theirs = cast("tuple[dict[str, list[Any]], ...]", (first.kwargs, second.kwargs))
+        changes: dict[str, Any] = {name: [*ours[name], *theirs[name]] for name in SOURCES}
         computes(second, first, second)
         fuse_into_epilogue(second, add, **changes, bias=_sum_of_biases(gm, first, second))
         gm.graph.erase_node(first)

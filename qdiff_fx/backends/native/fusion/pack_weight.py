@@ -8,10 +8,11 @@ from dataclasses import dataclass
 import torch
 from torch import fx
 
-from qdiff_fx.backends.common.base import weight_codes, weight_of
+from qdiff_fx.backends.common.base import weight_codes, weight_of, weight_tensors
 from qdiff_fx.backends.common.memory import trim
 from qdiff_fx.backends.native.fusion.limits import WeightReach
 from qdiff_fx.ir.annotations import put
+from qdiff_fx.ir.arguments import operand
 from qdiff_fx.ir.edit import add_buffer, get_attr_tensor
 from qdiff_fx.ir.facts import layer_info, quantized_layers
 
@@ -88,15 +89,15 @@ def codes_of(layer: fx.Node) -> fx.Node:
     """The get_attr of the codes of a layer's weight."""
     weight = weight_of(layer)
     assert weight is not None
-    return weight.args[0]  # type: ignore[return-value]
+    return operand(weight)
 
 
 def _pack(gm: fx.GraphModule, layer: fx.Node) -> PackedWeight:
-    codes_node, scales_node = codes_of(layer), weight_of(layer).args[1]  # type: ignore[union-attr]
+    codes_node, (_, weight_scales) = codes_of(layer), weight_tensors(gm, layer)
     codes = weight_codes(gm, codes_node)
     packed, sums = qdiff.pack_weight(codes, layer_info(layer).weight_bits)
     scales = torch.zeros(sums.numel())
-    scales[: codes.shape[0]] = get_attr_tensor(gm, scales_node).float()  # type: ignore[arg-type]
+    scales[: codes.shape[0]] = weight_scales.float()
     base = str(codes_node.target)
     return PackedWeight(
         add_buffer(gm, f"{base}_packed", packed),

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, fx
 
 from qdiff_fx.backends.native.fusion.hoist_size import SIZE
+from qdiff_fx.ir.arguments import operand, operator_of
 from qdiff_fx.ir.edit import get_attr_tensor
 from qdiff_fx.kernels import status
 
@@ -31,7 +32,7 @@ def _can_plan(node: fx.Node) -> bool:
     if [str(each.type) in RESULTS for each in schema.returns] != [True] or schema.is_mutable:
         return False
     # Sizes of inputs are what Python computes other sizes from: they come first.
-    if target is SIZE and node.args[0].op == "placeholder":  # type: ignore[union-attr]
+    if target is SIZE and operand(node).op == "placeholder":
         return False
     return all(_can_write(value, str(each.type)) for value, each in zip(arguments_of(node), schema.arguments))
 
@@ -40,7 +41,7 @@ def arguments_of(node: fx.Node) -> list[Any]:
     """The arguments of an operator in the order of its schema, up to the last that is given."""
     arguments = list(node.args)
     left = dict(node.kwargs)
-    for argument in node.target._schema.arguments[len(arguments) :]:  # type: ignore[union-attr]
+    for argument in operator_of(node)._schema.arguments[len(arguments) :]:
         if not left:
             break
         arguments.append(left.pop(argument.name) if argument.name in left else argument.default_value)
@@ -113,5 +114,5 @@ class PlanWriter:
 
         for argument in arguments_of(node):
             write(argument)
-        schema = node.target._schema  # type: ignore[union-attr]
+        schema = operator_of(node)._schema
         self.plan.add(schema.name, schema.overload_name, code, floats, tensors, self._slots[node], dead)

@@ -18,6 +18,7 @@ from torch import Tensor, fx, nn
 from qdiff_fx.backends.native.fusion.hoist_size import SIZE
 from qdiff_fx.backends.native.runtime.program import Program
 from qdiff_fx.ir.annotations import describe_like, value_or_none
+from qdiff_fx.ir.arguments import operand
 from qdiff_fx.ir.facts import is_sample, is_timestep
 from qdiff_fx.passes.framework import Change, Pass, PassReport
 
@@ -57,7 +58,7 @@ class Remembered(nn.Module):
             if entry is not None and all(map(torch.equal, entry.large, large)):
                 self.entries.move_to_end(key)
                 return entry.results
-        results = self.module(*inputs)
+        results: tuple[Any, ...] = self.module(*inputs)
         with self._lock:
             # One entry per key: of two prompts of one shape the last is kept.
             self.entries[key] = _Entry([value.clone() for value in large], results)
@@ -125,7 +126,7 @@ def _classify(gm: fx.GraphModule) -> dict[fx.Node, Depends]:
             given = Depends.SAMPLE if node in samples else Depends.CONDITIONING
             found[node] = Depends.TIMESTEP if is_timestep(node) else given
         elif node.op == "output" or node.target is SIZE:
-            known = node.op != "output" and node.args[0].op == "placeholder"  # type: ignore[union-attr]
+            known = node.op != "output" and operand(node).op == "placeholder"
             found[node] = Depends.NOTHING if known else Depends.SAMPLE
         else:
             found[node] = max((found[each] for each in node.all_input_nodes), default=Depends.NOTHING)
@@ -185,7 +186,7 @@ def _hoist(nodes: list[fx.Node]) -> fx.Node:
             needed.add(node)
             pending.extend(node.all_input_nodes)
     graph = nodes[0].graph
-    last = [node for node in graph.nodes if node.op == "placeholder"][-1]
+    last: fx.Node = [node for node in graph.nodes if node.op == "placeholder"][-1]
     for node in [each for each in graph.nodes if each in needed]:
         last.append(node)
         last = node
