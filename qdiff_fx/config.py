@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass, field, fields
 from typing import Any, Literal, get_args
 
 from qdiff_fx.errors import ConfigError
-from qdiff_fx.quant.qparams import ACTIVATION_BITS, SOFTMAX_BITS, WEIGHT_BITS, WIDE_BITS
+from qdiff_fx.quant.qparams import ACTIVATION_BITS, SIXTEEN_BITS, SOFTMAX_BITS, WEIGHT_BITS
 from qdiff_fx.quant.range_methods import range_methods
 from qdiff_fx.quant.timestep_bins import TimestepBins
 
@@ -53,7 +53,7 @@ class Rule:
         if self.weight_bits is not None:
             _check_bits(f"{where}.weight_bits", self.weight_bits, WEIGHT_BITS)
         if self.act_bits is not None:
-            _check_bits(f"{where}.act_bits", self.act_bits, (*ACTIVATION_BITS, WIDE_BITS))
+            _check_bits(f"{where}.act_bits", self.act_bits, (*ACTIVATION_BITS, SIXTEEN_BITS))
         if self.softmax_bits is not None:
             _check_bits(f"{where}.softmax_bits", self.softmax_bits, SOFTMAX_BITS)
         if self.act_range is not None:
@@ -114,7 +114,7 @@ class QDiffConfig:
     act_bits: int = 8
     softmax_bits: int = 8
     edge_weight_bits: int = 8
-    sample_act_bits: int = WIDE_BITS
+    sample_act_bits: int = SIXTEEN_BITS
     split: SplitPolicy = "shortcut"
     weight_range: WeightRange = "mse"
     weight_rounding: WeightRounding = "auto"
@@ -131,7 +131,7 @@ class QDiffConfig:
         _check_bits("act_bits", self.act_bits, ACTIVATION_BITS)
         _check_bits("softmax_bits", self.softmax_bits, SOFTMAX_BITS)
         _check_bits("edge_weight_bits", self.edge_weight_bits, WEIGHT_BITS)
-        _check_bits("sample_act_bits", self.sample_act_bits, (*ACTIVATION_BITS, WIDE_BITS))
+        _check_bits("sample_act_bits", self.sample_act_bits, (*ACTIVATION_BITS, SIXTEEN_BITS))
         _check_choice("split", self.split, get_args(SplitPolicy))
         _check_choice("weight_range", self.weight_range, get_args(WeightRange))
         _check_choice("weight_rounding", self.weight_rounding, get_args(WeightRounding))

@@ -14,7 +14,7 @@ LayerKind = Literal["conv", "conv_transpose", "linear", "attention"]
 
 WEIGHT_BITS = range(2, 9)
 ACTIVATION_BITS = range(4, 9)
-WIDE_BITS = 16  # of the input of a weight layer: two codes of 8 bits, the second of what the first leaves over
+SIXTEEN_BITS = 16  # of the input of a weight layer: two codes of 8 bits, the second of what the first leaves over
 SOFTMAX_BITS = (4, 5, 6, 7, 8, 16)
 
 

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from qdiff_fx.quant.qparams import WIDE_BITS
+from qdiff_fx.quant.qparams import SIXTEEN_BITS
 
 _FLOAT = "float"
-_WIDE = f"a{WIDE_BITS}"
+_WIDE = f"a{SIXTEEN_BITS}"
 
 
 @dataclass(frozen=True, order=True)
@@ -23,7 +23,7 @@ class Choice:
     wide: bool = False
 
     def __str__(self) -> str:
-        """``float``, ``8``, or ``8a16`` with wide inputs."""
+        """``float``, ``8``, or ``8a16`` with a 16-bit input."""
         return _FLOAT if self == FLOAT else f"{self.weight_bits}{_WIDE if self.wide else ''}"
 
     @staticmethod

@@ -19,7 +19,7 @@ from qdiff_fx.ir.facts import QuantizedLayer, layer_info, quantized_layers
 from qdiff_fx.ir.subgraph import Subgraph, subgraph
 from qdiff_fx.networks import PreparedUNet
 from qdiff_fx.quant.numerics import fake_quantize, weight_range, weight_scales
-from qdiff_fx.quant.qparams import WIDE_BITS
+from qdiff_fx.quant.qparams import SIXTEEN_BITS
 from qdiff_fx.tuning.choice import Choice
 from qdiff_fx.tuning.float_graph import all_values, without_observers
 from qdiff_fx.tuning.units import Unit, convert_as, planned_layers, units_of
@@ -91,7 +91,7 @@ class LayerSubstitution:
         config = replace(self.config, weight_range="max")
         if wide:
             widening = (
-                Rule(unit.path, act_bits=WIDE_BITS) for unit in units_of(self._prepared.graph_module) if unit.widens
+                Rule(unit.path, act_bits=SIXTEEN_BITS) for unit in units_of(self._prepared.graph_module) if unit.widens
             )
             config = replace(config, rules=(*config.rules, *widening))
         graph = convert_as(self._prepared, config)
@@ -102,7 +102,7 @@ class LayerSubstitution:
         computed = {node.name for node in self.float_graph.graph.nodes if node.op != "get_attr"}
         names = {node.name: node.name for node in qdq.graph.nodes if node.name in computed}
         for name, layer in layers.items():
-            # Of a wide layer that is the sum over both codes, and nothing before it.
+            # Of a layer with a 16-bit input that is the sum over both codes, and nothing before it.
             names.pop(layer.name, None)
             names[result_of(layer).name] = name
         return names

@@ -15,7 +15,7 @@ from qdiff_fx.ir.facts import LayerPlan, layer_id
 from qdiff_fx.networks import PreparedUNet
 from qdiff_fx.passes.quantize.convert import convert, reannotate
 from qdiff_fx.quant.packing import packed_size
-from qdiff_fx.quant.qparams import WIDE_BITS
+from qdiff_fx.quant.qparams import SIXTEEN_BITS
 from qdiff_fx.tuning.choice import AS_CONFIGURED, FLOAT, Choice
 
 DEFAULT_BITS = (2, 3, 4, 6, 8)
@@ -44,7 +44,7 @@ class Unit:
     def choices(self, bits: tuple[int, ...], *, allow_float: bool, allow_wide: bool) -> tuple[Choice, ...]:
         """What may be chosen for it.
 
-        Wide inputs come with the most weight bits only: beside fewer, the weights' noise is what is heard.
+        16-bit inputs come with the most weight bits only: beside fewer, the weights' noise is what is heard.
         """
         quantized = tuple(Choice(each) for each in bits) if self.counts else (AS_CONFIGURED,)
         wide = (Choice(max(bits), wide=True),) if allow_wide and self.widens else ()
@@ -63,7 +63,7 @@ class Unit:
         return Rule(
             self.path,
             weight_bits=choice.weight_bits if self.counts else None,
-            act_bits=WIDE_BITS if choice.wide else None,
+            act_bits=SIXTEEN_BITS if choice.wide else None,
             quantize=True,
         )
 
@@ -91,7 +91,7 @@ def _unit(prepared: fx.GraphModule, path: str, nodes: list[fx.Node]) -> Unit:
     counts = tuple(weight.numel() for weight in weights)
     infos = [require(node, LayerPlan).info for node in nodes]
     configured = Choice(infos[0].weight_bits) if counts else AS_CONFIGURED
-    widens = all(info.kind != "attention" and info.act_bits != WIDE_BITS for info in infos)
+    widens = all(info.kind != "attention" and info.act_bits != SIXTEEN_BITS for info in infos)
     names = tuple(node.name for node in nodes)
     return Unit(path, names, counts, sum(weight.nbytes for weight in weights), configured, widens)
 

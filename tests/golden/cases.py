@@ -26,7 +26,7 @@ SETTINGS: dict[str, Any] = {
     "num_train_timesteps": 1000,
     "timestep_bins": 5,
 }
-# Wide inputs, every kind of weight bits, a wide softmax, a layer left in float.
+# 16-bit inputs, every kind of weight bits, a wide softmax, a layer left in float.
 MIXED = (
     Rule("*", weight_bits=4),
     Rule("down_blocks.*", weight_bits=6, act_bits=16),

@@ -247,3 +247,26 @@ def test_a_new_observer_is_one_new_file(tmp_path, monkeypatch):
     monkeypatch.setattr(observers, "__path__", [*observers.__path__, str(tmp_path)])
     assert "absolute" in {entry.name for entry in pkgutil.iter_modules(observers.__path__)}
     assert set(observer_types()) == {"timestep", "minmax", "absolute"}
+
+
+def test_buffers_of_a_subclass_are_not_part_of_the_common_record():
+    class Counting(TimestepObserver):
+        kind = ""
+
+        def __init__(self, timestep_bins, num_train_timesteps):
+            super().__init__(timestep_bins, num_train_timesteps)
+            self.register_buffer("calls", torch.zeros((), dtype=torch.int64))
+
+        def record(self, index, rows, lo, hi):
+            super().record(index, rows, lo, hi)
+            self.calls += 1
+
+        def merge_record(self, other):
+            self.calls += other.calls
+
+    first, second = Counting(4, 100), Counting(4, 100)
+    for observer, timesteps in ((first, [1.0]), (second, [1.0, 60.0])):
+        for timestep in timesteps:
+            observer(torch.randn(2, 3), timestep)
+    assert first.statistics().count.sum() == 6
+    assert merge(first, second).calls == 3

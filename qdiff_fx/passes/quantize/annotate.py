@@ -12,7 +12,7 @@ from qdiff_fx.ir.edit import is_op
 from qdiff_fx.ir.facts import ActivationPlan, LayerPlan, layer_id, new_layer_ids
 from qdiff_fx.passes.framework import Change, Pass, PassReport, Refusal
 from qdiff_fx.passes.quantize.boundary_layers import makes_prediction, reads_sample
-from qdiff_fx.quant.qparams import WIDE_BITS, LayerInfo, TensorSpec
+from qdiff_fx.quant.qparams import SIXTEEN_BITS, LayerInfo, TensorSpec
 
 
 class Annotate(Pass):
@@ -103,8 +103,8 @@ def _attention_refusal(node: fx.Node, settings: LayerSettings, enabled: bool) ->
         return "quantize_attention is off"
     if not settings.quantize:
         return "a rule of the configuration keeps it in float"
-    if settings.act_bits == WIDE_BITS:
-        return f"attention has no {WIDE_BITS}-bit activations"
+    if settings.act_bits == SIXTEEN_BITS:
+        return f"attention has no {SIXTEEN_BITS}-bit activations"
     if len(node.args) > 5 and node.args[5]:
         return "causal attention is not supported"
     if node.kwargs.get("is_causal") or node.kwargs.get("enable_gqa"):

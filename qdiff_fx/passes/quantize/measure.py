@@ -24,7 +24,7 @@ from qdiff_fx.observers import Observer, Statistics, choose_range
 from qdiff_fx.passes.quantize.readings import Reading, readings
 from qdiff_fx.quant.numerics import choose_qparams, dequantize, quantize, weight_range, weight_scales
 from qdiff_fx.quant.parameters import NOTHING, ActivationParameters, OutputParameters, ParameterStore, WeightParameters
-from qdiff_fx.quant.qparams import WIDE_BITS, QParams, TensorSpec
+from qdiff_fx.quant.qparams import SIXTEEN_BITS, QParams, TensorSpec
 
 CODE = TensorSpec(8)
 """Of each of the two codes of 16 bits, and of a layer's output."""
@@ -97,7 +97,7 @@ def nearest(weight: Tensor, bits: int, axis: int, method: WeightRange) -> Weight
 
 
 def _activation(gm: fx.GraphModule, reading: Reading, table: bool, decided: ParameterStore) -> ActivationParameters:
-    plan, wide = reading.plan, reading.plan.spec.bits == WIDE_BITS
+    plan, wide = reading.plan, reading.plan.spec.bits == SIXTEEN_BITS
     # The second of two codes pays for the range of the first: nothing needs to be clipped.
     coarse = ActivationPlan(CODE, "minmax") if wide else plan
     observer = cast(Observer, gm.get_submodule(str(reading.observer.target)))
