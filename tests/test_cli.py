@@ -145,9 +145,7 @@ class TestSavedNetwork:
         figures = json.loads(succeed("inspect", folder, *REFERENCE, "--json", "-").stdout)
         assert set(figures) == {"folder", "bytes", "source", "backend", "config", "layers"}
         rows = {row["path"]: row for row in figures["layers"]["rows"]}
-        assert figures["layers"]["integer"] + figures["layers"]["float"] == len(
-            {row["path"].split("[")[0] for row in rows}
-        )
+        assert figures["layers"]["integer"] + figures["layers"]["float"] == len({path.split("[")[0] for path in rows})
         assert (rows["last"]["weight_bits"], rows["middle.conv1"]["weight_bits"]) == (8, 4)
         assert {"merge.shortcut[0:32]", "merge.shortcut[32:64]", "attention"} <= set(rows)
 
@@ -155,6 +153,12 @@ class TestSavedNetwork:
         output = succeed("inspect", folder, *REFERENCE).stdout
         assert "merge.shortcut[32:64]" in output
         assert "custom_unet.py" in output
+
+    def test_inspect_tells_what_kernels_do_and_why_not_more(self, folder: Path) -> None:
+        brief, verbose = (succeed("inspect", folder, *more).stdout for more in ([], ["--verbose"]))
+        assert "its kernel also does" in verbose
+        assert "not fused" in verbose
+        assert "its kernel also does" not in brief
 
     def test_eval(self, folder: Path, tmp_path: Path) -> None:
         target = tmp_path / "figures.json"

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Annotated
 
+import typer
 from rich.table import Table
 from rich.text import Text
 
@@ -15,11 +17,18 @@ from qdiff_fx.report.comparison import megabytes
 from qdiff_fx.storage.artifact import artifact_bytes
 
 
-def inspect(folder: SavedFolder, backend: BackendName = "native", json: Json = None) -> None:
+def inspect(
+    folder: SavedFolder,
+    backend: BackendName = "native",
+    verbose: Annotated[
+        bool, typer.Option("--verbose", help="With what each kernel does beside its layer, and why not more.")
+    ] = False,
+    json: Json = None,
+) -> None:
     """Show a saved network: its size, its configuration, and every layer with the kernel it runs on."""
     output = Output(json)
     quantized = load_qdiff(folder, backend=backend)
-    explanation = quantized.explain()
+    explanation = quantized.explain(verbose=verbose)
     integer, in_float = explanation.counts
     output.show(explanation.table())
     output.show(_summary(quantized, folder))
