@@ -27,7 +27,7 @@ class Fact:
 
 
 Kind = TypeVar("Kind", bound=Fact)
-_FACTS = "qdiff_facts"
+FACTS = "qdiff_facts"
 _SAME: Any = object()
 
 
@@ -61,14 +61,14 @@ def has(node: fx.Node, kind: type[Fact]) -> bool:
 def put(node: fx.Node, *facts: Fact) -> None:
     """Write facts on `node`; one of the same kind is replaced."""
     # A new dictionary each time: copies of a graph share what is in their nodes' meta.
-    node.meta[_FACTS] = {**_facts(node), **{type(each): each for each in facts}}
+    node.meta[FACTS] = {**_facts(node), **{type(each): each for each in facts}}
 
 
 def drop(node: fx.Node, kind: type[Kind]) -> Kind | None:
     """Remove the fact of this kind from `node`; returns it, or None when there was none."""
     found = fact(node, kind)
     if found is not None:
-        node.meta[_FACTS] = {each: it for each, it in _facts(node).items() if each is not kind}
+        node.meta[FACTS] = {each: it for each, it in _facts(node).items() if each is not kind}
     return found
 
 
@@ -83,7 +83,7 @@ def facts_of(node: fx.Node) -> tuple[Fact, ...]:
 
 
 def _facts(node: fx.Node) -> Mapping[type[Fact], Fact]:
-    return cast("Mapping[type[Fact], Fact]", node.meta.get(_FACTS) or {})
+    return cast("Mapping[type[Fact], Fact]", node.meta.get(FACTS) or {})
 
 
 def value(node: fx.Node) -> torch.Tensor:

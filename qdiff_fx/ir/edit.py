@@ -11,7 +11,6 @@ from torch import fx, nn
 from torch._dispatch.python import enable_python_dispatcher
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 
-from qdiff_fx.ir.arguments import function_of
 from qdiff_fx.ir.properties import copy_notes
 
 
@@ -110,7 +109,7 @@ def refresh_value(node: fx.Node) -> None:
     # Without the Python dispatcher, composite ops (pad, linear) read sizes as plain integers in C++, which
     # pins a symbolic batch to the value it was captured with.
     with fake_mode(node.graph), enable_python_dispatcher(), torch.no_grad():
-        node.meta["val"] = function_of(node)(*values[0], **values[1])
+        node.meta["val"] = node.target(*values[0], **values[1])  # type: ignore[operator]  # calls a function
 
 
 def fake_mode(graph: fx.Graph) -> FakeTensorMode:

@@ -6,12 +6,12 @@ import re
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import ClassVar, Literal, cast
 
 from torch import fx
 
 from qdiff_fx.config import ActRange
-from qdiff_fx.ir.annotations import Fact, fact, nodes_with, path_of, require
+from qdiff_fx.ir.annotations import FACTS, Fact, fact, nodes_with, path_of, require
 from qdiff_fx.quant.qparams import LayerInfo, TensorSpec
 
 RESIDUAL = "[rest]"  # ends the id of a layer that reads the residual, the second code of a 16-bit input
@@ -153,7 +153,8 @@ def timestep_input(gm: fx.GraphModule) -> fx.Node | None:
 
 def layer_info(node: fx.Node) -> LayerInfo:
     """What became of a layer of a q/dq graph. Raises PassError where `node` is no such layer."""
-    return require(node, QuantizedLayer).info
+    found = node.meta.get(FACTS, {}).get(QuantizedLayer) or require(node, QuantizedLayer)
+    return cast(QuantizedLayer, found).info
 
 
 def quantized_layers(gm: fx.GraphModule) -> list[fx.Node]:
@@ -196,5 +197,6 @@ def layer_id(node: fx.Node) -> str:
     Raises:
         PassError: `node` is no layer of an annotated or converted graph.
     """
-    quantized = fact(node, QuantizedLayer)
-    return quantized.info.path if quantized else require(node, LayerPlan).info.path
+    facts = node.meta.get(FACTS, {})
+    found = facts.get(QuantizedLayer) or facts.get(LayerPlan) or require(node, LayerPlan)
+    return cast("QuantizedLayer | LayerPlan", found).info.path

@@ -14,7 +14,7 @@ import torch
 from torch import fx
 
 from qdiff_fx.ir import ops
-from qdiff_fx.ir.annotations import Fact, fact, facts_of, has, nodes_with
+from qdiff_fx.ir.annotations import FACTS, Fact, fact, has, nodes_with
 from qdiff_fx.ir.facts import LayerPlan, Observed, QuantizedLayer, WeightCodes, layer_id
 
 PLAIN = frozenset({"placeholder", "get_attr", "call_function", "output"})
@@ -105,7 +105,7 @@ def _problems(node: fx.Node, stage: Stage) -> Iterator[str]:
         yield f"{node.name} calls {node.target}, which has no place yet"
     if _makes_tensor(node) and node.meta.get("val") is None:
         yield f"{node.name} has no value"
-    carried = {type(each) for each in facts_of(node)}
+    carried = node.meta.get(FACTS, {})  # by their types
     if stage.layer is not None and _is_layer(node) and stage.layer not in carried:
         yield f"the layer {node.name} carries no {stage.layer.__name__}"
     for kind in stage.gone:

@@ -44,9 +44,9 @@ def choose_range(
 
 def minmax_range(stats: Statistics, per_timestep: bool = False) -> Range:
     """The smallest and the largest value seen."""
-    _require_data(stats)
+    seen = _seen(stats)
     if per_timestep:
-        return _fill_missing(stats, stats.min_val), _fill_missing(stats, stats.max_val)
+        return _fill_missing(seen, stats.min_val), _fill_missing(seen, stats.max_val)
     return stats.min_val.min(), stats.max_val.max()
 
 
@@ -57,17 +57,17 @@ def moving_average_range(stats: Statistics, momentum: float = 0.95, per_timestep
     Here the update goes over the timestep bins from the noisiest down, each with its exact range: the same
     smoothing along t, independent of order and batch size. With `per_timestep`, bin t gets the average as of t.
     """
-    _require_data(stats)
+    seen = _seen(stats)
     lo, hi = torch.zeros_like(stats.min_val), torch.zeros_like(stats.max_val)
     newest = None
-    for index in reversed(stats.seen.nonzero().flatten().tolist()):
+    for index in reversed(seen.nonzero().flatten().tolist()):
         keep = 0.0 if newest is None else momentum
         previous = index if newest is None else newest
         lo[index] = keep * lo[previous] + (1 - keep) * stats.min_val[index]
         hi[index] = keep * hi[previous] + (1 - keep) * stats.max_val[index]
         newest = index
     if per_timestep:
-        return _fill_missing(stats, lo), _fill_missing(stats, hi)
+        return _fill_missing(seen, lo), _fill_missing(seen, hi)
     return lo[newest], hi[newest]
 
 
@@ -149,7 +149,7 @@ def _from_distribution(
     stats: Statistics, per_timestep: bool, chosen: Callable[[Distribution, float, float], tuple[float, float]]
 ) -> Range:
     """Apply `chosen(distribution, min, max)` to the even mixture of all timesteps, or to each timestep bin."""
-    _require_data(stats)
+    seen = _seen(stats)
     if stats.hist.shape[1] == 0:
         raise CalibrationError(
             "this range needs a histogram and the observer keeps none",
@@ -159,24 +159,27 @@ def _from_distribution(
     if not per_timestep:
         lo, hi = chosen(pooled_distribution(stats), float(stats.min_val.min()), float(stats.max_val.max()))
         return torch.tensor(lo, dtype=torch.float32), torch.tensor(hi, dtype=torch.float32)
-    lows, highs = torch.zeros(len(stats.seen)), torch.zeros(len(stats.seen))
-    for index in stats.seen.nonzero().flatten().tolist():
+    lows, highs = torch.zeros(len(seen)), torch.zeros(len(seen))
+    for index in seen.nonzero().flatten().tolist():
         ends = float(stats.min_val[index]), float(stats.max_val[index])
         lows[index], highs[index] = chosen(distribution_at(stats, index), *ends)
-    return _fill_missing(stats, lows), _fill_missing(stats, highs)
+    return _fill_missing(seen, lows), _fill_missing(seen, highs)
 
 
-def _require_data(stats: Statistics) -> None:
-    if not bool(stats.seen.any()):
+def _seen(stats: Statistics) -> Tensor:
+    """Which timestep bins hold data, bool [T]. Raises CalibrationError where none does."""
+    seen = stats.seen
+    if not bool(seen.any()):
         raise CalibrationError(
             "the observer saw no data",
             where=stats.name,
             fix="Run calibrate(prepared, batches), or a pipeline with the prepared network, before converting",
         )
+    return seen
 
 
-def _fill_missing(stats: Statistics, values: Tensor) -> Tensor:
+def _fill_missing(seen: Tensor, values: Tensor) -> Tensor:
     """values [T] with every bin that saw nothing replaced by its nearest neighbour that did (ties: the lower)."""
-    known = stats.seen.nonzero().flatten()
+    known = seen.nonzero().flatten()
     distance = (torch.arange(len(values), device=known.device)[:, None] - known[None, :]).abs()
     return values[known[distance.argmin(dim=1)]]

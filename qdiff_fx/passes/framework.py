@@ -11,7 +11,7 @@ from torch import fx
 from qdiff_fx.errors import PassError, QDiffError
 from qdiff_fx.ir.edit import clean, drop_dead
 from qdiff_fx.ir.properties import properties, set_properties
-from qdiff_fx.ir.stages import illegal
+from qdiff_fx.ir.stages import STAGES, illegal
 
 
 @dataclass(frozen=True)
@@ -83,7 +83,8 @@ def checks(prop: str) -> Callable[[Checker], Checker]:
 
 def violations(gm: fx.GraphModule, prop: str) -> list[str]:
     """What in `gm` violates `prop`, the legal graph of a stage included; empty also for what nobody can check."""
-    return illegal(gm, prop) + (_CHECKERS[prop](gm) if prop in _CHECKERS else [])
+    found = illegal(gm, prop) if prop in STAGES else []
+    return found + _CHECKERS[prop](gm) if prop in _CHECKERS else found
 
 
 def run_passes(gm: fx.GraphModule, passes: Sequence[Pass]) -> list[PassReport]:
@@ -98,11 +99,14 @@ def run_passes(gm: fx.GraphModule, passes: Sequence[Pass]) -> list[PassReport]:
             the pass and the passes run before it.
     """
     reports: list[PassReport] = []
+    held = properties(gm)
     for current in passes:
         where = _place(current, reports)
-        _check_requirements(gm, current, where)
+        _check_requirements(held, current, where)
         reports.append(_run_one(gm, current, where))
-        _check_result(gm, current, where)
+        held = (held - current.breaks) | current.ensures
+        _check_result(gm, held, where)
+        set_properties(gm, held)
     _finish(gm, reports)
     return reports
 
@@ -112,8 +116,8 @@ def _place(current: Pass, before: list[PassReport]) -> str:
     return f"pass {current.name} ({history})"
 
 
-def _check_requirements(gm: fx.GraphModule, current: Pass, where: str) -> None:
-    missing = sorted(current.requires - properties(gm))
+def _check_requirements(held: frozenset[str], current: Pass, where: str) -> None:
+    missing = sorted(current.requires - held)
     if missing:
         raise PassError(
             f"the graph is not {' and not '.join(missing)}",
@@ -152,11 +156,9 @@ def _finish(gm: fx.GraphModule, reports: list[PassReport]) -> None:
         raise PassError(f"{type(error).__name__}: {error}", where=where) from error
 
 
-def _check_result(gm: fx.GraphModule, current: Pass, where: str) -> None:
-    held = (properties(gm) - current.breaks) | current.ensures
+def _check_result(gm: fx.GraphModule, held: frozenset[str], where: str) -> None:
     for prop in sorted(held):
         broken = violations(gm, prop)
         if broken:
             more = f" and {len(broken) - 1} more" if len(broken) > 1 else ""
             raise PassError(f"the result is not {prop}: {broken[0]}{more}", where=where)
-    set_properties(gm, held)

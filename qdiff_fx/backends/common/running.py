@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from dataclasses import replace
 from typing import NamedTuple
 
@@ -10,7 +10,7 @@ import torch
 from torch import fx, nn
 
 from qdiff_fx.backends.common.base import ATTENTION, LayerReport
-from qdiff_fx.ir.annotations import fact, put, value_or_none
+from qdiff_fx.ir.annotations import fact, nodes_with, put, require, value_or_none
 from qdiff_fx.ir.facts import Computes, layer_info, quantized_layers
 from qdiff_fx.kernels.running import attention_kernel_name
 
@@ -51,8 +51,13 @@ def name_running(
         module: what it was lowered to: graphs whose calls say which layers they compute, one in another.
         describe: what such a call runs; None of one that only hands results on.
     """
+    graphs = [each for each in module.modules() if isinstance(each, fx.GraphModule)]
+    calls = [node for graph in graphs for node in nodes_with(graph, Computes)]
     running = {
-        path: found for node in _calls(module) for path in _layers(node) if (found := describe(node)) is not None
+        path: found
+        for node in calls
+        for path in require(node, Computes).layers
+        if (found := describe(node)) is not None
     }
     return tuple(_named(row, running.get(row.info.path, Running(UNUSED))) if row.integer else row for row in rows)
 
@@ -67,17 +72,6 @@ def attention_name(node: fx.Node, prob_bits: int) -> str:
 
 def _known(size: int | torch.SymInt) -> int | None:
     return size if isinstance(size, int) else None
-
-
-def _calls(module: nn.Module) -> Iterator[fx.Node]:
-    for each in module.modules():
-        if isinstance(each, fx.GraphModule):
-            yield from each.graph.nodes
-
-
-def _layers(node: fx.Node) -> tuple[str, ...]:
-    found = fact(node, Computes)
-    return found.layers if found else ()
 
 
 def _named(row: LayerReport, running: Running) -> LayerReport:

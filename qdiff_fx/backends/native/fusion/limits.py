@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -43,6 +44,12 @@ class WeightReach(Fact):
         positive, negative = signed_sums(codes)
         return cls(positive * scales.double(), negative * scales.double())
 
-    def of(self, low: float, high: float) -> Tensor:
-        """The largest magnitude (out,) of the products' sums when every input lies in [low, high], around zero."""
-        return torch.maximum(high * self.positive + low * self.negative, -(low * self.positive + high * self.negative))
+    def over(self, ranges: Iterable[tuple[float, float, float]]) -> Tensor:
+        """The largest magnitude (out,) of the products' sums under any of several quantizers.
+
+        Args:
+            ranges: scale, and the lowest and the highest code less the zero-point, around zero.
+        """
+        up, down = self.positive, self.negative
+        each = [abs(s) * torch.maximum(high * up + low * down, -(low * up + high * down)) for s, low, high in ranges]
+        return torch.stack(each).amax(0)

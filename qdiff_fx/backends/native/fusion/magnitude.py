@@ -162,9 +162,8 @@ class Magnitudes:
             if reach is None:
                 return UNBOUNDED
             low, high = _ends(codes)
-            total = total + max_of(
-                abs(s) * reach.of(low - z, high - z) for s, z in zip(*self._rows(scale, zero_point), strict=True)
-            )
+            rows = zip(*self._rows(scale, zero_point), strict=True)
+            total = total + reach.over([(s, low - z, high - z) for s, z in rows])
         bias: Any = node.kwargs["bias"]
         if bias is not None:
             total = total + get_attr_tensor(self._gm, bias).abs()
@@ -214,11 +213,6 @@ READ_IN_PART: dict[Any, tuple[str, ...]] = {
     qdiff.int_attention_vnni.numbers: (),
     torch.ops.quantized_decomposed.dequantize_per_tensor.default: (),
 }
-
-
-def max_of(each: Iterable[Tensor]) -> Tensor:
-    """The largest at every place."""
-    return torch.stack(list(each)).amax(0)
 
 
 def _read(node: fx.Node) -> list[fx.Node]:

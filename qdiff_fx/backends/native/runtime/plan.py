@@ -41,6 +41,8 @@ def arguments_of(node: fx.Node) -> list[Any]:
     """The arguments of an operator in the order of its schema, up to the last that is given."""
     arguments = list(node.args)
     left = dict(node.kwargs)
+    if not left:
+        return arguments
     for argument in operator_of(node)._schema.arguments[len(arguments) :]:
         if not left:
             break
@@ -114,5 +116,6 @@ class PlanWriter:
 
         for argument in arguments_of(node):
             write(argument)
-        schema = operator_of(node)._schema
+        target: Any = node.target  # an operator, as `can_plan` found
+        schema = target._schema
         self.plan.add(schema.name, schema.overload_name, code, floats, tensors, self._slots[node], dead)
