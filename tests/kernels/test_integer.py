@@ -333,10 +333,12 @@ def test_other_instruction_sets(isa):
         pytest.skip("this is such a run")
     environment = os.environ | {"QDIFF_KERNELS": isa, "OMP_NUM_THREADS": "1"}
     root = Path(__file__).parents[2]
-    probe = "from qdiff_fx.kernels import status; print(status().kernel)"
-    found = subprocess.run([sys.executable, "-c", probe], env=environment, cwd=root, capture_output=True, text=True)
-    assert found.stdout.strip() == isa, found.stderr[-4000:]
     files = [str(Path(__file__).with_name(name)) for name in ("test_integer.py", "test_attention_vnni.py")]
-    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-p", "no:xdist", *files]
-    done = subprocess.run(command, env=environment, cwd=root, capture_output=True, text=True)
-    assert done.returncode == 0, done.stdout[-4000:]
+    program = f"""
+import pytest, sys
+from qdiff_fx.kernels import status
+assert status().kernel == {isa!r}, status()
+sys.exit(pytest.main(["-q", "-p", "no:cacheprovider", "-p", "no:xdist", *{files!r}]))
+"""
+    done = subprocess.run([sys.executable, "-c", program], env=environment, cwd=root, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-4000:] + done.stdout[-4000:]
