@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
+from unittest import mock
 
 import torch
 import torch.nn.functional as F
@@ -12,7 +15,8 @@ from qdiff_fx import PreparedUNet, QDiffConfig, prepare_qdiff
 from qdiff_fx.backends import get_backend
 from qdiff_fx.backends.common.reduced_range import fit_products
 from qdiff_fx.backends.reference import ReferenceOptions
-from qdiff_fx.ir.edit import clean
+from qdiff_fx.capture import CapturedGraph, capture
+from qdiff_fx.ir.edit import clean, copy_graph
 from qdiff_fx.passes.quantize.convert import convert
 
 
@@ -56,6 +60,34 @@ class Shortcut(nn.Module):
         return self.conv_out(h + mixed.transpose(1, 2).flatten(2).transpose(1, 2).reshape(h.shape))
 
 
+_captured: dict[object, CapturedGraph] = {}
+
+
+def prepare(net: nn.Module, config: QDiffConfig, example: Mapping[str, torch.Tensor], **options: Any) -> PreparedUNet:
+    """`prepare_qdiff`, which takes a `Shortcut` that is like an earlier one as that was captured, with its own weights.
+
+    Most tests are about what comes after the capture, which takes longer than all of that.
+    """
+    if type(net) is not Shortcut:
+        return prepare_qdiff(net.eval(), config, example, **options)
+    tensors = {**net.state_dict(), **example}
+    alike = tuple((name, tuple(each.shape), each.dtype) for name, each in tensors.items())
+    if alike not in _captured:
+        _captured[alike] = capture(net.eval(), example)
+    with mock.patch("qdiff_fx.capture.capture", return_value=_with_weights_of(net, _captured[alike])):
+        return prepare_qdiff(net.eval(), config, example, **options)
+
+
+def _with_weights_of(net: nn.Module, captured: CapturedGraph) -> CapturedGraph:
+    gm = copy_graph(captured.module)
+    for name, _ in captured.module.named_parameters():
+        owner, _, leaf = name.rpartition(".")
+        theirs = net.get_parameter(name)
+        ours = nn.Parameter(theirs.detach(), requires_grad=theirs.requires_grad)
+        gm.get_submodule(owner).register_parameter(leaf, ours)
+    return replace(captured, module=gm)
+
+
 def prepared(net: nn.Module, *inputs: torch.Tensor, calibrated: bool = True, **config: Any) -> PreparedUNet:
     """`net` prepared with its forward arguments named x and t, and calibrated on `inputs`.
 
@@ -64,7 +96,7 @@ def prepared(net: nn.Module, *inputs: torch.Tensor, calibrated: bool = True, **c
     names = ("x", "t")
     example = dict(zip(names, inputs, strict=False))
     # Layer outputs too: some tests lower what is prepared here for kernels that quantize them.
-    network = prepare_qdiff(net.eval(), QDiffConfig(**alike(config)), example, output_quantizers=True)
+    network = prepare(net, QDiffConfig(**alike(config)), example, output_quantizers=True)
     if calibrated:
         with torch.no_grad():
             network(*inputs)

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 import torch
-from tiny_graphs import Shortcut
+from tiny_graphs import Shortcut, prepare
 
-from qdiff_fx import QDiffConfig, convert_qdiff, load_qdiff, prepare_qdiff, save_qdiff
+from qdiff_fx import QDiffConfig, convert_qdiff, load_qdiff, save_qdiff
 from qdiff_fx.errors import BackendError
 from qdiff_fx.observers import TimestepObserver
 
@@ -16,7 +16,7 @@ ENGINES = [engine for engine in ("x86", "qnnpack") if engine in torch.backends.q
 
 def calibrated(**options):
     torch.manual_seed(0)
-    network = prepare_qdiff(Shortcut().eval(), QDiffConfig(), EXAMPLE, **options)
+    network = prepare(Shortcut(), QDiffConfig(), EXAMPLE, **options)
     with torch.no_grad():
         network(**EXAMPLE)
     return network

@@ -6,9 +6,9 @@ import json
 
 import pytest
 import torch
-from tiny_graphs import Shortcut, prepared
+from tiny_graphs import Shortcut, prepare, prepared
 
-from qdiff_fx import QDiffConfig, calibrate, convert_qdiff, prepare_qdiff, save_qdiff, tune
+from qdiff_fx import QDiffConfig, calibrate, convert_qdiff, save_qdiff, tune
 from qdiff_fx.errors import CalibrationError, ConfigError
 from qdiff_fx.ir.facts import layer_info, quantized_layers
 from qdiff_fx.quant.numerics import sqnr_db
@@ -78,7 +78,7 @@ def test_a_swapped_layer_is_what_it_is_in_a_network_quantized_there_alone(unet, 
 
 def test_converting_again_equals_preparing_again(unet, network, tuned):
     config = tuned[0].config
-    fresh = prepare_qdiff(unet, config, BATCHES[0])
+    fresh = prepare(unet, config, BATCHES[0])
     calibrate(fresh, BATCHES, progress=False)
     again = convert_as(network, config)
     tensors = list(BATCHES[0].values())
@@ -89,7 +89,7 @@ def test_converting_again_equals_preparing_again(unet, network, tuned):
 def test_edges_are_edges_in_an_observed_graph_too(unet):
     """What is planned anew is what was planned: more bits for the sample, the first and the last layer."""
     config = QDiffConfig(weight_bits=4, timestep_bins=10)
-    network = prepare_qdiff(unet, config, BATCHES[0])
+    network = prepare(unet, config, BATCHES[0])
     calibrate(network, BATCHES, progress=False)
     again = convert_as(network, config)
     tensors = list(BATCHES[0].values())
@@ -100,7 +100,7 @@ def test_edges_are_edges_in_an_observed_graph_too(unet):
 
 
 def test_the_saved_folder_is_as_small_as_promised(unet, tuned, tmp_path):
-    fresh = prepare_qdiff(unet, tuned[0].config, BATCHES[0])
+    fresh = prepare(unet, tuned[0].config, BATCHES[0])
     calibrate(fresh, BATCHES, progress=False)
     save_qdiff(convert_qdiff(fresh, "reference"), tmp_path / "net")
     actual = artifact_bytes(tmp_path / "net")

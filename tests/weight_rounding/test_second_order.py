@@ -3,7 +3,7 @@
 import pytest
 import torch
 import torch.nn.functional as F
-from tiny_graphs import Plain, Shortcut, alike
+from tiny_graphs import Plain, Shortcut, alike, prepare
 from torch import nn
 
 from qdiff_fx import QDiffConfig, Rule, calibrate, convert_qdiff, load_qdiff, prepare_qdiff, round_weights, save_qdiff
@@ -28,7 +28,7 @@ def batches(seed):
 
 def prepared(net, data, **config):
     config = {"weight_bits": 4, "weight_rounding": "second_order"} | config
-    network = prepare_qdiff(net.eval(), QDiffConfig(**alike(config)), data[0])
+    network = prepare(net, QDiffConfig(**alike(config)), data[0])
     calibrate(network, data, progress=False)
     return network
 
