@@ -47,7 +47,6 @@ def drop_in(name: str) -> tuple[nn.Module, dict[str, Any], DropIn]:
     return model, inputs, DropIn(graph.module, graph.signature)
 
 
-@zoo.beside("sd2")
 class TestCallStyles:
     def test_positional_and_keyword(self):
         model, inputs, ours = drop_in("sd2")
@@ -83,7 +82,6 @@ class TestCallStyles:
         spelled = ours(**inputs, class_labels=None, cross_attention_kwargs=None, added_cond_kwargs={})
         assert torch.equal(spelled.sample, ours(**inputs).sample)
 
-    @zoo.beside("ddpm_class")
     def test_integer_labels_of_another_width(self):
         _, inputs, ours = drop_in("ddpm_class")
         narrow = inputs | {"class_labels": inputs["class_labels"].int()}
@@ -99,7 +97,6 @@ class TestCallStyles:
     def test_nested_inputs_are_named_by_their_place(self, name, last):
         assert [spec.name for spec in zoo.captured(name)[2].signature.inputs][-2:] == last
 
-    @zoo.beside("ddpm_class")
     def test_flatten_inputs_is_what_the_graph_takes(self):
         _, inputs, ours = drop_in("ddpm_class")
         flat = ours.flatten_inputs((inputs["sample"],), {"timestep": 7, "class_labels": inputs["class_labels"]})
@@ -108,14 +105,12 @@ class TestCallStyles:
         assert torch.equal(ours.graph_module(*flat)[0], ours(**inputs | {"timestep": 7}).sample)
 
 
-@zoo.beside("sd2")
 class TestRefusedCalls:
     def refuse(self, name: str, error: type[Exception], message: str, *args: Any, **changes: Any) -> None:
         _, inputs, ours = drop_in(name)
         with pytest.raises(error, match=message):
             ours(*args, **inputs | changes)
 
-    @zoo.beside("ddpm_class")
     def test_missing_conditioning(self):
         self.refuse("ddpm_class", CaptureMismatchError, "missing class_labels.*Pass exactly", class_labels=None)
 
@@ -124,7 +119,6 @@ class TestRefusedCalls:
         message = "not captured with encoder_attention_mask"
         self.refuse("sd2", CaptureMismatchError, message, encoder_attention_mask=mask)
 
-    @zoo.beside("controlnet")
     def test_size_that_is_not_a_multiple(self):
         odd = torch.randn(2, 4, 18, 16)
         message = r"'sample': height 18 is not a multiple of 4; .*captured as \(batch, 4, 4\*height, 4\*width\)"
@@ -289,7 +283,6 @@ class TestConfig:
     def test_copies(self):
         assert dict(copy.deepcopy(Config({"a": 1}))) == {"a": 1}
 
-    @zoo.beside("sdxl")
     def test_of_a_diffusers_network(self):
         model, _, ours = drop_in("sdxl")
         for name in ("in_channels", "sample_size", "time_cond_proj_dim", "addition_time_embed_dim"):
@@ -328,7 +321,6 @@ class TestModule:
 class TestInsidePipelines:
     """`pipe.unet = drop_in` samples the same images as the network it was captured from."""
 
-    @zoo.beside("ddpm_scale_shift")
     def test_ddpm(self):
         model, _, ours = drop_in("ddpm_scale_shift")
         pipe = DDPMPipeline(model, DDIMScheduler())
@@ -339,7 +331,6 @@ class TestInsidePipelines:
         images = pipe(**run, generator=torch.Generator().manual_seed(0)).images
         assert abs(images - expected).max() < 1e-4
 
-    @zoo.beside("sd2")
     def test_stable_diffusion_with_fractional_timesteps(self):
         model, _, ours = drop_in("sd2")
         torch.manual_seed(0)

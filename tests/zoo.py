@@ -321,11 +321,6 @@ def networks(*names: str) -> list[Any]:
     return [pytest.param(name, marks=() if name in QUICK else pytest.mark.slow) for name in names]
 
 
-def beside(name: str) -> pytest.MarkDecorator:
-    """Of a test, or all of a class, that uses this network: they run in the worker that has captured it."""
-    return pytest.mark.beside(name)
-
-
 every_architecture = pytest.mark.parametrize("name", networks(*ARCHITECTURES))
 
 

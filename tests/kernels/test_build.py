@@ -32,7 +32,7 @@ def attend():
 def start(code: str, **environment: str) -> subprocess.Popen[str]:
     return subprocess.Popen(
         [sys.executable, "-c", ATTEND + code],
-        env=os.environ | {"OMP_NUM_THREADS": "1"} | environment,
+        env={**os.environ, "OMP_NUM_THREADS": "1", "QDIFF_KERNELS": ""} | environment,
         cwd=ROOT,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
