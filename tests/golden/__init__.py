@@ -19,4 +19,8 @@ Float results of torch differ between processors and releases. So each kind has 
 named after the instruction sets torch and the kernels use and a digest of what torch itself computes; where there is
 none for this kind, the check says so (exit code 2). It exits with 1 on any difference, and lists each by its name.
 The trained 63 M network is left out, and this is said, where it is not beside the checkout.
+
+The records are of release 0.1. One difference from it is meant: `native` holds a value in float16 only where that is
+sure to fit, so one convolution of ``anime-mixed`` hands on float32. The eight digests of its native outputs show it;
+they agree to 43.7 dB.
 """
