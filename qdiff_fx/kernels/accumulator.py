@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 MOST_WEIGHTS = (2**31 - 1) // 255  # the sum of the magnitudes of a channel's weights
+AT_ONCE = 1 << 18  # weights: torch widens them to 64 bits before it adds them up
 
 
 def signed_sums(codes: Tensor) -> tuple[Tensor, Tensor]:
@@ -21,7 +22,10 @@ def signed_sums(codes: Tensor) -> tuple[Tensor, Tensor]:
         Two int64 (out,), the second of no number above zero.
     """
     rows = codes.flatten(1)
-    return rows.clamp(min=0).sum(1, dtype=torch.int64), rows.clamp(max=0).sum(1, dtype=torch.int64)
+    blocks = rows.split(max(1, AT_ONCE // max(1, rows.shape[1])))
+    positive = [block.clamp(min=0).sum(1, dtype=torch.int64) for block in blocks]
+    negative = [block.clamp(max=0).sum(1, dtype=torch.int64) for block in blocks]
+    return torch.cat(positive), torch.cat(negative)
 
 
 def overflow(codes: Tensor, bits: int) -> str:
