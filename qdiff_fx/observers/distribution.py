@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from qdiff_fx.observers.statistics import Statistics
-from qdiff_fx.quant.numerics import choose_qparams, integer_range
+from qdiff_fx.quant.numerics import choose_grid
 
 
 @dataclass(frozen=True)
@@ -55,18 +55,12 @@ def quantization_error(
 ) -> Tensor:
     """The mean of `|x - x̂|^p` under each of K candidate ranges: lo, hi [K] -> [K].
 
-    x̂ is what `choose_qparams` and `quantize` make of x, clipping and zero-point rounding included. The integral
+    x̂ is what `choose_grid` and `quantize` make of x, clipping and zero-point rounding included. The integral
     over the density is exact, so histogram bins may be as wide as a quantization step, or wider.
     """
-    scale, zero_point = choose_qparams(lo, hi, bits, symmetric=symmetric, signed=True)
-    qmin, qmax = integer_range(bits, signed=True)
-    integral = _error_integral(
-        distribution.edges,
-        scale.double()[:, None],
-        (qmin - zero_point).double()[:, None],
-        (qmax - zero_point).double()[:, None],
-        p,
-    )
+    grid = choose_grid(lo, hi, bits, symmetric=symmetric)
+    scale, first, last = (each.double()[:, None] for each in grid)
+    integral = _error_integral(distribution.edges, scale, first, last, p)
     return integral.diff(dim=1) @ (distribution.mass / distribution.edges.diff())
 
 

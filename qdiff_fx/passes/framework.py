@@ -104,9 +104,10 @@ def run_passes(gm: fx.GraphModule, passes: Sequence[Pass]) -> list[PassReport]:
         where = _place(current, reports)
         _check_requirements(held, current, where)
         reports.append(_run_one(gm, current, where))
-        held = (held - current.breaks) | current.ensures
+        before, held = held, (held - current.breaks) | current.ensures
         _check_result(gm, held, where)
-        set_properties(gm, held)
+        if held != before:
+            set_properties(gm, held)
     _finish(gm, reports)
     return reports
 

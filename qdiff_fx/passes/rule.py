@@ -152,7 +152,8 @@ def _sweep(
             changes.append(Change(name, path, rule.rewrite(gm, found)))
             fired.add(node)
             refused.pop(key, None)
-    drop_dead(gm.graph)
+    if changes:
+        drop_dead(gm.graph)
     return changes, fired
 
 

@@ -74,6 +74,21 @@ def choose_qparams(
     return scale, torch.where(empty, 0.0, zero_point).to(torch.int64)
 
 
+def choose_grid(lo: Tensor, hi: Tensor, bits: int, *, symmetric: bool) -> tuple[Tensor, Tensor, Tensor]:
+    """What signed codes under `choose_qparams` stand for: the step, and the first and the last multiple of it.
+
+    Args:
+        lo, hi: range ends, any shape S.
+    Returns:
+        scale float32 [S]; first and last int64 [S], so that `scale * first <= x̂ <= scale * last`.
+    Raises:
+        CalibrationError: as `choose_qparams`.
+    """
+    scale, zero_point = choose_qparams(lo, hi, bits, symmetric=symmetric, signed=True)
+    qmin, qmax = integer_range(bits, signed=True)
+    return scale, qmin - zero_point, qmax - zero_point
+
+
 def _checked_range(lo: Tensor | float, hi: Tensor | float) -> tuple[Tensor, Tensor]:
     """Both ends as float64 (their difference must not overflow), broadcast to one shape and checked."""
     low, high = torch.broadcast_tensors(

@@ -10,7 +10,7 @@ from torch import fx
 from qdiff_fx.backends.common.base import activation_of
 from qdiff_fx.backends.common.geometry import CONVS, conv_geometry
 from qdiff_fx.backends.native.fusion.kernels import CONV, LINEAR, NO_OUTPUT_QUANTIZER, QUANTIZE, replace_by_kernel
-from qdiff_fx.backends.native.fusion.pack_weight import WeightPacker, codes_of
+from qdiff_fx.backends.native.fusion.pack_weight import WeightPacker
 from qdiff_fx.backends.native.fusion.supported import why_float
 from qdiff_fx.ir.annotations import describe_like, has, set_value, value
 from qdiff_fx.ir.arguments import operand
@@ -112,9 +112,9 @@ class LowerConv(_LowerLayer):
     def rewrite(self, gm: fx.GraphModule, found: fx.Node) -> str:
         codes, scale, zero_point = _activation(found)
         stride, padding, dilation, _ = conv_geometry(found, CONVS[found.target])
-        kernel = list(value(codes_of(found)).shape[2:])
         flat = CONVS[found.target] == 1
         weight = self.packer.pack(found)
+        kernel = list(weight.kernel)
         with gm.graph.inserting_before(found):
             constants = weight.arguments(gm.graph)
             if flat:

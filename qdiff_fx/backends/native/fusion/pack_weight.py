@@ -26,6 +26,7 @@ class PackedWeight:
 
     Attributes:
         channels: how many output channels are real; the buffers hold some more, as padding.
+        kernel: the weight's sizes beyond (out, in).
         reach: how large results it makes.
     """
 
@@ -33,6 +34,7 @@ class PackedWeight:
     scales: str
     sums: str
     channels: int
+    kernel: tuple[int, ...]
     reach: WeightReach
 
     def arguments(self, graph: fx.Graph) -> dict[str, list[fx.Node]]:
@@ -57,22 +59,23 @@ class WeightPacker:
     def __init__(self, gm: fx.GraphModule, *, release: bool):
         self._gm, self._release = gm, release
         self._readers = Counter(str(node.target) for node in gm.graph.nodes if node.op == "get_attr")
+        weights = ((layer, weight_of(layer)) for layer in quantized_layers(gm))
+        self._codes = {layer: operand(weight) for layer, weight in weights if weight is not None}
         # Both layers of a 16-bit input read the same codes through one node.
-        layers = [layer for layer in quantized_layers(gm) if weight_of(layer) is not None]
-        self._waiting = Counter(str(codes_of(layer).target) for layer in layers)
+        self._waiting = Counter(str(codes.target) for codes in self._codes.values())
         self._packed: dict[tuple[str, int], PackedWeight] = {}
         self._untrimmed = 0
 
     def pack(self, layer: fx.Node) -> PackedWeight:
         """The layer's weight."""
-        key = str(codes_of(layer).target), layer_info(layer).weight_bits
+        key = str(self._codes[layer].target), layer_info(layer).weight_bits
         if key not in self._packed:
-            self._packed[key] = _pack(self._gm, layer)
+            self._packed[key] = _pack(self._gm, layer, self._codes[layer])
         return self._packed[key]
 
     def done(self, layer: fx.Node) -> None:
         """The layer is about to be lowered: the codes may go if it is the last that waits for them."""
-        codes = codes_of(layer)
+        codes = self._codes[layer]
         name = str(codes.target)
         self._waiting[name] -= 1
         if not self._release or self._readers[name] > 1 or self._waiting[name]:
@@ -85,16 +88,8 @@ class WeightPacker:
             self._untrimmed = 0
 
 
-def codes_of(layer: fx.Node) -> fx.Node:
-    """The get_attr of the codes of a layer's weight."""
-    weight = weight_of(layer)
-    assert weight is not None
-    return operand(weight)
-
-
-def _pack(gm: fx.GraphModule, layer: fx.Node) -> PackedWeight:
-    codes_node, (_, weight_scales) = codes_of(layer), weight_tensors(gm, layer)
-    codes = weight_codes(gm, codes_node)
+def _pack(gm: fx.GraphModule, layer: fx.Node, codes_node: fx.Node) -> PackedWeight:
+    codes, (_, weight_scales) = weight_codes(gm, codes_node), weight_tensors(gm, layer)
     packed, sums = qdiff.pack_weight(codes, layer_info(layer).weight_bits)
     scales = torch.zeros(sums.numel())
     scales[: codes.shape[0]] = weight_scales.float()
@@ -104,5 +99,6 @@ def _pack(gm: fx.GraphModule, layer: fx.Node) -> PackedWeight:
         add_buffer(gm, f"{base}_padded_scales", scales),
         add_buffer(gm, f"{base}_sums", sums),
         codes.shape[0],
+        tuple(codes.shape[2:]),
         WeightReach.of_codes(codes, scales[: codes.shape[0]]),
     )
