@@ -175,7 +175,7 @@ def measure_forced() -> dict[str, dict[str, float]]:
     }
 
 
-@pytest.fixture(scope="module", params=["AVX2", "AVX512"])
+@pytest.fixture(scope="module", params=["AVX2", pytest.param("AVX512", marks=pytest.mark.slow)])
 def forced(request) -> dict[str, dict[str, float]]:
     """What `measure_forced` finds where oneDNN and FBGEMM use no newer instructions than these."""
     if torch.backends.cpu.get_cpu_capability() not in ("AVX2", "AVX512"):

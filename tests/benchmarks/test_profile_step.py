@@ -12,7 +12,8 @@ from qdiff_fx.ir.annotations import value
 from qdiff_fx.ir.facts import layer_id, quantized_layers
 from qdiff_fx.kernels import status
 
-pytestmark = pytest.mark.skipif(not status().available, reason=status().reason or "-")
+# Quantizing a network with every kind of layer takes a quarter of a minute.
+pytestmark = [pytest.mark.slow, pytest.mark.skipif(not status().available, reason=status().reason or "-")]
 
 
 @pytest.fixture(scope="module")
