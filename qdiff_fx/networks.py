@@ -6,24 +6,72 @@ from collections.abc import Callable
 from typing import Any, cast
 
 import torch
-from torch import fx
+from torch import fx, nn
 
 from qdiff_fx.backends import BackendOptions, Lowered, get_backend
 from qdiff_fx.backends.common.explanation import Explanation
 from qdiff_fx.backends.common.options import checked_options, choose_options
 from qdiff_fx.config import QDiffConfig
-from qdiff_fx.errors import CalibrationError, ConfigError
+from qdiff_fx.errors import CalibrationError, ConfigError, InputError
+from qdiff_fx.observers import Observer
 from qdiff_fx.passes.framework import PassReport
 from qdiff_fx.passes.quantize.convert import reannotate
 from qdiff_fx.passes.quantize.measure import fitting
 from qdiff_fx.passes.quantize.merge_observers import copy_with_observers, merge_observers
+from qdiff_fx.quant.digest import digest_tensor
 from qdiff_fx.quant.parameters import NOTHING, ParameterStore
 from qdiff_fx.signature import CallSignature, DropIn
+from qdiff_fx.signature.memory import HeldMemory, handed_out
 from qdiff_fx.signature.rows import join_rows, take_rows
+from qdiff_fx.signature.state import differences
+from qdiff_fx.storage.parameters_json import parameters_to_json
+
+GRAPH_DIGEST, DECIDED_DIGEST = "graph_digest", "decided_digest"
+"""In a state_dict, what its tensors belong to: numbers in the graph, a schedule, codes are no tensors of a module."""
 
 
-class PreparedUNet(DropIn):
+class _WithState(DropIn):
+    """A network whose state is taken whole, or not at all.
+
+    Its ``state_dict`` has digests beside the tensors. ``load_state_dict`` takes what observers saw, where the network
+    has them; all else has to be what the network holds already.
+    """
+
+    _way_out: str
+
+    def _digests(self) -> dict[str, torch.Tensor]:
+        raise NotImplementedError
+
+    def _may_change(self, key: str) -> bool:
+        return False
+
+    def _save_to_state_dict(self, destination: dict[str, Any], prefix: str, keep_vars: bool) -> None:
+        super()._save_to_state_dict(destination, prefix, keep_vars)
+        destination |= {prefix + name: value for name, value in self._digests().items()}
+
+    def _load_from_state_dict(
+        self, state_dict: dict[str, Any], prefix: str, local_metadata: dict[str, Any], strict: bool, *_: Any
+    ) -> None:
+        """Called before anything is loaded, by ``load_state_dict`` of the network or of a module it is a part of."""
+        given = {key.removeprefix(prefix): value for key, value in state_dict.items() if key.startswith(prefix)}
+        if not given and not strict:
+            return
+        different = differences(self.state_dict(), given, self._may_change)
+        if local_metadata.get("assign_to_params_buffers"):
+            different = different or "assign=True would replace the tensors that run"
+        if different:
+            raise InputError(
+                f"the state of another network cannot be loaded into this one: {different}",
+                where=f"{type(self).__name__}.load_state_dict",
+                fix=self._way_out,
+            )
+
+
+class PreparedUNet(_WithState):
     """The float network with observers in it: calling it computes the same and records activation statistics.
+
+    Its ``state_dict`` can be loaded into what was prepared from the same weights in the same way, and so brings back
+    what the observers saw. What rounding or reconstruction decided is in ``save_prepared`` only.
 
     Attributes:
         qconfig: the quantization configuration it was prepared with.
@@ -43,6 +91,21 @@ class PreparedUNet(DropIn):
     ):
         super().__init__(graph_module, signature)
         self.qconfig, self.reports, self.decided = qconfig, reports, decided
+
+    _way_out = "Prepare it from the weights and with the configuration of that state, or use load_prepared"
+
+    def _digests(self) -> dict[str, torch.Tensor]:
+        graph = str(self.graph_module.graph)
+        schedules = [repr(each.schedule) for each in self.modules() if isinstance(each, Observer)]
+        digests = {GRAPH_DIGEST: digest_tensor([graph, *schedules])}
+        if self.decided:
+            description, tensors = parameters_to_json(self.decided)
+            digests[DECIDED_DIGEST] = digest_tensor([repr(description), *tensors.values()])
+        return digests
+
+    def _may_change(self, key: str) -> bool:
+        owner = key.removeprefix("graph_module.").rpartition(".")[0]
+        return key.startswith("graph_module.") and isinstance(self.graph_module.get_submodule(owner), Observer)
 
     def with_config(self, config: QDiffConfig) -> PreparedUNet:
         """The same network under other bits, ranges or rules, without a second pass over data.
@@ -100,8 +163,10 @@ def check_mergeable(a: PreparedUNet, b: PreparedUNet) -> None:
         )
 
 
-class QuantizedUNet(DropIn):
+class QuantizedUNet(_WithState):
     """The quantized network: called like the original, running on one backend.
+
+    It is saved and loaded whole (``save_qdiff``, ``load_qdiff``): ``load_state_dict`` takes its own state only.
 
     Attributes:
         graph_module: the q/dq graph, which is what gets saved and lowered again for other backends.
@@ -132,12 +197,31 @@ class QuantizedUNet(DropIn):
         self._lowered: Lowered = chosen.lower(graph_module, self.options, release=release)
         # A list hides the module from nn.Module: its tensors are views of the q/dq graph's, or packed copies.
         self._run = [self._lowered.module]
+        self._held = HeldMemory(self._run)
+        if release:
+            self._modules["graph_module"] = nn.Module()  # in place of tensors whose memory is gone
 
     @torch.no_grad()
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """Same arguments and result as the original network's forward. Not differentiable."""
         call = self.signature.bind(args, kwargs)
-        return self.signature.pack(self._forward_flat(call.tensors), call.return_dict)
+        outputs = handed_out(self._forward_flat(call.tensors), call.tensors, self._held)
+        return self.signature.pack(outputs, call.return_dict)
+
+    _way_out = "Save the network with save_qdiff and load it with load_qdiff"
+
+    def _digests(self) -> dict[str, torch.Tensor]:
+        return {GRAPH_DIGEST: digest_tensor([str(self.graph_module.graph)])}
+
+    def state_dict(self, *args: Any, **kwargs: Any) -> Any:
+        self.graph_module  # noqa: B018  # read again, where its tensors are not in memory
+        return super().state_dict(*args, **kwargs)
+
+    def requires_grad_(self, requires_grad: bool = True) -> QuantizedUNet:
+        """Only `requires_grad_(False)`, which changes nothing: it computes in integers."""
+        if requires_grad:
+            self._refuse("be trained", "computes in integers")
+        return self
 
     @property
     def graph_module(self) -> fx.GraphModule:  # type: ignore[override]  # read again when asked for

@@ -6,6 +6,7 @@ import os
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from functools import partial
+from numbers import Real
 from pathlib import Path
 from typing import Any
 
@@ -13,12 +14,20 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from qdiff_fx.calibration.data import FILE_NAME, Batch, CalibrationData
+from qdiff_fx.calibration.data import FILE_NAME, FINGERPRINT, TIMESTEP, Batch, CalibrationData
+from qdiff_fx.calibration.fingerprint import WHAT_WAS_DRAWN, inputs_fingerprint, source_fingerprint
 from qdiff_fx.calibration.recorder import TrajectoryRecorder, recorded_bytes
 from qdiff_fx.errors import CalibrationError, ConfigError
 from qdiff_fx.sampling.samplers import Sampler, make_sampler
 
 Inputs = Mapping[str, Any] | Callable[[int], Mapping[str, Any]] | None
+
+
+NOT_PER_SAMPLE = frozenset(
+    {"timesteps", "sigmas", "callback_on_step_end_tensor_inputs", "control_guidance_start", "control_guidance_end"}
+    | {"controlnet_conditioning_scale", "ip_adapter_image", "ip_adapter_image_embeds"}
+)
+"""Arguments of pipelines whose lists are for all samples, however many items they have: schedules, mostly."""
 
 
 @dataclass(frozen=True)
@@ -81,11 +90,14 @@ def collect_calibration_data(
         batch_size: samples per run of the sampler.
         inputs: the pipeline's arguments (prompts, labels) or the network's (conditioning), either as a mapping,
             whose lists and tensors of num_samples items are cut into batches, or as a function of the number of
-            samples in a batch, which may draw from torch's global generator. Where a bare network is guided, they
-            hold 2n rows: first all unconditional ones, then all conditional ones.
+            samples in a batch, which may draw from torch's global generator. A schedule (``timesteps``, ``sigmas``)
+            and a tuple of numbers (a size) are for all samples, and so is a prompt that is one string. Where a bare
+            network is guided, they hold 2n rows: first all unconditional ones, then all conditional ones.
         guidance_scale: classifier-free guidance; None leaves a pipeline its default and a bare network unguided.
         memory_cap_bytes: refuse, after the first two records, if all of them would take more.
-        resume_dir: keep every finished run of the sampler there, and skip the runs found there.
+        resume_dir: keep every finished run of the sampler there, and skip the runs found there. Each is kept with
+            digests of the weights, the scheduler's settings and what was drawn; data of other ones, or of a version
+            that kept none, are refused.
         progress: show a progress bar.
     Raises:
         CalibrationError: the source cannot be sampled from; too much memory; `resume_dir` holds other data.
@@ -103,27 +115,64 @@ def collect_calibration_data(
         seed=seed,
         guidance_scale=guidance_scale,
     )
+    fingerprint = {} if resume_dir is None else source_fingerprint(source, sampler.scheduler)
     records: list[Batch] = []
+    timestep = ""
     with tqdm(total=num_samples, desc="sampling", unit="sample", disable=not progress) as bar:
         for samples in plan.trajectories():
             folder = None if resume_dir is None else Path(resume_dir) / f"samples-{samples.start:06d}"
-            data = _resumed(folder, plan)
-            if data is None:
-                data = _run(sampler, plan, samples, inputs, memory_cap_bytes)
-                if folder is not None:
-                    data.save(folder)
+            data = _run_or_resume(sampler, plan, samples, inputs, memory_cap_bytes, folder, fingerprint)
             records.extend(data)
+            timestep = data.metadata.get(TIMESTEP, "")
             bar.update(len(samples))
-    return CalibrationData(records, asdict(plan))
+    return CalibrationData(records, asdict(plan) | {TIMESTEP: timestep})
 
 
-def _resumed(folder: Path | None, plan: CollectionPlan) -> CalibrationData | None:
-    """A finished run found in the folder, or None."""
-    if folder is None or not (folder / FILE_NAME).is_file():
+def _run_or_resume(
+    sampler: Sampler,
+    plan: CollectionPlan,
+    samples: range,
+    inputs: Inputs,
+    cap: int,
+    folder: Path | None,
+    fingerprint: Mapping[str, str],
+) -> CalibrationData:
+    """One run of the sampler. It depends on the seed and its own samples only, so resuming changes nothing."""
+    seed = plan.seed * 1_000_003 + samples.start
+    with torch.random.fork_rng(devices=[]), torch.no_grad():
+        torch.manual_seed(seed)  # for `inputs`, and for samplers that take no generator
+        conditioning = inputs(len(samples)) if callable(inputs) else _cut(inputs or {}, samples, plan, sampler.halves)
+        if folder is None:
+            return _run(sampler, plan, samples, conditioning, seed, cap)
+        known = {**fingerprint, WHAT_WAS_DRAWN: inputs_fingerprint(conditioning)}
+        data = _resumed(folder, plan, known)
+        if data is None:
+            data = _run(sampler, plan, samples, conditioning, seed, cap)
+            data.metadata[FINGERPRINT] = known
+            data.save(folder)
+    return data
+
+
+def _resumed(folder: Path, plan: CollectionPlan, fingerprint: Mapping[str, str]) -> CalibrationData | None:
+    """A finished run found in the folder, or None.
+
+    Raises:
+        CalibrationError: it was recorded with other settings, weights or inputs; the message names what differs.
+    """
+    if not (folder / FILE_NAME).is_file():
         return None
     data = CalibrationData.load(folder)
-    if data.metadata != asdict(plan):
-        changed = sorted(key for key, value in asdict(plan).items() if data.metadata.get(key) != value)
+    changed = sorted(key for key, value in asdict(plan).items() if data.metadata.get(key) != value)
+    kept = data.metadata.get(FINGERPRINT)
+    if not changed and not isinstance(kept, dict):
+        raise CalibrationError(
+            "it was recorded by an earlier version, which did not note of which weights, prompts and scheduler",
+            where=str(folder),
+            fix="Use another resume_dir; CalibrationData.load(folder) reads the data as they are",
+        )
+    found: Mapping[str, str] = {} if changed or kept is None else kept
+    changed = changed or sorted(key for key in {**found, **fingerprint} if found.get(key) != fingerprint.get(key))
+    if changed:
         raise CalibrationError(
             f"it was recorded with other settings ({', '.join(changed)})",
             where=str(folder),
@@ -132,34 +181,35 @@ def _resumed(folder: Path | None, plan: CollectionPlan) -> CalibrationData | Non
     return data
 
 
-def _run(sampler: Sampler, plan: CollectionPlan, samples: range, inputs: Inputs, cap: int) -> CalibrationData:
-    """One run of the sampler. It depends on the seed and its own samples only, so resuming changes nothing."""
-    seed = plan.seed * 1_000_003 + samples.start
+def _run(
+    sampler: Sampler, plan: CollectionPlan, samples: range, conditioning: Mapping[str, Any], seed: int, cap: int
+) -> CalibrationData:
     recorder = TrajectoryRecorder(
         sampler.unet,
-        count_steps=lambda: len(sampler.scheduler.timesteps),
+        schedule=lambda: sampler.scheduler.timesteps,
         every=plan.every,
         on_record=partial(_check_memory, plan=plan, samples=samples, cap=cap),
     )
-    with torch.random.fork_rng(devices=[]), torch.no_grad(), recorder.recording():
-        torch.manual_seed(seed)  # for `inputs`, and for samplers that take no generator
-        conditioning = inputs(len(samples)) if callable(inputs) else _cut(inputs or {}, samples, plan, sampler.halves)
-        sampler.sample(len(samples), conditioning, torch.Generator().manual_seed(seed))
+    with recorder.recording():
+        drawn = sampler.sample(len(samples), conditioning, torch.Generator().manual_seed(seed))
     # The first argument is x_t; the others have its number of rows, see `as_record`.
     rows = len(next(iter(recorder.records[-1].values()))) if recorder.records else 0
-    if rows == 0 or rows % len(samples):
+    if rows == 0 or rows % len(samples) or (drawn is not None and drawn % len(samples)):
+        images = "" if drawn is None else f" and drew {drawn} images"
         raise CalibrationError(
-            f"the sampler ran the network on {rows} rows for {len(samples)} samples",
+            f"the sampler ran the network on {rows} rows for {len(samples)} samples{images}",
             where="inputs",
             fix="They must describe each sample, e.g. one prompt per sample",
         )
-    return CalibrationData(recorder.records, asdict(plan))
+    return CalibrationData(recorder.records, asdict(plan) | {TIMESTEP: recorder.timestep})
 
 
 def _cut(inputs: Mapping[str, Any], samples: range, plan: CollectionPlan, halves: int) -> dict[str, Any]:
     """The part of the inputs that belongs to these samples; what has not one item per sample is for all of them."""
 
-    def part(value: Any) -> Any:
+    def part(name: str, value: Any) -> Any:
+        if name in NOT_PER_SAMPLE or (isinstance(value, tuple) and all(isinstance(each, Real) for each in value)):
+            return value
         if isinstance(value, Tensor) and value.dim() and value.shape[0] == halves * plan.num_samples:
             each = value.unflatten(0, (halves, plan.num_samples))
             return each[:, samples.start : samples.stop].flatten(0, 1)
@@ -167,7 +217,7 @@ def _cut(inputs: Mapping[str, Any], samples: range, plan: CollectionPlan, halves
             return value[samples.start : samples.stop]
         return value
 
-    return {name: part(value) for name, value in inputs.items()}
+    return {name: part(name, value) for name, value in inputs.items()}
 
 
 def _check_memory(

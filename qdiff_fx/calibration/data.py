@@ -24,6 +24,8 @@ Timesteps = Literal["first", "middle", "last", "uniform"]
 FILE_NAME = "calibration.safetensors"
 FORMAT = "qdiff_fx calibration data"
 VERSION = 1
+TIMESTEP, FINGERPRINT = "timestep_argument", "fingerprint"
+"""In the metadata of what was recorded: which argument is the timestep, and digests of what it depends on."""
 
 
 class CalibrationData(Sequence[Batch]):
@@ -60,6 +62,11 @@ class CalibrationData(Sequence[Batch]):
         return f"CalibrationData({len(self)} batches, {rows} samples, {self.nbytes:,} bytes)"
 
     @property
+    def timestep(self) -> str | None:
+        """The argument that holds the timesteps, where its recorder knew it."""
+        return str(self.metadata.get(TIMESTEP, "")) or None
+
+    @property
     def nbytes(self) -> int:
         """Memory footprint of all tensors, shared ones counted once."""
         return sum(tensor.nbytes for tensor in self._tensors().values())
@@ -73,7 +80,7 @@ class CalibrationData(Sequence[Batch]):
             raise CalibrationError(f"batches of {batch_size} samples are not possible", where="batch_size")
         groups: dict[tuple[Any, ...], list[dict[str, Tensor]]] = {}
         for number, record in enumerate(self._records):
-            groups.setdefault(_mixing_key(number, record), []).append(record)
+            groups.setdefault(_mixing_key(number, record, self.timestep), []).append(record)
         for group in groups.values():
             joined = {name: torch.cat([record[name] for record in group]) for name in group[0]}
             for start in range(0, _row_count(joined), batch_size):
@@ -85,7 +92,7 @@ class CalibrationData(Sequence[Batch]):
         "first" are the noisiest timesteps (where sampling starts), "last" the cleanest, "middle" those between,
         "uniform" spreads over the trajectory. The paper shows that all but "uniform" overfit.
         """
-        at = [_timestep_of(record) for record in self._records]
+        at = [_timestep_of(record, self.timestep) for record in self._records]
         recorded = sorted(set(at), reverse=True)
         if timesteps not in (*_STARTS, "uniform") or not 1 <= steps <= len(recorded):
             raise CalibrationError(
@@ -174,9 +181,9 @@ def as_record(arguments: Mapping[str, Any], timestep: str | None = None) -> dict
     return {name: _expanded(name, tensor, rows) for name, tensor in flat.items()}
 
 
-def _timestep_of(record: Mapping[str, Tensor]) -> float:
+def _timestep_of(record: Mapping[str, Tensor], known: str | None) -> float:
     """The timestep of a batch's first sample; of a network without any, one and the same for all."""
-    name = timestep_argument(record)
+    name = known or timestep_argument(record)
     return 0.0 if name is None else float(record[name].flatten()[0])
 
 
@@ -199,9 +206,9 @@ def _expanded(name: str, tensor: Tensor, rows: int) -> Tensor:
     )
 
 
-def _mixing_key(number: int, record: Mapping[str, Tensor]) -> tuple[Any, ...]:
+def _mixing_key(number: int, record: Mapping[str, Tensor], known: str | None) -> tuple[Any, ...]:
     """Equal for batches that may be joined: one and the same timestep, and tensors of the same kind."""
     layout = tuple(sorted((name, tensor.shape[1:], tensor.dtype) for name, tensor in record.items()))
-    name = timestep_argument(record)
+    name = known or timestep_argument(record)
     timesteps = torch.empty(0) if name is None else record[name].unique()
     return (timesteps.item() if timesteps.numel() == 1 else f"batch {number}", layout)

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -18,38 +18,61 @@ class TrajectoryRecorder:
     """Records the calls of one trajectory.
 
     Of a trajectory of S calls it keeps those whose distance from the last is a multiple of `every`: uniform over
-    the whole trajectory, and the last step, where activation ranges change most, is always among them.
+    the whole trajectory, and the last step, where activation ranges change most, is always among them. S is what the
+    schedule holds from the first call's timestep on: a pipeline that starts from an image skips what lies before. Where
+    a pipeline makes fewer calls yet, the last one is kept besides.
 
     Args:
         unet: the network to watch.
-        count_steps: gives S; called during the first call, when the sampler has made its schedule.
+        schedule: gives the timesteps; called during the first call, when the sampler has made them.
         every: c of the paper.
-        on_record: called with all records so far after each of them.
+        on_record: called with all records so far after each of them, and the number there will be.
     """
 
     def __init__(
         self,
         unet: nn.Module,
-        count_steps: Callable[[], int],
+        schedule: Callable[[], Tensor],
         every: int,
         on_record: Callable[[list[dict[str, Tensor]], int], None],
     ):
         self.unet, self.every = unet, every
         self.records: list[dict[str, Tensor]] = []
-        self._count_steps, self._on_record = count_steps, on_record
-        self._calls = 0
+        self.timestep = ""
+        self._schedule, self._on_record = schedule, on_record
+        self._calls, self._last = 0, 0
+        self._latest: dict[str, Tensor] | None = None
 
-    def recording(self) -> AbstractContextManager[None]:
+    @contextmanager
+    def recording(self) -> Iterator[None]:
         """Watch the network inside the with block."""
-        return watching(self.unet, before=self._see)
+        with watching(self.unet, before=self._see):
+            yield
+        if self._latest is not None:
+            self._keep(self._latest)
 
     def _see(self, inputs: dict[str, Any]) -> None:
-        last = self._count_steps() - 1
-        if (last - self._calls) % self.every == 0:
-            record = as_record(inputs, timestep_of_call(self.unet, inputs))
-            self.records.append({name: self._kept(name, tensor) for name, tensor in record.items()})
-            self._on_record(self.records, last // self.every + 1)
+        name = timestep_of_call(self.unet, inputs)
+        record = as_record(inputs, name)
+        if not self._calls:
+            self.timestep = name or ""
+            self._last = self._calls_to_come(None if name is None else record[name]) - 1
+        chosen = (self._last - self._calls) % self.every == 0
         self._calls += 1
+        if chosen:
+            self._keep(record)
+        self._latest = None if chosen else {name: self._kept(name, tensor) for name, tensor in record.items()}
+
+    def _calls_to_come(self, timestep: Tensor | None) -> int:
+        """Of a schedule that is entered at that timestep; all of it where it is not one of the schedule's."""
+        schedule = torch.as_tensor(self._schedule()).flatten().double().cpu()
+        entered = [] if timestep is None else (schedule == timestep.flatten()[0].double()).nonzero().flatten().tolist()
+        return len(schedule) - (entered[0] if entered else 0)
+
+    def _keep(self, record: dict[str, Tensor]) -> None:
+        self.records.append({name: self._kept(name, tensor) for name, tensor in record.items()})
+        self._latest = None
+        self._on_record(self.records, self._last // self.every + 1)
 
     def _kept(self, name: str, tensor: Tensor) -> Tensor:
         """A copy of the tensor, or the previous step's one if nothing changed: conditioning is stored once."""

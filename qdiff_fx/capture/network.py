@@ -11,7 +11,7 @@ from torch import nn
 from qdiff_fx.capture.tracing import CapturedGraph, capture
 from qdiff_fx.errors import CaptureError
 from qdiff_fx.signature.call import BoundCall
-from qdiff_fx.signature.dropin import DropIn
+from qdiff_fx.signature.dropin import DropIn, answer
 from qdiff_fx.signature.inputs import CaptureMismatchError
 
 _KEPT = 4
@@ -53,8 +53,8 @@ class CapturedNetwork(DropIn):
                 captured, call = self._covering(args, kwargs)
             except CaptureError as error:  # not a call of the network at all, as far as it can be told
                 raise mismatch from error
-            return captured.signature.pack(captured.module(*call.tensors), call.return_dict)
-        return self.signature.pack(self.graph_module(*call.tensors), call.return_dict)
+            return answer(captured.module, captured.signature, call)
+        return answer(self.graph_module, self.signature, call)
 
     def _covering(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> tuple[CapturedGraph, BoundCall]:
         """A further capture for this call, made if there is none yet."""

@@ -5,10 +5,10 @@ from __future__ import annotations
 import json
 
 from qdiff_fx.config import QDiffConfig
+from qdiff_fx.quant.digest import digest
 from qdiff_fx.reconstruction.config import ReconstructionConfig
 from qdiff_fx.reconstruction.data import Samples
 from qdiff_fx.reconstruction.simulation import Simulation
-from qdiff_fx.reconstruction.state import digest
 
 
 def fingerprint(

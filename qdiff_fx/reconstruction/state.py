@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -94,18 +93,6 @@ class Checkpoint:
 
     def _file(self, step: str) -> Path | None:
         return None if self.folder is None else self.folder / f"{step}.safetensors"
-
-
-def digest(parts: Iterable[str | Tensor]) -> str:
-    """A digest of texts and tensors, in order."""
-    total = hashlib.sha256()
-    for part in parts:
-        if isinstance(part, str):
-            total.update(part.encode())
-        else:
-            total.update(f"{part.dtype}{list(part.shape)}".encode())
-            total.update(part.detach().cpu().contiguous().flatten().view(-1).numpy().tobytes())
-    return total.hexdigest()
 
 
 def _read_header(manifest: Path) -> dict[str, Any]:

@@ -14,7 +14,7 @@ from tqdm import tqdm
 
 from qdiff_fx.errors import InputError
 from qdiff_fx.sampling.guidance import UNGUIDED, Guidance
-from qdiff_fx.sampling.prediction import predict
+from qdiff_fx.sampling.prediction import names_of, predict
 from qdiff_fx.sampling.trajectory import Step, Trajectory
 
 NO_OPTIONS: Mapping[str, Any] = MappingProxyType({})
@@ -84,7 +84,7 @@ def trajectory(
         return eps
 
     final = _from_noise(remembered, scheduler, noise, guidance_scale, step_options, progress)
-    return Trajectory(steps, final, conditioning)
+    return Trajectory(steps, final, conditioning, names_of(unet, conditioning))
 
 
 def generate(

@@ -12,17 +12,21 @@ from torch import Tensor, nn
 from qdiff_fx.errors import CalibrationError
 from qdiff_fx.sampling.prediction import prediction_of
 from qdiff_fx.sampling.trajectory import Step, Trajectory
-from qdiff_fx.signature.roles import positional_names, sample_argument, timestep_argument
+from qdiff_fx.signature.roles import positional_names, sample_argument, timestep_argument, timestep_of_call
 
 NOT_INPUTS = ("return_dict",)
 
 
 @dataclass(frozen=True)
 class Call:
-    """One call: its arguments by the names ``forward`` gives them, and the prediction."""
+    """One call: its arguments by the names ``forward`` gives them, the prediction, and which argument is the timestep.
+
+    That is empty where nobody asked the network.
+    """
 
     inputs: dict[str, Any]
     prediction: Tensor
+    timestep: str = ""
 
 
 @contextmanager
@@ -66,7 +70,7 @@ def recording(unet: nn.Module, limit: int | None = None) -> Iterator[list[Call]]
     def keep(inputs: dict[str, Any], output: Any) -> None:
         if limit is None or len(calls) < limit:
             given = {name: value for name, value in inputs.items() if value is not None}
-            calls.append(Call(given, prediction_of(output)))
+            calls.append(Call(given, prediction_of(output), timestep_of_call(unet, given) or ""))
 
     with watching(unet, after=keep):
         yield calls
@@ -75,14 +79,14 @@ def recording(unet: nn.Module, limit: int | None = None) -> Iterator[list[Call]]
 def as_trajectory(calls: Sequence[Call], final: Tensor) -> Trajectory:
     """A recorded sampler run as a `Trajectory`."""
     inputs = calls[0].inputs
-    sample, timestep = sample_argument(inputs), timestep_argument(inputs)
+    sample, timestep = sample_argument(inputs), calls[0].timestep or timestep_argument(inputs)
     if sample is None or timestep is None:
         raise CalibrationError(
             f"none of its arguments {list(inputs)} is a timestep", where="network", fix="Name it timestep or t"
         )
     steps = [Step(call.inputs[sample], call.inputs[timestep], call.prediction) for call in calls]
     conditioning = {name: value for name, value in inputs.items() if name not in (sample, timestep)}
-    return Trajectory(steps, final, conditioning)
+    return Trajectory(steps, final, conditioning, (sample, timestep))
 
 
 def _named(unet: nn.Module, names: Sequence[str], args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> dict[str, Any]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import inspect
 import itertools
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sized
 from contextlib import contextmanager
 from typing import Any, Protocol
 
@@ -25,8 +25,8 @@ class Sampler(Protocol):
     scheduler: Any
     halves: int  # rows of conditioning per sample: 2 where `unet` gets an unconditional and a conditional half
 
-    def sample(self, count: int, inputs: Mapping[str, Any], generator: torch.Generator) -> None:
-        """Run one whole trajectory of `count` samples with their conditioning."""
+    def sample(self, count: int, inputs: Mapping[str, Any], generator: torch.Generator) -> int | None:
+        """Run one whole trajectory of `count` samples with their conditioning; how many images it drew, if it says."""
 
 
 def make_sampler(source: Any, scheduler: Any, num_inference_steps: int, guidance_scale: float | None) -> Sampler:
@@ -66,8 +66,8 @@ class PipelineSampler:
         if guidance_scale is not None:
             self._arguments["guidance_scale"] = guidance_scale
 
-    def sample(self, count: int, inputs: Mapping[str, Any], generator: torch.Generator) -> None:
-        arguments = {**self._arguments, "generator": generator, **inputs}
+    def sample(self, count: int, inputs: Mapping[str, Any], generator: torch.Generator) -> int | None:
+        arguments = {**self._arguments, "generator": generator, **_one_prompt_each(inputs, count)}
         if "batch_size" in self._accepted:
             arguments.setdefault("batch_size", count)
         unknown = sorted(set(arguments) - set(self._accepted))
@@ -78,7 +78,9 @@ class PipelineSampler:
                 fix=f"It takes {[name for name in self._accepted if name != 'self']}",
             )
         with self._borrowed():
-            self.pipeline(**arguments)
+            drawn = self.pipeline(**arguments)
+        images = getattr(drawn, "images", drawn[0] if isinstance(drawn, tuple) and drawn else None)
+        return len(images) if isinstance(images, Sized) else None
 
     @contextmanager
     def _borrowed(self) -> Iterator[None]:
@@ -101,19 +103,28 @@ class NetworkSampler:
         self.halves = self.guidance.halves
         self._shape, self._steps = _sample_shape(unet), num_inference_steps
 
-    def sample(self, count: int, inputs: Mapping[str, Any], generator: torch.Generator) -> None:
+    def sample(self, count: int, inputs: Mapping[str, Any], generator: torch.Generator) -> int | None:
         like = next(itertools.chain(self.unet.parameters(), self.unet.buffers()), torch.empty(0))
         self.scheduler.set_timesteps(self._steps)
         sample = torch.randn(count, *self._shape, generator=generator).to(
             like.device, getattr(self.unet, "dtype", like.dtype)
         )
-        denoise(
+        images = denoise(
             lambda noisy, timestep: predict(self.unet, noisy, timestep, **inputs),
             self.scheduler,
             sample * self.scheduler.init_noise_sigma,
             guidance=self.guidance,
             step_options=accepted_options(self.scheduler, generator=generator),
         )
+        return len(images)
+
+
+def _one_prompt_each(inputs: Mapping[str, Any], count: int) -> dict[str, Any]:
+    """Prompts that are one string are meant for every sample: a pipeline would draw one image of them."""
+    return {
+        name: [value] * count if isinstance(value, str) and "prompt" in name else value
+        for name, value in inputs.items()
+    }
 
 
 def _sample_shape(unet: nn.Module) -> tuple[int, ...]:

@@ -22,13 +22,19 @@ class Step(NamedTuple):
 
 @dataclass(frozen=True)
 class Trajectory:
-    """Every call made while denoising one batch, in order, and the images (N, C, H, W) it ended in."""
+    """Every call made while denoising one batch, in order, and the images (N, C, H, W) it ended in.
+
+    Attributes:
+        names: what the network's `forward` calls the sample and the timestep.
+    """
 
     steps: list[Step]
     final: Tensor
     conditioning: Mapping[str, Any] = field(default_factory=dict)
+    names: tuple[str, str] = ("sample", "timestep")
 
     def batches(self) -> Iterator[dict[str, Any]]:
         """The network's inputs, one mapping of `forward` arguments per step: calibration data."""
+        sample, timestep = self.names
         for step in self.steps:
-            yield {"sample": step.sample, "timestep": step.timestep, **self.conditioning}
+            yield {sample: step.sample, timestep: step.timestep, **self.conditioning}

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from itertools import chain
 from types import SimpleNamespace
 from typing import Any
@@ -11,8 +11,9 @@ import torch
 from torch import fx, nn
 
 from qdiff_fx.errors import QDiffError
-from qdiff_fx.signature.call import CallSignature
+from qdiff_fx.signature.call import BoundCall, CallSignature
 from qdiff_fx.signature.inputs import dtype_name
+from qdiff_fx.signature.memory import HeldMemory, handed_out
 
 
 class Config(Mapping[str, Any]):
@@ -47,7 +48,8 @@ class DropIn(nn.Module):
     """A graph called like the network it was captured from.
 
     Takes the same arguments by position or by name, timesteps as number, 0-d or 1-d tensor, and returns the
-    same structure (`return_dict` included). Calls that do not fit raise InputError.
+    same structure (`return_dict` included). Calls that do not fit raise InputError. What it returns may be written to:
+    no later call sees it.
 
     Args:
         graph_module: takes the flat tensors of `signature.inputs`, returns a tuple of tensors.
@@ -65,8 +67,7 @@ class DropIn(nn.Module):
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """Same arguments and result as the original network's forward."""
-        call = self.signature.bind(args, kwargs)
-        return self.signature.pack(self.graph_module(*call.tensors), call.return_dict)
+        return answer(self.graph_module, self.signature, self.signature.bind(args, kwargs))
 
     def flatten_inputs(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> list[torch.Tensor]:
         """The tensors of a call in the graph's placeholder order, checked; timesteps as (batch,)."""
@@ -106,6 +107,21 @@ class DropIn(nn.Module):
     def cuda(self, device: int | torch.device | None = None) -> DropIn:
         return self.to("cuda")
 
+    def _apply(self, fn: Callable[[torch.Tensor], torch.Tensor], recurse: bool = True) -> DropIn:
+        """What reaches it by way of a module it is a part of (`pipeline.half()`): refused like `to`, else a no-op."""
+        for dtype, device in {(tensor.dtype, tensor.device) for tensor in chain(self.parameters(), self.buffers())}:
+            changed = fn(torch.empty(0, dtype=dtype, device=device))
+            if changed.dtype != dtype:
+                self._refuse(f"become {dtype_name(changed.dtype)}", f"was captured in {dtype_name(self.dtype)}")
+            if changed.device.type != device.type:
+                self._refuse(f"move to {changed.device}", f"was captured on {device}")
+        return self
+
+    def share_memory(self) -> DropIn:
+        for tensor in chain(self.parameters(), self.buffers()):
+            tensor.share_memory_()
+        return self
+
     def train(self, mode: bool = True) -> DropIn:
         """Only `train(False)`: dropout and batch statistics were folded away at capture."""
         if mode:
@@ -119,6 +135,12 @@ class DropIn(nn.Module):
             where=type(self).__name__,
             fix="Change the original network and capture it again",
         )
+
+
+def answer(graph_module: nn.Module, signature: CallSignature, call: BoundCall) -> Any:
+    """What the network returns for a call of its graph."""
+    outputs = handed_out(graph_module(*call.tensors), call.tensors, HeldMemory([graph_module]))
+    return signature.pack(outputs, call.return_dict)
 
 
 def _place(owner: Any, path: str, value: Any) -> None:

@@ -82,6 +82,10 @@ class FilePipeline:
         images = generate(self.unet, self.scheduler, noise, progress=progress, **self._conditioning(batch_size))
         return SimpleNamespace(images=(images / 2 + 0.5).clamp(0, 1).permute(0, 2, 3, 1).numpy())
 
+    def fingerprint(self) -> str:
+        """What its functions do, as far as it can be seen: its text."""
+        return self.path.read_text(encoding="utf-8", errors="replace")
+
     def make_scheduler(self, steps: int) -> Any:
         """The file's scheduler, checked for what sampling needs."""
         scheduler = self._run("make_scheduler", steps)

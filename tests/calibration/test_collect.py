@@ -11,7 +11,7 @@ from diffusers import (
 
 from qdiff_fx.bundled.modules import DigitEmbedding
 from qdiff_fx.bundled.pipeline import DigitsPipeline
-from qdiff_fx.calibration import collect_calibration_data
+from qdiff_fx.calibration import CalibrationData, collect_calibration_data
 from qdiff_fx.errors import CalibrationError, ConfigError
 
 
@@ -176,6 +176,69 @@ class TestPipeline:
             collect(digits_pipeline(), inputs={"labels": [1, 2, 3, 4, 5]}, guidance_scale=1.0)
 
 
+class Scheduled:
+    """A pipeline that draws along a schedule of its own, one image per prompt, from some step of it on.
+
+    unet: called with both halves of guidance, as pipelines do.
+    """
+
+    def __init__(self, start=0, stop=None):
+        self.unet, self.scheduler, self.seen = unconditional_unet(), DDIMScheduler(), []
+        self.start, self.stop = start, stop
+
+    def __call__(self, prompt=None, num_inference_steps=4, generator=None, timesteps=None, sigmas=None, size=None):
+        self.seen.append({"prompt": prompt, "timesteps": timesteps, "sigmas": sigmas, "size": size})
+        count = 1 if isinstance(prompt, str) else len(prompt)
+        self.scheduler.set_timesteps(num_inference_steps)
+        for t in self.scheduler.timesteps[self.start : self.stop]:
+            self.unet(torch.zeros(2 * count, 1, 8, 8), t)
+        return (torch.zeros(count, 1, 8, 8),)
+
+
+class TestListsAndPrompts:
+    def test_schedules_and_sizes_are_not_cut_like_prompts(self):
+        pipeline = Scheduled()
+        schedule = {"timesteps": [900, 500, 100], "sigmas": torch.tensor([3.0, 2.0, 1.0]), "size": (8, 8, 8)}
+        collect(pipeline, inputs={"prompt": ["a", "b", "c"], **schedule})
+        assert [call["prompt"] for call in pipeline.seen] == [["a", "b"], ["c"]]
+        assert all(call[name] is schedule[name] for call in pipeline.seen for name in schedule)
+
+    def test_one_prompt_is_for_every_sample(self):
+        pipeline = Scheduled()
+        data = collect(pipeline, inputs={"prompt": "a cat"})
+        assert [call["prompt"] for call in pipeline.seen] == [["a cat", "a cat"], ["a cat"]]
+        assert [len(batch["sample"]) for batch in data] == [4] * 4 + [2] * 4
+
+    def test_fewer_images_than_samples_are_noticed_behind_guidance(self):
+        with pytest.raises(CalibrationError, match="2 rows for 2 samples and drew 1 images.*one prompt per sample"):
+            collect(Scheduled(), inputs=lambda count: {"prompt": ["only one"]})
+
+
+class TestPartsOfASchedule:
+    """Pipelines that start from an image skip the first steps, some leave the last ones to another network."""
+
+    @pytest.mark.parametrize(
+        ("start", "stop", "every", "expected"),
+        [
+            (1, None, 2, [500, 0]),
+            (1, None, 3, [0]),
+            (2, None, 1, [250, 0]),
+            (0, 3, 2, [500, 250]),
+            (0, 2, 4, [500]),
+        ],
+    )
+    def test_the_last_step_that_is_run_is_always_there(self, start, stop, every, expected):
+        data = collect(Scheduled(start, stop), num_samples=2, every=every, inputs={"prompt": "a"})
+        assert timesteps_of(data) == expected
+
+    def test_the_memory_cap_counts_what_is_run(self):
+        settings = {"num_samples": 2, "num_inference_steps": 8, "inputs": {"prompt": "a"}}
+        needed = collect(Scheduled(4), **settings).nbytes
+        collect(Scheduled(4), **settings, memory_cap_bytes=needed)
+        with pytest.raises(CalibrationError, match="at 4 steps"):
+            collect(Scheduled(4), **settings, memory_cap_bytes=needed - 1)
+
+
 class TestMemory:
     def test_estimate_is_what_the_data_takes(self):
         context = torch.randn(4, 2, 64)
@@ -217,6 +280,45 @@ class TestResuming:
         collect(resume_dir=tmp_path)
         with pytest.raises(CalibrationError, match=r"other settings \(every, seed\)"):
             collect(resume_dir=tmp_path, seed=6, every=2)
+
+    def test_refuses_data_of_other_weights_scheduler_settings_and_conditioning(self, tmp_path):
+        unet, scheduler = conditional_unet(), DDIMScheduler()
+        inputs = {"encoder_hidden_states": torch.randn(3, 2, 64)}
+        one_run = {"inputs": inputs, "batch_size": 3, "resume_dir": tmp_path}
+        kept = collect(unet, scheduler, **one_run)
+        assert_same(collect(conditional_unet(), DDIMScheduler(), **one_run), kept)
+        other = {"encoder_hidden_states": inputs["encoder_hidden_states"] + 1e-3}
+        with pytest.raises(CalibrationError, match=r"other settings \(prompts or conditioning\)\. Use another"):
+            collect(unet, scheduler, **{**one_run, "inputs": other})
+        with pytest.raises(CalibrationError, match=r"other settings \(prompts or conditioning\)"):
+            collect(unet, scheduler, **{**one_run, "inputs": lambda count: other})
+        assert_same(collect(unet, scheduler, **{**one_run, "inputs": lambda count: inputs}), kept)
+        with pytest.raises(CalibrationError, match=r"other settings \(scheduler settings\)"):
+            collect(unet, DDIMScheduler(beta_end=0.03), **one_run)
+        with torch.no_grad():
+            unet.conv_out.bias[0] += 1e-6
+        with pytest.raises(CalibrationError, match=r"other settings \(weights of network\)"):
+            collect(unet, scheduler, **one_run)
+
+    def test_refuses_data_of_another_prompt_or_another_encoder(self, tmp_path):
+        pipeline = digits_pipeline()
+        one_run = {"batch_size": 3, "num_inference_steps": 2, "resume_dir": tmp_path}
+        collect(pipeline, **one_run, inputs={"labels": [1, 2, 3]})
+        with pytest.raises(CalibrationError, match=r"other settings \(prompts or conditioning\)"):
+            collect(pipeline, **one_run, inputs={"labels": [1, 2, 4]})
+        with torch.no_grad():
+            next(pipeline.embedding.parameters()).add_(1)
+        with pytest.raises(CalibrationError, match=r"other settings \(weights of embedding\)"):
+            collect(pipeline, **one_run, inputs={"labels": [1, 2, 3]})
+
+    def test_refuses_data_that_do_not_say_what_they_are_of(self, tmp_path):
+        collect(resume_dir=tmp_path)
+        for folder in tmp_path.iterdir():
+            data = CalibrationData.load(folder)
+            del data.metadata["fingerprint"]
+            data.save(folder)
+        with pytest.raises(CalibrationError, match=r"by an earlier version.*resume_dir; CalibrationData\.load"):
+            collect(resume_dir=tmp_path)
 
 
 class TestRefusals:

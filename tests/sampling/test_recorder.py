@@ -6,8 +6,10 @@ import pytest
 import torch
 from torch import nn
 
-from qdiff_fx.calibration import collect_calibration_data
+from qdiff_fx.calibration import calibrate, collect_calibration_data
 from qdiff_fx.errors import CalibrationError
+from qdiff_fx.observers import TimestepObserver
+from qdiff_fx.sampling import trajectory
 from qdiff_fx.sampling.recorder import as_trajectory, recording, watching
 
 X, C, T = torch.zeros(2, 1, 4, 4), torch.tensor([1.0, 2.0]), torch.tensor([30, 30])
@@ -67,3 +69,43 @@ def test_more_arguments_than_names_are_refused() -> None:
     network = Any()
     with pytest.raises(CalibrationError, match="4 positional arguments"), recording(network):
         network(X, T, C, C)
+
+
+class LabelsBetween(LabelSecond):
+    """The labels may be left out, and stand where most networks take the timestep."""
+
+    def forward(self, x, labels=None, t=None):
+        return super().forward(x, torch.zeros(len(x)) if labels is None else labels, t)
+
+
+class Prepared(LabelsBetween):
+    def __init__(self) -> None:
+        super().__init__()
+        self.observer = TimestepObserver(4, 100)
+
+    def forward(self, x, labels=None, t=None):
+        return self.observer(super().forward(x, labels, t), t)
+
+
+@pytest.mark.parametrize("conditioning", [{}, {"labels": C}])
+def test_labels_before_the_timestep_are_not_taken_for_it(conditioning) -> None:
+    from diffusers import DDIMScheduler
+
+    scheduler = DDIMScheduler(num_train_timesteps=100)
+    scheduler.set_timesteps(4)
+    walked = trajectory(LabelsBetween(), scheduler, X, **conditioning)
+    with torch.no_grad():
+        expected = LabelsBetween()(X, t=torch.tensor(75), **conditioning)
+    assert torch.equal(walked.steps[0].eps, expected)
+    batches = list(walked.batches())
+    assert batches[0].keys() == {"x", "t", *conditioning}
+    prepared = Prepared()
+    calibrate(prepared, batches, progress=False)
+    assert prepared.observer.count.tolist() == [X.numel()] * 4
+
+
+def test_a_run_of_somebody_elses_loop_keeps_the_networks_names() -> None:
+    network = LabelSecond()
+    with recording(network) as calls:
+        final = network(X, C, T)
+    assert [batch.keys() for batch in as_trajectory(calls, final).batches()] == [{"x", "c", "t"}]

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+from itertools import chain
+from typing import Any
+
+import torch
 from torch import fx
 
 from qdiff_fx.config import QDiffConfig
@@ -56,7 +60,25 @@ def convert(prepared: fx.GraphModule, config: QDiffConfig, decided: ParameterSto
             RemoveObservers(),  # those of outputs, and of what is in float now
         ],
     )
+    _own(gm, prepared)
     return gm
+
+
+def _own(gm: fx.GraphModule, prepared: fx.GraphModule) -> None:
+    """Copy what is shared with the float network: who trains that one on must not change half of this one."""
+    shared = {id(tensor) for tensor in chain(prepared.parameters(), prepared.buffers())}
+    copies: dict[int, torch.Tensor] = {}
+    for module in gm.modules():
+        stores: tuple[dict[str, Any], ...] = (module._parameters, module._buffers)
+        for tensors in stores:
+            for name, tensor in tensors.items():
+                if tensor is not None and id(tensor) in shared:
+                    tensors[name] = copies.setdefault(id(tensor), _copy(tensor))
+
+
+def _copy(tensor: torch.Tensor) -> torch.Tensor:
+    copied = tensor.detach().clone()
+    return torch.nn.Parameter(copied, requires_grad=False) if isinstance(tensor, torch.nn.Parameter) else copied
 
 
 def reannotate(prepared: fx.GraphModule, config: QDiffConfig, before: QDiffConfig) -> fx.GraphModule:

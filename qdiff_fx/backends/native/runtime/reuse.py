@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import operator
 import threading
-from collections import OrderedDict
+from collections import Counter, OrderedDict
 from enum import IntEnum
 from typing import Any
 
@@ -21,6 +21,7 @@ from qdiff_fx.ir.annotations import describe_like, value_or_none
 from qdiff_fx.ir.arguments import operand
 from qdiff_fx.ir.facts import is_sample, is_timestep
 from qdiff_fx.passes.framework import Change, Pass, PassReport
+from qdiff_fx.signature.memory import address_of
 
 SMALL = 64  # elements of a tensor that is compared as part of a key
 LIMIT_BYTES = 128 << 20
@@ -41,6 +42,8 @@ MODULES = {Depends.CONDITIONING: "of_the_conditioning", Depends.TIMESTEP: "of_th
 class Remembered(nn.Module):
     """Calls a module once per distinct inputs, tensors and numbers; the results must not be written to.
 
+    Those that the network returns are copied, see `signature/memory.py`.
+
     The least recently used are forgotten when inputs and results take more than `limit_bytes`.
     """
 
@@ -48,7 +51,12 @@ class Remembered(nn.Module):
         super().__init__()
         self.module, self.limit_bytes = module, limit_bytes
         self.entries: OrderedDict[tuple[Any, ...], _Entry] = OrderedDict()
+        self._addresses: Counter[int] = Counter()
         self._lock = threading.Lock()
+
+    def holds(self, address: int) -> bool:
+        """Whether a remembered result lies there."""
+        return self._addresses[address] > 0
 
     def forward(self, *inputs: Any) -> tuple[Any, ...]:
         key = tuple(_key(value) for value in inputs)
@@ -61,11 +69,18 @@ class Remembered(nn.Module):
         results: tuple[Any, ...] = self.module(*inputs)
         with self._lock:
             # One entry per key: of two prompts of one shape the last is kept.
+            self._forget(self.entries.pop(key, None))
             self.entries[key] = _Entry([value.clone() for value in large], results)
-            self.entries.move_to_end(key)
+            self._addresses.update(self.entries[key].addresses)
             while len(self.entries) > 1 and sum(each.nbytes for each in self.entries.values()) > self.limit_bytes:
-                self.entries.popitem(last=False)
+                self._forget(self.entries.popitem(last=False)[1])
         return results
+
+    def _forget(self, entry: _Entry | None) -> None:
+        for address in entry.addresses if entry else ():
+            self._addresses[address] -= 1
+            if not self._addresses[address]:
+                del self._addresses[address]
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Remembered:
         return Remembered(self.module, self.limit_bytes)
@@ -75,6 +90,7 @@ class _Entry:
     def __init__(self, large: list[Tensor], results: tuple[Any, ...]):
         self.large, self.results = large, results
         self.nbytes = sum(value.nbytes for value in (*large, *results) if isinstance(value, Tensor))
+        self.addresses = [address_of(value) for value in results if isinstance(value, Tensor)]
 
 
 def _is_large(value: Any) -> bool:
