@@ -10,7 +10,7 @@ if TYPE_CHECKING:
     from qdiff_fx.api import convert_qdiff, load_prepared, load_qdiff, prepare_qdiff, save_prepared, save_qdiff
     from qdiff_fx.calibration import CalibrationData, calibrate, collect_calibration_data
     from qdiff_fx.config import QDiffConfig, Rule
-    from qdiff_fx.errors import QDiffError
+    from qdiff_fx.errors import FixedSizeWarning, QDiffError
     from qdiff_fx.networks import PreparedUNet, QuantizedUNet, merge_prepared
     from qdiff_fx.reconstruction import Reconstruction, ReconstructionConfig, reconstruct
     from qdiff_fx.tuning import Tuned, tune
@@ -20,6 +20,7 @@ __version__ = "0.1.0"
 
 __all__ = [
     "CalibrationData",
+    "FixedSizeWarning",
     "PreparedUNet",
     "QDiffConfig",
     "QDiffError",
@@ -46,7 +47,7 @@ _HOMES = {
     "api": ("convert_qdiff", "load_prepared", "load_qdiff", "prepare_qdiff", "save_prepared", "save_qdiff"),
     "calibration": ("CalibrationData", "calibrate", "collect_calibration_data"),
     "config": ("QDiffConfig", "Rule"),
-    "errors": ("QDiffError",),
+    "errors": ("FixedSizeWarning", "QDiffError"),
     "networks": ("PreparedUNet", "QuantizedUNet", "merge_prepared"),
     "reconstruction": ("Reconstruction", "ReconstructionConfig", "reconstruct"),
     "tuning": ("Tuned", "tune"),

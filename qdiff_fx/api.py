@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import warnings
 from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -15,12 +16,12 @@ from qdiff_fx.backends import get_backend
 from qdiff_fx.backends.common.memory import release_unused
 from qdiff_fx.backends.common.options import choose_options
 from qdiff_fx.config import QDiffConfig
-from qdiff_fx.errors import ConfigError
+from qdiff_fx.errors import ConfigError, FixedSizeWarning
 from qdiff_fx.ir.edit import copy_graph
 from qdiff_fx.networks import PreparedUNet, QuantizedUNet
 from qdiff_fx.observers import Observer, TimestepObserver
 from qdiff_fx.passes.canonicalize.canonicalize import Canonicalize
-from qdiff_fx.passes.framework import Pass, run_passes
+from qdiff_fx.passes.framework import Pass, PassReport, Refusal, run_passes
 from qdiff_fx.passes.quantize.annotate import Annotate
 from qdiff_fx.passes.quantize.convert import convert
 from qdiff_fx.passes.quantize.insert_observers import InsertObservers
@@ -54,7 +55,8 @@ def prepare_qdiff(
         passes: rewrites of one's own, run in order on the canonical graph before layers are chosen.
 
     Returns:
-        A network called like ``model`` that computes the same and watches its activations.
+        A network called like ``model`` that computes the same and watches its activations. Sizes that could not be left
+        open are in its ``reports``, and a FixedSizeWarning says which and why.
 
     Raises:
         CaptureError: the model is in training mode or cannot be captured.
@@ -67,6 +69,9 @@ def prepare_qdiff(
     from qdiff_fx.capture import capture  # brings all of sympy, which loading does without
 
     captured = capture(model, inputs)
+    fixed = captured.signature.fixed_sizes
+    if fixed:
+        warnings.warn(_fixed_in_words(fixed), FixedSizeWarning, stacklevel=2)
     graph = copy_graph(captured.module)
     reports = run_passes(
         graph,
@@ -79,7 +84,22 @@ def prepare_qdiff(
             InsertObservers(config, outputs=outputs, observer=observer),
         ],
     )
-    return PreparedUNet(graph, captured.signature, config, reports)
+    left = PassReport("Capture", refused=tuple(Refusal(where, "", why) for where, why in fixed.items()))
+    return PreparedUNet(graph, captured.signature, config, [left, *reports] if fixed else reports)
+
+
+def _fixed_in_words(fixed: Mapping[str, str]) -> str:
+    reasons: dict[str, list[str]] = {}
+    for where, why in fixed.items():
+        reasons.setdefault(why, []).append(where)
+    lines = [f"  {', '.join(places)}, because {why}" for why, places in reasons.items()]
+    return "\n".join(
+        [
+            "These sizes of the inputs stay as in the example, in every call:",
+            *lines,
+            "Prepare with the sizes you need, or change the network there.",
+        ]
+    )
 
 
 def _checked_config(config: object) -> QDiffConfig:

@@ -52,3 +52,7 @@ class BackendError(QDiffError):
 
 class ArtifactError(QDiffError):
     """A saved folder that is missing, damaged or from another version."""
+
+
+class FixedSizeWarning(UserWarning):
+    """Sizes of a network's inputs that could not be left open, and why: every call has to have those of the example."""

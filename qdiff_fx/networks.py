@@ -238,7 +238,7 @@ class QuantizedUNet(_WithState):
         Args:
             verbose: with details of how each runs.
         """
-        return Explanation(self.backend, self._lowered.layers, verbose)
+        return Explanation(self.backend, self._lowered.layers, verbose, self.signature.fixed_sizes)
 
     def with_backend(self, backend: str, options: BackendOptions | None = None, **chosen: Any) -> QuantizedUNet:
         """The same quantized network, lowered for another backend.

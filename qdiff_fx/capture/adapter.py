@@ -27,10 +27,18 @@ Rebuild = Callable[[Mapping[str, torch.Tensor]], dict[str, Any]]
 class Adapter(nn.Module):
     """Calls `network` with the nested arguments of the example, tensors replaced by the flat inputs."""
 
-    def __init__(self, network: nn.Module, arguments: Mapping[str, Any], inputs: Sequence[TensorInput]):
+    def __init__(
+        self,
+        network: nn.Module,
+        arguments: Mapping[str, Any],
+        inputs: Sequence[TensorInput],
+        names: dict[str, str] | None = None,
+    ):
+        """`names` is told which symbol of export's stands for which of our sizes."""
         super().__init__()
         self.network = network
         self.inputs = tuple(inputs)
+        self._tell: Callable[[str, str], object] = ({} if names is None else names).setdefault
         # A closure, because export looks into the containers among a module's attributes.
         self._rebuild: Rebuild = lambda tensors: {
             name: _rebuild(name, value, tensors) for name, value in arguments.items()
@@ -52,6 +60,7 @@ class Adapter(nn.Module):
         for spec, tensor in zip(self.inputs, folded, strict=True):
             for symbol, position in symbol_positions(spec).items():
                 size = tensor.shape[position]
+                self._tell(str(size), symbol)
                 torch._check(known.setdefault(symbol, size) == size)
 
 

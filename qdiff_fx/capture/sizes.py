@@ -2,22 +2,27 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from types import MappingProxyType
 
 import sympy
 import torch
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensor
 from torch.export import ExportedProgram
-from torch.utils._sympy.functions import Min
 
 from qdiff_fx.capture.adapter import symbol_positions
 from qdiff_fx.capture.example import Example
+from qdiff_fx.capture.guards import Watch, divisors, open_questions
 from qdiff_fx.ir.annotations import any_value
 from qdiff_fx.signature.inputs import BATCH, Size, TensorInput
 
-TOKENS = ".tokens"
+TOKENS, ROWS = ".tokens", ".rows"
+NOTHING_FIXED: Mapping[str, str] = MappingProxyType({})
+OUT_OF_PROPORTION = "it is in no whole proportion to the sample"
+_POWERS = (1, 2, 4, 8)
 _AXES = {3: ("length",), 4: ("height", "width"), 5: ("depth", "height", "width")}
 
 
@@ -35,11 +40,31 @@ class SmallestSizes:
 
 
 def strides(sample: torch.Tensor, smallest: Sequence[int]) -> tuple[int, ...]:
-    """How much the network shrinks each spatial axis; 0 where that is not a whole factor."""
-    return tuple(
-        size // small if small and size % small == 0 else 0
-        for size, small in zip(sample.shape[2:], smallest, strict=True)
-    )
+    """How much the network shrinks each spatial axis, as far as the sizes it passes through tell."""
+    return tuple(map(_stride, sample.shape[2:], smallest))
+
+
+def _stride(size: int, small: int) -> int:
+    """Where crops or odd sizes are between them, the largest power of two that may be it."""
+    if small and size % small == 0:
+        return size // small
+    return max(two for two in _POWERS if size % two == 0 and (two == 1 or two * small <= size))
+
+
+def wider(strides: Sequence[int], sample: torch.Tensor, divisors: Collection[int]) -> tuple[int, ...]:
+    """Larger factors to try where the network asks whether sizes divide: patches, windows, padding to a multiple.
+
+    Args:
+        strides: what did not do.
+        sample: of the example; its sizes have to be multiples.
+        divisors: numbers the network was seen to divide sizes by.
+    """
+    asked = math.lcm(*divisors) if divisors else 1
+    found = []
+    for stride, size in zip(strides, sample.shape[2:], strict=True):
+        candidates = [math.lcm(stride, asked), *(stride * two for two in reversed(_POWERS))]
+        found.append(next((each for each in candidates if each > stride and size % each == 0), stride))
+    return tuple(found)
 
 
 def exact_inputs(example: Example) -> tuple[TensorInput, ...]:
@@ -51,30 +76,40 @@ def exact_inputs(example: Example) -> tuple[TensorInput, ...]:
     )
 
 
-def plan_inputs(example: Example, strides: Sequence[int], fixed: Collection[str] = ()) -> tuple[TensorInput, ...]:
+def plan_inputs(
+    example: Example,
+    strides: Sequence[int],
+    fixed: Mapping[str, str] = NOTHING_FIXED,
+    rows: Mapping[str, str | None] = NOTHING_FIXED,
+) -> tuple[TensorInput, ...]:
     """The placeholders of the graph, leaving open every size that the example's proportions explain.
 
     Args:
         example: the call to capture.
         strides: of the network, per spatial axis.
-        fixed: symbols to keep at the example's sizes.
+        fixed: symbols to keep at the example's sizes, and why.
+        rows: inputs whose first size is not the batch though it equals it in the example: None where it is open on its
+            own, or why it has to stay.
     """
     sample, tokens = example.tensors[example.sample], _token_lengths(example)
     planned = []
     for spec in exact_inputs(example):
         shape = example.tensors[spec.name].shape
         dims: list[int | Size] = list(shape)
-        if dims and shape[0] == example.batch:
+        reasons: dict[int, str] = {}
+        if spec.name in rows:
+            dims[0], reasons[0] = Size(f"{spec.name}{ROWS}"), rows[spec.name] or ""
+        elif dims and shape[0] == example.batch:
             dims[0] = Size(BATCH)
         if len(shape) == sample.dim() and sample.dim() in _AXES:
             dims[2:] = map(_in_proportion, _AXES[sample.dim()], shape[2:], sample.shape[2:], strides)
+            reasons |= {at: OUT_OF_PROPORTION for at, dim in enumerate(dims) if at > 1 and isinstance(dim, int)}
         elif spec.name in tokens:
             dims[1] = Size(f"{tokens[spec.name]}{TOKENS}")
-        kept = (
-            size if isinstance(dim, Size) and dim.symbol in fixed else dim
-            for dim, size in zip(dims, shape, strict=True)
-        )
-        planned.append(replace(spec, dims=tuple(kept)))
+        for at, dim in enumerate(dims):
+            if isinstance(dim, Size) and (reasons.get(at) or dim.symbol in fixed):
+                dims[at], reasons[at] = shape[at], reasons.get(at) or fixed[dim.symbol]
+        planned.append(replace(spec, dims=tuple(dims), fixed=tuple((at, why) for at, why in reasons.items() if why)))
     return tuple(planned)
 
 
@@ -127,9 +162,22 @@ def _next_free_prime(above: int, taken: Collection[int]) -> int:
     return int(prime)
 
 
-def assumed_symbols(program: ExportedProgram, inputs: Sequence[TensorInput]) -> set[str]:
-    """Symbols that export did not leave open: made constant, tied to another one, or compared with a number."""
-    assumed: set[str] = set()
+@dataclass(frozen=True)
+class Assumption:
+    """Sizes that export did not leave open: made constant, tied to another one, or compared with a number.
+
+    divisors: what the network divides them by. failed: export raised, and it is not known which of the sizes it was.
+    """
+
+    symbols: frozenset[str]
+    why: str
+    divisors: frozenset[int] = frozenset()
+    failed: bool = False
+
+
+def assumptions(program: ExportedProgram, inputs: Sequence[TensorInput], watch: Watch) -> list[Assumption]:
+    """What the graph holds for only."""
+    found: list[Assumption] = []
     names: dict[object, str] = {}
     values = _input_values(program)
     for value, spec in zip(values, inputs, strict=True):
@@ -137,44 +185,23 @@ def assumed_symbols(program: ExportedProgram, inputs: Sequence[TensorInput]) -> 
             size = value.shape[position]
             expression = None if isinstance(size, int) else size.node.expr
             if expression is None or not expression.is_Symbol:
-                assumed.add(symbol)
+                why = f"{watch.place_of(symbol)} takes it for a plain number"
+                found.append(Assumption(frozenset({symbol}), why))
             elif names.setdefault(expression, symbol) != symbol:
-                assumed |= {symbol, names[expression]}
-    return assumed | _guarded_symbols(values, names)
+                both = frozenset({symbol, names[expression]})
+                found.append(
+                    Assumption(both, f"{watch.place_of(symbol)} works only where {' and '.join(both)} are equal")
+                )
+    shape_env = values[0].fake_mode.shape_env
+    ours = {str(symbol): name for symbol, name in names.items()}
+    for guard, condition in open_questions(shape_env, ours) if shape_env else []:
+        symbols = frozenset(ours[str(symbol)] for symbol in condition.free_symbols if str(symbol) in ours)
+        why = f"{watch.places.get(guard, '')} goes by whether {watch.in_words(condition)}".strip()
+        found.append(Assumption(symbols, why, frozenset(divisors(condition))))
+    return found
 
 
 def _input_values(program: ExportedProgram) -> list[FakeTensor]:
     """Fake values of the adapter's inputs, without the parameters that export lifted into inputs too."""
     own = set(program.graph_signature.user_inputs)
     return [any_value(node) for node in program.graph.nodes if node.op == "placeholder" and node.name in own]
-
-
-def _guarded_symbols(values: Sequence[FakeTensor], names: Mapping[object, str]) -> set[str]:
-    shape_env = values[0].fake_mode.shape_env
-    guarded: set[str] = set()
-    if shape_env is None:
-        return guarded
-    for guard in shape_env.guards:
-        condition = _settle_minima(shape_env.replace(guard.expr))
-        guarded |= {names[symbol] for symbol in condition.free_symbols if symbol in names}
-    return guarded
-
-
-def _settle_minima(condition: sympy.Basic) -> sympy.Basic:
-    """Take Min(32, 32*width) for 32: sizes are at least 1. Export's stride arithmetic is full of these."""
-    return condition.replace(Min, _smaller)
-
-
-def _smaller(*parts: sympy.Expr) -> sympy.Expr:
-    numbers = [part for part in parts if part.is_number]
-    if len(numbers) == 1 and all(part is numbers[0] or _at_least(part, numbers[0]) for part in parts):
-        return numbers[0]
-    return Min(*parts)
-
-
-def _at_least(expression: sympy.Expr, number: sympy.Expr) -> bool:
-    """Whether a polynomial that only grows with its sizes reaches `number` where all of them are 1."""
-    if not expression.is_polynomial(*expression.free_symbols):
-        return False
-    coefficients = sympy.Poly(expression, *expression.free_symbols).coeffs()
-    return all(coefficient > 0 for coefficient in coefficients) and sum(coefficients) >= number

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import logging
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any, cast
 
 import torch
@@ -17,26 +18,29 @@ from torch.export import Dim, ExportedProgram
 from qdiff_fx.capture.adapter import Adapter, fold, symbol_positions
 from qdiff_fx.capture.example import Example, read_example
 from qdiff_fx.capture.flat import flat_module
+from qdiff_fx.capture.guards import Watch
+from qdiff_fx.capture.opening import Plan, trace_exactly, trace_open
+from qdiff_fx.capture.rows import unrelated_rows
 from qdiff_fx.capture.shadow import CallPath, shadow
-from qdiff_fx.capture.sizes import (
-    TOKENS,
-    SmallestSizes,
-    assumed_symbols,
-    exact_inputs,
-    plan_inputs,
-    strides,
-    symbols_of,
-    traced_sizes,
-)
+from qdiff_fx.capture.sizes import SmallestSizes, exact_inputs, strides, traced_sizes
 from qdiff_fx.errors import CaptureError, QDiffError
 from qdiff_fx.ir.annotations import value
+from qdiff_fx.ir.edit import is_op
 from qdiff_fx.ir.shapes import same_sizes
 from qdiff_fx.signature.call import CallSignature
-from qdiff_fx.signature.inputs import BATCH, TensorInput
+from qdiff_fx.signature.inputs import TensorInput
 from qdiff_fx.signature.outputs import Structure, flatten_output
 
 # Values that diffusers pipelines read from inside a UNet, besides its config.
 _READ_BY_PIPELINES = ("add_embedding.linear_1.in_features",)
+
+
+_aten = torch.ops.aten
+_BATCHED_RANKS = {
+    3: (_aten.conv1d.default, _aten.conv_transpose1d.default),
+    4: (_aten.conv2d.default, _aten.conv2d.padding, _aten.conv_transpose2d.input),
+    5: (_aten.conv3d.default, _aten.conv_transpose3d.input),
+}
 
 
 @dataclass(frozen=True)
@@ -68,9 +72,15 @@ def capture(model: nn.Module, example_inputs: Mapping[str, Any], *, dynamic: boo
     _require_eval(model)
     example = read_example(model, example_inputs)
     factors, output = _probe(model, example)
-    fixed = set() if dynamic else symbols_of(plan_inputs(example, factors))
-    program, inputs = _trace_as_open_as_possible(model, example, factors, fixed)
-    module = flat_module(program, inputs)
+    trace = partial(_trace, model, example)
+    plan = Plan(example, factors)
+    traced = trace_open(trace, plan) if dynamic else trace_exactly(trace, example)
+    module = flat_module(traced.program, traced.inputs)
+    if tables := unrelated_rows(module, traced.inputs, example):
+        traced = trace_open(trace, replace(plan, rows=dict.fromkeys(tables)))
+        module = flat_module(traced.program, traced.inputs)
+    inputs = traced.inputs
+    _require_batch(module, inputs)
     signature = CallSignature(
         parameters=example.parameters,
         inputs=inputs,
@@ -91,6 +101,19 @@ def _batched_outputs(module: fx.GraphModule, inputs: Sequence[TensorInput]) -> t
     batch = value(sample).shape[:1]
     (outputs,) = module.graph.output_node().args
     return tuple(same_sizes(value(node).shape[:1], batch) for node in cast("Sequence[fx.Node]", outputs))
+
+
+def _require_batch(module: fx.GraphModule, inputs: Sequence[TensorInput]) -> None:
+    """Raises CaptureError where the sample reaches a layer that takes one image without a batch as well."""
+    sample = next(spec for spec in inputs if spec.role == "sample")
+    for node in module.graph.nodes:
+        rank = next((rank for rank, layers in _BATCHED_RANKS.items() if is_op(node, *layers)), 0)
+        if rank and len(sample.dims) == rank - 1 and value(node.args[0]).dim() == rank - 1:
+            raise CaptureError(
+                f"is a single one of shape {tuple(map(str, sample.dims))}, without a batch dimension",
+                where=f"argument '{sample.name}'",
+                fix=f"Pass a batch of one, {sample.name}[None], in the example and in every call",
+            )
 
 
 def _require_eval(model: nn.Module) -> None:
@@ -119,56 +142,40 @@ def _probe(model: nn.Module, example: Example) -> tuple[tuple[int, ...], Structu
     return strides(example.tensors[example.sample], smallest.sizes), flatten_output(result)[1]
 
 
-def _trace_as_open_as_possible(
-    model: nn.Module, example: Example, factors: Sequence[int], fixed: set[str]
-) -> tuple[ExportedProgram, tuple[TensorInput, ...]]:
-    """Trace; as long as export fails, or assumes something about a size, fix that size and trace again."""
-    while True:
-        inputs = plan_inputs(example, factors, fixed)
-        symbols = symbols_of(inputs)
-        try:
-            program = _trace(model, example, inputs)
-        except CaptureError:
-            if not symbols:
-                raise
-            fixed = fixed | _least_needed(symbols)
-            continue
-        assumed = assumed_symbols(program, inputs)
-        if not assumed:
-            return program, inputs
-        fixed = fixed | assumed
-
-
-def _least_needed(symbols: set[str]) -> set[str]:
-    """What to fix first: spatial sizes, then token lengths, the batch last."""
-    tokens = {symbol for symbol in symbols if symbol.endswith(TOKENS)}
-    return symbols - tokens - {BATCH} or tokens or symbols
-
-
-def _trace(model: nn.Module, example: Example, inputs: Sequence[TensorInput]) -> ExportedProgram:
+def _trace(model: nn.Module, example: Example, inputs: tuple[TensorInput, ...], watch: Watch) -> ExportedProgram:
     network = shadow(model)
-    adapter = Adapter(network, example.arguments, inputs)
+    adapter = Adapter(network, example.arguments, inputs, watch.names)
     sizes = traced_sizes(inputs, example)
     folded = tuple(
         torch.zeros(fold(spec, sizes), dtype=spec.dtype, device=example.tensors[spec.name].device) for spec in inputs
     )
     # AUTO, not a named Dim: whatever export assumes comes back as a guard, and a guard is never an error.
     open_sizes = tuple(dict.fromkeys(symbol_positions(spec).values(), Dim.AUTO) for spec in inputs)
-    with _errors_name_the_module(network), torch.no_grad(), warnings.catch_warnings():
+    with (
+        _errors_name_the_module(network) as running,
+        torch.no_grad(),
+        warnings.catch_warnings(),
+        watch.watching(running),
+    ):
         warnings.simplefilter("ignore")
-        return torch.export.export(adapter, folded, dynamic_shapes=(open_sizes,), strict=False)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            return torch.export.export(adapter, folded, dynamic_shapes=(open_sizes,), strict=False)
 
 
 @contextmanager
-def _errors_name_the_module(network: nn.Module) -> Iterator[None]:
-    """Turn what tracing raises into a CaptureError that names the innermost module that was running."""
+def _errors_name_the_module(network: nn.Module) -> Iterator[Callable[[], str]]:
+    """Turn what tracing raises into a CaptureError that names the innermost module that was running.
+
+    Interrupts and a lack of memory say nothing about the network: they pass. Yields what tells the module that runs.
+    """
     path = CallPath(network)
     log = logging.getLogger("torch._subclasses.fake_tensor")
     level = log.level
     log.setLevel(logging.CRITICAL)  # the traceback it prints is the one the error below is raised from
     try:
-        yield
-    except QDiffError:
+        yield path.deepest
+    except (QDiffError, MemoryError):
         raise
     except Exception as error:
         lines = [line.strip() for line in str(error).splitlines() if line.strip()]

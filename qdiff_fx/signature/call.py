@@ -88,6 +88,15 @@ class CallSignature:
     def timestep(self) -> TensorInput | None:
         return next((spec for spec in self.inputs if spec.role == "timestep"), None)
 
+    @property
+    def fixed_sizes(self) -> dict[str, str]:
+        """Which sizes could not be left open, by argument and dimension: {"x[2] = 16": why}."""
+        return {
+            f"{spec.name}[{position}] = {spec.dims[position]}": why
+            for spec in self.inputs
+            for position, why in spec.fixed
+        }
+
     def bind(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> BoundCall:
         """Check a call and flatten it.
 

@@ -39,22 +39,26 @@ class Size:
 class TensorInput:
     """One placeholder of the graph.
 
-    name: dotted place in the call, e.g. "added_cond_kwargs.time_ids". role: "sample", "timestep" or "".
+    name: dotted place in the call, e.g. "added_cond_kwargs.time_ids". role: "sample", "timestep" or "". fixed:
+    dimensions that could not be left open, and why.
     """
 
     name: str
     dtype: torch.dtype
     dims: tuple[int | Size, ...]
     role: str = ""
+    fixed: tuple[tuple[int, str], ...] = ()
 
     def to_json(self) -> dict[str, Any]:
         dims = [[d.symbol, d.multiple] if isinstance(d, Size) else d for d in self.dims]
-        return {"name": self.name, "dtype": dtype_name(self.dtype), "dims": dims, "role": self.role}
+        found = {"name": self.name, "dtype": dtype_name(self.dtype), "dims": dims, "role": self.role}
+        return found | ({"fixed": [list(each) for each in self.fixed]} if self.fixed else {})
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> TensorInput:
         dims = tuple(Size(*d) if isinstance(d, list) else int(d) for d in data["dims"])
-        return cls(data["name"], dtype_from(data["dtype"]), dims, data["role"])
+        fixed = tuple((int(position), str(why)) for position, why in data.get("fixed", ()))
+        return cls(data["name"], dtype_from(data["dtype"]), dims, data["role"], fixed)
 
 
 def dtype_name(dtype: torch.dtype) -> str:
@@ -174,11 +178,11 @@ def _is_integer(dtype: torch.dtype) -> bool:
 def _check_sizes(spec: TensorInput, shape: torch.Size, sizes: dict[str, tuple[int, str]]) -> None:
     """Match `shape` against the captured dims; `sizes` collects the value of each symbol and who set it."""
     if len(shape) != len(spec.dims):
-        raise _size_mismatch(spec, shape, f"has {len(shape)} dimensions")
+        raise _other_rank(spec, shape)
     for position, (dim, actual) in enumerate(zip(spec.dims, shape, strict=True)):
         if isinstance(dim, int):
             if actual != dim:
-                raise _size_mismatch(spec, shape, f"has size {actual} in dimension {position}")
+                raise _other_fixed_size(spec, shape, position)
             continue
         value, rest = divmod(actual, dim.multiple)
         if rest or value < 1:
@@ -186,13 +190,31 @@ def _check_sizes(spec: TensorInput, shape: torch.Size, sizes: dict[str, tuple[in
         known, setter = sizes.setdefault(dim.symbol, (value, spec.name))
         if known != value:
             fits = known * dim.multiple
-            raise _size_mismatch(spec, shape, f"{dim.symbol} is {actual}, but {fits} goes with {setter}")
+            what = f"{dim.symbol} is {actual}, but {fits} goes with {setter}"
+            raise _size_mismatch(spec, shape, what, _NOT_PER_SAMPLE if dim.symbol == BATCH else _ANEW)
 
 
-def _size_mismatch(spec: TensorInput, shape: torch.Size, what: str) -> CaptureMismatchError:
+_ANEW = "Pass a tensor of the captured sizes, or capture again with example inputs of this size"
+_NOT_PER_SAMPLE = (
+    "Pass one item for each sample. If its items have nothing to do with the samples, capture again with an example "
+    "whose batch is another number than they are"
+)
+
+
+def _other_rank(spec: TensorInput, shape: torch.Size) -> CaptureMismatchError:
+    batch_is_missing = len(shape) == len(spec.dims) - 1 and spec.dims[0] == Size(BATCH)
+    fix = f"Add the batch dimension: {spec.name}[None]" if batch_is_missing else _ANEW
+    return _size_mismatch(spec, shape, f"has {len(shape)} dimensions", fix)
+
+
+def _other_fixed_size(spec: TensorInput, shape: torch.Size, position: int) -> CaptureMismatchError:
+    what = f"has size {shape[position]} in dimension {position}"
+    reason = dict(spec.fixed).get(position)
+    return _size_mismatch(spec, shape, f"{what}, which is fixed because {reason}" if reason else what)
+
+
+def _size_mismatch(spec: TensorInput, shape: torch.Size, what: str, fix: str = _ANEW) -> CaptureMismatchError:
     captured = ", ".join(str(dim) for dim in spec.dims)
     return CaptureMismatchError(
-        f"{what}; got shape {tuple(shape)}, captured as ({captured})",
-        where=f"argument '{spec.name}'",
-        fix="Pass a tensor of the captured sizes, or capture again with example inputs of this size",
+        f"{what}; got shape {tuple(shape)}, captured as ({captured})", where=f"argument '{spec.name}'", fix=fix
     )

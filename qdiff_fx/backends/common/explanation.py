@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from qdiff_fx.backends.common.base import LayerReport, count_layers
@@ -21,11 +21,13 @@ class Explanation:
         backend: name of the backend.
         rows: one for each layer, or for each part of a layer that was split or reads a 16-bit input.
         verbose: the table shows details of how each layer runs.
+        fixed: sizes of the inputs that stay as in the example, and why.
     """
 
     backend: str
     rows: tuple[LayerReport, ...]
     verbose: bool = False
+    fixed: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def counts(self) -> tuple[int, int]:
@@ -88,6 +90,7 @@ class Explanation:
 
         text = io.StringIO()
         Console(file=text, width=160).print(self.table())
+        text.writelines(f"fixed: {where}, because {why}\n" for where, why in self.fixed.items())
         return text.getvalue()
 
 

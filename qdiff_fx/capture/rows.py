@@ -1,0 +1,45 @@
+"""Which inputs have rows of their own, though in the example there are as many as samples."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import fx
+from torch._subclasses.fake_tensor import FakeTensorMode
+
+from qdiff_fx.capture.example import Example
+from qdiff_fx.capture.sizes import traced_sizes
+from qdiff_fx.signature.inputs import BATCH, Size, TensorInput
+
+_MORE, _FEWER = 101, 7  # both primes; batches are traced with one between them
+
+
+def unrelated_rows(module: fx.GraphModule, inputs: Sequence[TensorInput], example: Example) -> list[str]:
+    """Names of inputs of which the graph takes more and fewer rows than samples: no row belongs to a sample."""
+    candidates = [spec.name for spec in inputs if not spec.role and spec.dims and spec.dims[0] == Size(BATCH)]
+    sizes = {**traced_sizes(inputs, example), BATCH: 13}
+    return [name for name in candidates if all(_runs(module, inputs, sizes, name, rows) for rows in (_MORE, _FEWER))]
+
+
+def _runs(
+    module: fx.GraphModule, inputs: Sequence[TensorInput], sizes: Mapping[str, int], name: str, rows: int
+) -> bool:
+    mode = FakeTensorMode(allow_non_fake_inputs=True)
+    log = logging.getLogger("torch._subclasses.fake_tensor")
+    level = log.level
+    log.setLevel(logging.CRITICAL)
+    try:
+        with mode, torch.no_grad():
+            module(*(_fake(spec, sizes, rows if spec.name == name else None) for spec in inputs))
+    except Exception:  # of whatever operator finds that sizes do not fit
+        return False
+    finally:
+        log.setLevel(level)
+    return True
+
+
+def _fake(spec: TensorInput, sizes: Mapping[str, int], rows: int | None) -> torch.Tensor:
+    shape = [dim if isinstance(dim, int) else dim.multiple * sizes[dim.symbol] for dim in spec.dims]
+    return torch.empty([rows, *shape[1:]] if rows else shape, dtype=spec.dtype)
