@@ -26,8 +26,8 @@ from qdiff_fx.passes.quantize.annotate import Annotate
 from qdiff_fx.passes.quantize.convert import convert
 from qdiff_fx.passes.quantize.insert_observers import InsertObservers
 from qdiff_fx.passes.split_shortcut.split_shortcut import SplitShortcut
-from qdiff_fx.storage.artifact import Artifact, load_artifact, read_again, save_artifact
-from qdiff_fx.storage.prepared import PreparedArtifact, load_prepared_artifact, save_prepared_artifact
+from qdiff_fx.storage.artifact import load_artifact, read_again, save_artifact
+from qdiff_fx.storage.prepared import load_prepared_artifact, save_prepared_artifact
 
 
 def prepare_qdiff(
@@ -175,8 +175,7 @@ def save_qdiff(quantized: QuantizedUNet, folder: str | os.PathLike[str]) -> Path
     Raises:
         ArtifactError: the folder holds something else, or the disk is full; nothing half-written stays.
     """
-    artifact = Artifact(quantized.graph_module, quantized.signature, quantized.qconfig, quantized.source)
-    return save_artifact(artifact, folder)
+    return save_artifact(quantized.to_artifact(), folder)
 
 
 def save_prepared(prepared: PreparedUNet, folder: str | os.PathLike[str]) -> Path:
@@ -185,10 +184,7 @@ def save_prepared(prepared: PreparedUNet, folder: str | os.PathLike[str]) -> Pat
     Raises:
         ArtifactError: the folder holds something else, or the disk is full; nothing half-written stays.
     """
-    artifact = PreparedArtifact(
-        prepared.graph_module, prepared.signature, prepared.qconfig, tuple(prepared.reports), prepared.decided
-    )
-    return save_prepared_artifact(artifact, folder)
+    return save_prepared_artifact(prepared.to_artifact(), folder)
 
 
 def load_prepared(folder: str | os.PathLike[str]) -> PreparedUNet:
@@ -199,8 +195,7 @@ def load_prepared(folder: str | os.PathLike[str]) -> PreparedUNet:
     Raises:
         ArtifactError: the folder is missing, damaged, or of a newer version.
     """
-    found = load_prepared_artifact(folder)
-    return PreparedUNet(found.graph_module, found.signature, found.config, list(found.reports), found.decided)
+    return PreparedUNet.of_artifact(load_prepared_artifact(folder))
 
 
 def load_qdiff(

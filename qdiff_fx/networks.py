@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any, cast
+import copy
+from collections.abc import Callable, Mapping
+from functools import partial
+from typing import Any, Self, cast
 
 import torch
 from torch import fx, nn
@@ -24,13 +26,33 @@ from qdiff_fx.signature import CallSignature, DropIn
 from qdiff_fx.signature.memory import HeldMemory, handed_out
 from qdiff_fx.signature.rows import join_rows, take_rows
 from qdiff_fx.signature.state import differences
+from qdiff_fx.storage.artifact import Artifact, load_artifact, save_artifact
 from qdiff_fx.storage.parameters_json import parameters_to_json
+from qdiff_fx.storage.pickled import from_files, to_files
+from qdiff_fx.storage.prepared import PreparedArtifact, load_prepared_artifact, save_prepared_artifact
 
 GRAPH_DIGEST, DECIDED_DIGEST = "graph_digest", "decided_digest"
 """In a state_dict, what its tensors belong to: numbers in the graph, a schedule, codes are no tensors of a module."""
 
 
-class _WithState(DropIn):
+class _PickledAsSaved(DropIn):
+    """Pickled in the form it is saved in; copied as any module is. Hooks of one's own stay behind in a pickle."""
+
+    def __copy__(self) -> Self:
+        return self._with_state(self.__dict__)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Self:
+        memo[id(self)] = twin = self._with_state({})
+        twin.__dict__.update(copy.deepcopy(self.__dict__, memo))
+        return twin
+
+    def _with_state(self, state: Mapping[str, Any]) -> Self:
+        twin = type(self).__new__(type(self))
+        twin.__dict__.update(state)
+        return twin
+
+
+class _WithState(_PickledAsSaved):
     """A network whose state is taken whole, or not at all.
 
     Its ``state_dict`` has digests beside the tensors. ``load_state_dict`` takes what observers saw, where the network
@@ -107,6 +129,18 @@ class PreparedUNet(_WithState):
         owner = key.removeprefix("graph_module.").rpartition(".")[0]
         return key.startswith("graph_module.") and isinstance(self.graph_module.get_submodule(owner), Observer)
 
+    def to_artifact(self) -> PreparedArtifact:
+        """What of it is saved."""
+        return PreparedArtifact(self.graph_module, self.signature, self.qconfig, tuple(self.reports), self.decided)
+
+    @classmethod
+    def of_artifact(cls, found: PreparedArtifact) -> PreparedUNet:
+        return cls(found.graph_module, found.signature, found.config, list(found.reports), found.decided)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Raises ArtifactError where it cannot be saved."""
+        return _read_prepared, (to_files(partial(save_prepared_artifact, self.to_artifact())),)
+
     def with_config(self, config: QDiffConfig) -> PreparedUNet:
         """The same network under other bits, ranges or rules, without a second pass over data.
 
@@ -161,6 +195,10 @@ def check_mergeable(a: PreparedUNet, b: PreparedUNet) -> None:
             where="merge",
             fix="Merge first, then call round_weights or reconstruct",
         )
+
+
+def _read_prepared(files: Mapping[str, bytes]) -> PreparedUNet:
+    return PreparedUNet.of_artifact(from_files(files, load_prepared_artifact))
 
 
 class QuantizedUNet(_WithState):
@@ -232,6 +270,15 @@ class QuantizedUNet(_WithState):
             self._modules["graph_module"] = graph
         return graph
 
+    def to_artifact(self) -> Artifact:
+        """What of it is saved."""
+        return Artifact(self.graph_module, self.signature, self.qconfig, self.source)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Raises ArtifactError where it cannot be saved."""
+        files = to_files(partial(save_artifact, self.to_artifact()))
+        return _read_quantized, (files, self.backend, self.options)
+
     def explain(self, *, verbose: bool = False) -> Explanation:
         """Every weight layer and attention: bits, scales, kernel, or why it is in float.
 
@@ -273,3 +320,8 @@ class QuantizedUNet(_WithState):
         if position is None or self.qconfig.act_granularity != "timestep" or tensors[position].numel() < 2:
             return []
         return self.qconfig.schedule.split(tensors[position])
+
+
+def _read_quantized(files: Mapping[str, bytes], backend: str, options: BackendOptions) -> QuantizedUNet:
+    found = from_files(files, load_artifact)
+    return QuantizedUNet(found.graph_module, found.signature, found.config, backend, options, found.source)

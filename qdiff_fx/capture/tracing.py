@@ -110,7 +110,7 @@ def _require_batch(module: fx.GraphModule, inputs: Sequence[TensorInput]) -> Non
         rank = next((rank for rank, layers in _BATCHED_RANKS.items() if is_op(node, *layers)), 0)
         if rank and len(sample.dims) == rank - 1 and value(node.args[0]).dim() == rank - 1:
             raise CaptureError(
-                f"is a single one of shape {tuple(map(str, sample.dims))}, without a batch dimension",
+                f"is a single one of shape ({', '.join(map(str, sample.dims))}), without a batch dimension",
                 where=f"argument '{sample.name}'",
                 fix=f"Pass a batch of one, {sample.name}[None], in the example and in every call",
             )
