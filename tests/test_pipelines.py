@@ -10,10 +10,11 @@ from diffusers import (
     DPMSolverMultistepScheduler,
     EulerDiscreteScheduler,
     LMSDiscreteScheduler,
+    ModelMixin,
     PNDMScheduler,
 )
 
-from qdiff_fx import QDiffConfig, calibrate, collect_calibration_data, convert_qdiff, prepare_qdiff
+from qdiff_fx import QDiffConfig, QuantizedUNet, calibrate, collect_calibration_data, convert_qdiff, prepare_qdiff
 
 EXAMPLE = Path(__file__).parents[1] / "examples" / "quantize_pipeline.py"
 PROMPTS = ["a fish", "two birds", "a boat on a lake", "the moon over a hill"]
@@ -89,6 +90,38 @@ def test_several_images_per_prompt(pipe, networks):
 def test_the_same_seed_gives_the_same_images(pipe, networks):
     first, second = latents(pipe, networks[1]), latents(pipe, networks[1])
     torch.testing.assert_close(first, second, rtol=0, atol=0)
+
+
+@pytest.fixture(scope="module")
+def saved(pipe, networks, tmp_path_factory):
+    """The pipeline as a folder, with its float UNet."""
+    pipe.unet = networks[0]
+    folder = tmp_path_factory.mktemp("pipeline")
+    pipe.save_pretrained(folder)
+    return folder
+
+
+@pytest.mark.parametrize("given", ["to from_pretrained", "after None", "to register_modules"])
+def test_a_saved_pipeline_takes_it(pipe, networks, saved, given):
+    float_unet, quantized = networks
+    first = quantized if given == "to from_pretrained" else None
+    restored = type(pipe).from_pretrained(saved, unet=first, safety_checker=None)
+    restored.set_progress_bar_config(disable=True)
+    if given == "after None":
+        restored.unet = quantized
+    else:
+        restored.register_modules(unet=quantized)
+    restored.to("cpu")
+    call = {"height": 16, "width": 16}
+    assert torch.equal(latents(restored, restored.unet, **call), latents(pipe, quantized, **call))
+    assert type(pipe).from_pipe(restored).unet is quantized
+    assert restored.unet is quantized
+
+
+def test_diffusers_alone_takes_it_for_one_of_its_models(networks):
+    quantized = networks[1]
+    assert quantized.__class__ is QuantizedUNet
+    assert not isinstance(quantized, ModelMixin)
 
 
 def test_running_the_pipeline_calibrates_a_prepared_network(pipe, networks):
