@@ -6,7 +6,7 @@ BIN := .venv/bin
 # Two workers of one thread each beat one worker of two on small tensors. A file stays in one: its fixtures are made once.
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile
 
-.PHONY: demo test test-all mutants golden sanitize lint format bench clean
+.PHONY: demo test test-all mutants golden sanitize fuzz lint format bench clean
 
 .venv/.ready: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
@@ -27,12 +27,20 @@ golden: .venv/.ready
 	OMP_NUM_THREADS=1 $(BIN)/python -m tests.golden --check
 
 # The kernels under AddressSanitizer and UBSan. Python is not built with them, so their libraries go before it.
-SANITIZE := QDIFF_KERNELS_FLAGS="-fsanitize=address,undefined -fno-sanitize-recover=all -g -O1" ASAN_OPTIONS=detect_leaks=0
+SANITIZE := QDIFF_KERNELS_FLAGS="-fsanitize=address,undefined -fno-sanitize-recover=all -g -O1" ASAN_OPTIONS=detect_leaks=0:allocator_may_return_null=1:max_allocation_size_mb=6144
 SANITIZE += LD_PRELOAD="$$($${CXX:-g++} -print-file-name=libasan.so) $$($${CXX:-g++} -print-file-name=libubsan.so)"
 
 sanitize: .venv/.ready
 	$(SANITIZE) OMP_NUM_THREADS=2 $(BIN)/python -m pytest -p no:xdist tests/kernels/test_integer.py \
-		tests/kernels/test_attention_vnni.py tests/backends/test_native.py tests/backends/test_plan.py
+		tests/kernels/test_attention_vnni.py tests/kernels/test_hostile_arguments.py tests/backends/test_native.py \
+		tests/backends/test_plan.py
+	$(SANITIZE) OMP_NUM_THREADS=2 $(BIN)/python -m tests.fuzz.operators --count $(COUNT) --seed $(SEED)
+
+# Random and hostile calls, networks and folders; COUNT and SEED choose how many and which.
+COUNT ?= 20000
+SEED ?= 0
+fuzz: .venv/.ready
+	OMP_NUM_THREADS=1 $(BIN)/python -m tests.fuzz.operators --count $(COUNT) --seed $(SEED)
 
 # Faults put into a copy of the package, each of which some test has to notice.
 mutants: .venv/.ready

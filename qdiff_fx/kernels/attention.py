@@ -8,7 +8,10 @@ import torch
 from torch import Tensor
 
 from qdiff_fx.errors import KernelError
+from qdiff_fx.kernels import checks
 
+_OP = "int_attention"
+_FLOATS = (*checks.FLOATS, torch.float64)
 _SCRATCH_ELEMENTS = 1 << 23  # scores held at a time; rows are independent, so long queries go in blocks
 _EXACT_FLOAT32_DIM = 512  # |q - zero_point| <= 255, |k| <= 128: dots over fewer dims are exact below 2**24
 
@@ -52,6 +55,8 @@ def int_attention(
     """
     check_arguments(q, k, v, mask, softmax_scale, prob_bits, out_dtype)
     score_scale = softmax_scale * _positive(q_scale, "q_scale") * _positive(k_scale, "k_scale")
+    if not score_scale <= checks.MOST_SCALE:
+        raise _error(f"softmax_scale * q_scale * k_scale must be finite in float32, not {score_scale}")
     value_scale = _positive(v_scale, "v_scale")
     zero_point = _zero_point(q_zero_point)
     out = empty_output(q, out_dtype)
@@ -83,6 +88,7 @@ def check_arguments(
     out_dtype: torch.dtype,
 ) -> None:
     """Raise KernelError unless shapes, dtypes and options fit together; reads no tensor data."""
+    checks.plain(_OP, (q, k, v, mask))
     if (q.dtype, k.dtype, v.dtype) != (torch.uint8, torch.int8, torch.int8):
         raise _error(f"q must be uint8, k and v int8, not {q.dtype}, {k.dtype}, {v.dtype}")
     if q.dim() < 2:
@@ -91,15 +97,14 @@ def check_arguments(
     if k.shape != v.shape or not same_lead:
         shapes = f"{tuple(q.shape)}, {tuple(k.shape)}, {tuple(v.shape)}"
         raise _error(f"shapes must be q (..., L, D), k and v (..., S, D), not {shapes}")
-    if mask is not None and mask.dtype != torch.bool and not mask.is_floating_point():
+    if mask is not None and mask.dtype != torch.bool and mask.dtype not in _FLOATS:
         raise _error(f"mask must be bool or floating, not {mask.dtype}")
     if mask is not None and not _broadcasts(mask.shape, (*q.shape[:-1], k.shape[-2])):
         raise _error(f"mask {tuple(mask.shape)} does not broadcast to {(*q.shape[:-1], k.shape[-2])}")
-    if not (softmax_scale > 0 and math.isfinite(softmax_scale)):
-        raise _error(f"softmax_scale must be a positive finite number, not {softmax_scale}")
+    checks.positive(_OP, "softmax_scale", softmax_scale)
     if not 1 <= prob_bits <= 16:
         raise _error(f"prob_bits must be 1..16, not {prob_bits}")
-    if not out_dtype.is_floating_point:
+    if out_dtype not in _FLOATS:
         raise _error(f"out_dtype must be floating, not {out_dtype}")
 
 
@@ -132,18 +137,17 @@ def _broadcasts(shape: torch.Size, target: tuple[int, ...]) -> bool:
 
 
 def _positive(scale: Tensor, name: str) -> float:
-    value = float(scale)
-    if not (value > 0 and math.isfinite(value)):
-        raise _error(f"{name} must be a positive finite number, not {value}")
+    value = float(checks.number_of(_OP, name, scale))
+    checks.positive(_OP, name, value)
     return value
 
 
 def _zero_point(tensor: Tensor) -> int:
-    value = int(tensor)
-    if not 0 <= value <= 255:
+    value = checks.number_of(_OP, "q_zero_point", tensor)
+    if value not in range(256):
         raise _error(f"q_zero_point must be 0..255, not {value}")
-    return value
+    return int(value)
 
 
 def _error(what: str) -> KernelError:
-    return KernelError(what, where="int_attention")
+    return checks.error(_OP, what)

@@ -5,13 +5,13 @@ from __future__ import annotations
 import functools
 import math
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from qdiff_fx.kernels import attention, integer
+from qdiff_fx.kernels import attention, checks, integer
 from qdiff_fx.kernels.build import status
 from qdiff_fx.kernels.timestep import timestep_bin as _timestep_bin
 
@@ -42,10 +42,11 @@ def _compiled_or(overload: str, reference: Callable[..., Any]) -> Callable[..., 
     Loading registers C++ kernels for the CPU over these functions, so they are left after the first call.
     """
 
+    packet, name = overload.split(".")
+
     def run(*args: Any) -> Any:
         state = status()
-        if state.available and _first_tensor(args).device.type == "cpu":
-            packet, name = overload.split(".")
+        if state.available and _is_for_cpu(args):
             return getattr(getattr(torch.ops.qdiff, packet), name)(*args)
         if not state.available and not state.disabled:
             _warn_once(state.reason)
@@ -54,9 +55,30 @@ def _compiled_or(overload: str, reference: Callable[..., Any]) -> Callable[..., 
     return run
 
 
-def _first_tensor(args: tuple[Any, ...]) -> Tensor:
-    first = args[0]
-    return first if isinstance(first, Tensor) else first[0]
+def _checked(op: str, schema: str, function: Callable[..., Any]) -> Callable[..., Any]:
+    """The function, given no less than the schema says, and tensors that it can look at."""
+    needed = [index for index, each in enumerate(schema.lstrip("(").split(", ")) if each.startswith("Tensor ")]
+
+    def run(*args: Any) -> Any:
+        # Tensors of other layouts come here on the CPU too, and would again from `_compiled_or`.
+        if any(args[index] is None for index in needed):
+            raise checks.error(op, "a tensor is missing")
+        checks.plain(op, _tensors(args))
+        return function(*args)
+
+    return run
+
+
+def _tensors(args: Iterable[Any]) -> Iterator[Tensor]:
+    for each in args:
+        if isinstance(each, Tensor):
+            yield each
+        elif isinstance(each, (list, tuple)):
+            yield from (item for item in each if isinstance(item, Tensor))
+
+
+def _is_for_cpu(args: tuple[Any, ...]) -> bool:
+    return any(x.device.type == "cpu" for x in _tensors(args)) and not any(x.is_meta for x in _tensors(args))
 
 
 def _fake_attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, *rest: Any) -> Tensor:
@@ -69,6 +91,8 @@ def _attention_by_numbers(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, 
     q_scale, q_zero_point, k_scale, v_scale, softmax_scale, prob_bits, out_dtype, *quantizer = rest
     codes = out_dtype in integer.CODES
     dtype = torch.float32 if codes else out_dtype
+    if codes:
+        checks.quantizer("int_attention", out_dtype, *quantizer)
     q_scale, q_zero_point, k_scale, v_scale = map(torch.tensor, (q_scale, q_zero_point, k_scale, v_scale))
     out = attention.int_attention(
         q, k, v, mask, q_scale, q_zero_point, k_scale, v_scale, softmax_scale, prob_bits, dtype
@@ -88,12 +112,25 @@ def _define_attention(
 ) -> None:
     # The kernel reads any strides, but the result's layout follows q's: the compiler must keep them.
     tags = (torch.Tag.needs_fixed_stride_order, torch.Tag.pt2_compliant_tag)
+    _register(name, "int_attention", schema, tags, implementation, fake)
+
+
+def _register(
+    name: str,
+    op: str,
+    schema: str,
+    tags: tuple[torch.Tag, ...],
+    implementation: Callable[..., Any],
+    fake: Callable[..., Any],
+) -> None:
+    """`op` is what errors call it."""
     _library.define(name + schema, tags=tags)
-    _library.impl(name, implementation, "CompositeExplicitAutograd")
-    torch.library.register_fake(f"qdiff::{name}", fake, lib=_library)
+    _library.impl(name, _checked(op, schema, implementation), "CompositeExplicitAutograd")
+    torch.library.register_fake(f"qdiff::{name}", _checked(op, schema, fake), lib=_library)
 
 
 def _fake_pack(codes: Tensor, bits: int) -> tuple[Tensor, Tensor]:
+    integer.check_pack(codes, bits)
     out, inputs = codes.shape[:2]
     if not (codes.device.type == "cpu" and status().available):
         return codes.new_empty(codes.numel()), codes.new_empty(out, dtype=torch.int32)
@@ -106,41 +143,47 @@ def _fake_pack(codes: Tensor, bits: int) -> tuple[Tensor, Tensor]:
 
 
 def _fake_conv(codes: Sequence[Tensor], *args: Any) -> Tensor:
-    out_channels, kernel, stride, padding, dilation, enlarge = args[5:11]
-    size = [
-        (codes[0].shape[2 + i] * enlarge[i] + padding[2 * i] + padding[2 * i + 1] - dilation[i] * (kernel[i] - 1) - 1)
-        // stride[i]
-        + 1
-        for i in range(2)
-    ]
-    out = codes[0].new_empty((codes[0].shape[0], *size, out_channels), dtype=args[15])
-    return out.permute(0, 3, 1, 2)
+    batch, out_channels, height, width = integer.check_conv(codes, *args[5:11], *args[14:16])
+    return codes[0].new_empty((batch, height, width, out_channels), dtype=args[15]).permute(0, 3, 1, 2)
 
 
 def _fake_linear(codes: Tensor, *args: Any) -> Tensor:
-    return codes.new_empty((*codes.shape[:-1], args[5]), dtype=args[9])
+    weights, out_features, activation, out_dtype = args[2], args[5], *args[8:10]
+    size = integer.check_linear(codes, out_features, len(weights), activation, out_dtype)
+    return codes.new_empty(size, dtype=out_dtype)
 
 
 def _fake_group_norm(parts: Sequence[Tensor], *args: Any) -> Tensor:
+    groups, activation, out_dtype = args[0], *args[4:6]
+    integer.check_group_norm(parts, groups, activation, out_dtype)
     first = parts[0]
     sizes = (first.shape[0], *first.shape[2:], sum(part.shape[1] for part in parts))
-    return first.new_empty(sizes, dtype=args[5]).movedim(-1, 1)
+    return first.new_empty(sizes, dtype=out_dtype).movedim(-1, 1)
 
 
 def _fake_layer_norm(x: Tensor, *args: Any) -> Tensor:
+    integer.check_layer_norm(x, args[3])
     return x.new_empty(x.shape, dtype=args[3])
 
 
 def _fake_act_quantize(x: Tensor, activation: int, out_dtype: torch.dtype, *args: Any) -> Tensor:
+    return _like_activated("act_quantize", x, activation, out_dtype)
+
+
+def _fake_act_quantize_rest(x: Tensor, activation: int, *args: Any) -> Tensor:
+    return _like_activated("act_quantize_rest", x, activation, torch.uint8)
+
+
+def _like_activated(op: str, x: Tensor, activation: int, out_dtype: torch.dtype) -> Tensor:
+    integer.check_act_quantize(op, x, activation, out_dtype)
     if activation == integer.Activation.GEGLU:
         return x.new_empty((*x.shape[:-1], x.shape[-1] // 2), dtype=out_dtype)
     return torch.empty_like(x, dtype=out_dtype)
 
 
 def _define(name: str, schema: str, reference: Callable[..., Any], fake: Callable[..., Any]) -> None:
-    _library.define(name + schema, tags=(torch.Tag.pt2_compliant_tag,))
-    _library.impl(name, _compiled_or(f"{name}.default", reference), "CompositeExplicitAutograd")
-    torch.library.register_fake(f"qdiff::{name}", fake, lib=_library)
+    implementation = _compiled_or(f"{name}.default", reference)
+    _register(name, name, schema, (torch.Tag.pt2_compliant_tag,), implementation, fake)
 
 
 _define_attention("int_attention", _ATTENTION_SCHEMA, attention.int_attention, _fake_attention)
@@ -191,7 +234,7 @@ _define(
     "(Tensor x, int activation, float scale, int zero_point, int low, int high, float rest_scale, int rest_zero_point) "
     "-> Tensor",
     integer.act_quantize_rest,
-    lambda x, activation, *args: _fake_act_quantize(x, activation, torch.uint8),
+    _fake_act_quantize_rest,
 )
 
 _library.define("timestep_bin(Tensor timestep, int bins, int num_train_timesteps) -> Tensor")

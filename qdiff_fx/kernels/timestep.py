@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 
-from qdiff_fx.errors import KernelError
+from qdiff_fx.kernels import checks
 from qdiff_fx.quant import timestep_bins
+
+MOST_TIMESTEPS = 1 << 31
 
 
 def timestep_bin(timestep: Tensor, bins: int, num_train_timesteps: int) -> Tensor:
@@ -20,9 +23,14 @@ def timestep_bin(timestep: Tensor, bins: int, num_train_timesteps: int) -> Tenso
         int64 [1].
 
     Raises:
-        KernelError: bins or num_train_timesteps below 1.
+        KernelError: bins or num_train_timesteps below 1, or no timestep.
     """
-    if bins < 1 or num_train_timesteps < 1:
-        what = f"bins and num_train_timesteps must be at least 1, not {bins} and {num_train_timesteps}"
-        raise KernelError(what, where="timestep_bin")
+    op = "timestep_bin"
+    if timestep is None:  # the schema lets it through
+        raise checks.error(op, "a tensor is missing")
+    checks.plain(op, [timestep])
+    for what, number in (("bins", bins), ("num_train_timesteps", num_train_timesteps)):
+        checks.within(op, what, number, 1, MOST_TIMESTEPS)
+    if timestep.numel() == 0 or timestep.dtype == torch.bool:
+        raise checks.error(op, f"expected timesteps, not {timestep.dtype} {tuple(timestep.shape)}")
     return timestep_bins.timestep_bin(timestep.reshape(-1)[:1], bins, num_train_timesteps)

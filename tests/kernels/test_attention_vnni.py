@@ -12,6 +12,7 @@ import math
 
 import pytest
 import torch
+from exact_attention import exact_and_tolerance
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
@@ -22,31 +23,6 @@ from qdiff_fx.kernels import int_attention, int_attention_vnni, status
 pytestmark = pytest.mark.skipif(not status().available, reason=status().reason or "-")
 
 ZERO_POINT_MAX = 255
-FIXED_POINT_ERROR = 5e-4  # of a probability, relative
-
-
-def exact_and_tolerance(args: tuple, fixed_point: bool) -> tuple[Tensor, Tensor]:
-    """Float64 result (..., L, D) and the error that rounding may make in it, (..., L, 1)."""
-    q, k, v, mask, q_scale, zero_point, k_scale, v_scale, softmax_scale, bits, _ = args
-    levels = 2**bits - 1
-    scale = softmax_scale * float(q_scale) * float(k_scale)
-    scores = scale * ((q.double() - int(zero_point)) @ k.double().transpose(-1, -2))
-    if mask is not None:
-        scores = scores.masked_fill(~mask, -math.inf) if mask.dtype == torch.bool else scores + mask
-    peak = scores.amax(-1, keepdim=True)
-    peak = peak.masked_fill(peak.isinf(), 0.0)
-    real_codes = (scores - peak).exp() * levels
-    codes = real_codes.round()
-    total = codes.sum(-1, keepdim=True)
-    out = float(v_scale) * (codes @ v.double()) / total.clamp(min=1)
-
-    # |scores| matters because s and m are rounded before they are subtracted.
-    rounding = real_codes * (2e-6 + 3e-7 * (scores.nan_to_num(neginf=0).abs() + peak.abs()))
-    if fixed_point:
-        rounding += real_codes * FIXED_POINT_ERROR
-    may_flip = ((real_codes % 1 - 0.5).abs() <= rounding).sum(-1, keepdim=True)
-    per_flip = (127 * float(v_scale) + out.abs().amax(-1, keepdim=True)) / (total - may_flip).clamp(min=1)
-    return out, may_flip * per_flip + 1e-6 * 127 * float(v_scale)
 
 
 def assert_exact(out: Tensor, args: tuple, *, fixed_point: bool = True) -> None:

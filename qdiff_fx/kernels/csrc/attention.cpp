@@ -13,6 +13,7 @@
 #include <torch/library.h>
 
 #include <algorithm>
+#include <cfloat>
 #include <cmath>
 #include <limits>
 #include <optional>
@@ -22,13 +23,17 @@
 namespace {
 
 using at::Tensor;
+using qdiff::check_plain;
 using qdiff::checked_quantizer;
 using qdiff::type_of;
 using OptionalTensor = std::optional<Tensor>;
 
+constexpr const char* kOp = "int_attention";
+
 const qdiff::Kernel& kernel() { return *qdiff::kKernels.attention; }
 
 void check_codes(const Tensor& q, const Tensor& k, const Tensor& v) {
+  check_plain(q, kOp), check_plain(k, kOp), check_plain(v, kOp);
   TORCH_CHECK(q.scalar_type() == at::kByte && k.scalar_type() == at::kChar && v.scalar_type() == at::kChar,
               "int_attention: q must be uint8, k and v int8, not ", q.scalar_type(), ", ", k.scalar_type(),
               ", ", v.scalar_type());
@@ -40,23 +45,28 @@ void check_codes(const Tensor& q, const Tensor& k, const Tensor& v) {
               k.sizes(), ", ", v.sizes());
 }
 
+bool is_float(at::ScalarType dtype) { return qdiff::is_floats(dtype) || dtype == at::kDouble; }
+
 void check_mask(const Tensor& mask, at::IntArrayRef scores) {
-  TORCH_CHECK(mask.scalar_type() == at::kBool || at::isFloatingType(mask.scalar_type()),
+  TORCH_CHECK(mask.scalar_type() == at::kBool || is_float(mask.scalar_type()),
               "int_attention: mask must be bool or floating, not ", mask.scalar_type());
   TORCH_CHECK(at::is_expandable_to(mask.sizes(), scores), "int_attention: mask ", mask.sizes(),
               " does not broadcast to ", scores);
 }
 
-void check_options(double softmax_scale, int64_t prob_bits, at::ScalarType out_dtype) {
-  TORCH_CHECK(softmax_scale > 0 && std::isfinite(softmax_scale),
-              "int_attention: softmax_scale must be a positive finite number, not ", softmax_scale);
-  TORCH_CHECK(prob_bits >= 1 && prob_bits <= 16, "int_attention: prob_bits must be 1..16, not ", prob_bits);
-  TORCH_CHECK(at::isFloatingType(out_dtype), "int_attention: out_dtype must be floating, not ", out_dtype);
-}
-
-void check_positive(double value, const char* name) {
-  TORCH_CHECK(value > 0 && std::isfinite(value), "int_attention: ", name,
-              " must be a positive finite number, not ", value);
+// All that can be said without the numbers that tensors hold.
+void check_all(const Tensor& q, const Tensor& k, const Tensor& v, const OptionalTensor& mask, double softmax_scale,
+               int64_t prob_bits, at::ScalarType out_dtype) {
+  check_plain(mask, kOp);
+  check_codes(q, k, v);
+  if (mask.has_value()) {
+    std::vector<int64_t> scores = q.sizes().vec();
+    scores.back() = k.size(-2);
+    check_mask(*mask, scores);
+  }
+  qdiff::check_positive(softmax_scale, "softmax_scale", kOp);
+  qdiff::check_within(prob_bits, 1, 16, "prob_bits", kOp);
+  TORCH_CHECK(is_float(out_dtype), "int_attention: out_dtype must be floating, not ", out_dtype);
 }
 
 // (..., T, D) as (batch, heads, T, D).
@@ -88,7 +98,6 @@ OptionalTensor additive_mask(const OptionalTensor& mask, const Tensor& q, int64_
   if (!mask.has_value()) return std::nullopt;
   std::vector<int64_t> scores = q.sizes().vec();
   scores.back() = key_len;
-  check_mask(*mask, scores);
   Tensor added = as_additive(without_repeats(*mask));
   std::vector<int64_t> rows = added.sizes().vec();
   if (rows.empty()) rows.push_back(1);
@@ -178,11 +187,30 @@ struct Numbers {
 };
 
 void check_numbers(const Numbers& numbers) {
-  check_positive(numbers.q_scale, "q_scale");
-  check_positive(numbers.k_scale, "k_scale");
-  check_positive(numbers.v_scale, "v_scale");
-  TORCH_CHECK(numbers.q_zero_point >= 0 && numbers.q_zero_point <= 255,
-              "int_attention: q_zero_point must be 0..255, not ", numbers.q_zero_point);
+  qdiff::check_positive(numbers.q_scale, "q_scale", kOp);
+  qdiff::check_positive(numbers.k_scale, "k_scale", kOp);
+  qdiff::check_positive(numbers.v_scale, "v_scale", kOp);
+  qdiff::check_within(numbers.q_zero_point, 0, 255, "q_zero_point", kOp);
+  const double score_scale = numbers.softmax_scale * numbers.q_scale * numbers.k_scale;
+  TORCH_CHECK(score_scale <= FLT_MAX, "int_attention: softmax_scale * q_scale * k_scale must be finite in float32, not ",
+              score_scale);
+}
+
+// The one number that a tensor holds.
+at::Scalar number_of(const Tensor& x, const char* what) {
+  TORCH_CHECK(x.defined(), "int_attention: a tensor is missing: ", what);
+  TORCH_CHECK(x.numel() == 1 && x.layout() == at::kStrided && !x.is_nested() && !x.is_complex() &&
+                  !x.is_quantized() && !x.is_meta(),
+              "int_attention: ", what, " must hold one real number, not ", x.scalar_type());
+  return x.item();
+}
+
+int64_t whole_number_of(const Tensor& x, const char* what) {
+  const at::Scalar number = number_of(x, what);
+  if (!number.isFloatingPoint()) return number.to<int64_t>();
+  const double value = number.to<double>();
+  TORCH_CHECK(value == std::floor(value) && std::abs(value) < 1e9, "int_attention: ", what, " must be 0..255, not ", value);
+  return int64_t(value);
 }
 
 Tensor attend(const Tensor& q, const Tensor& k, const Tensor& v, const OptionalTensor& mask,
@@ -210,15 +238,15 @@ Tensor int_attention(const Tensor& q, const Tensor& k, const Tensor& v, const Op
                      const Tensor& q_scale, const Tensor& q_zero_point, const Tensor& k_scale,
                      const Tensor& v_scale, double softmax_scale, int64_t prob_bits,
                      at::ScalarType out_dtype) {
-  check_codes(q, k, v);
-  check_options(softmax_scale, prob_bits, out_dtype);
+  check_all(q, k, v, mask, softmax_scale, prob_bits, out_dtype);
+  const Numbers numbers{number_of(q_scale, "q_scale").to<double>(), whole_number_of(q_zero_point, "q_zero_point"),
+                        number_of(k_scale, "k_scale").to<double>(), number_of(v_scale, "v_scale").to<double>(),
+                        softmax_scale, prob_bits};
+  check_numbers(numbers);
   if (!takes(q, k, prob_bits)) {
     return reference().call(q, k, v, mask, q_scale, q_zero_point, k_scale, v_scale, softmax_scale, prob_bits,
                             out_dtype);
   }
-  const Numbers numbers{q_scale.item<double>(), q_zero_point.item<int64_t>(), k_scale.item<double>(),
-                        v_scale.item<double>(), softmax_scale, prob_bits};
-  check_numbers(numbers);
   return attend(q, k, v, mask, numbers, out_dtype, {});
 }
 
@@ -227,11 +255,12 @@ Tensor int_attention_numbers(const Tensor& q, const Tensor& k, const Tensor& v, 
                              double q_scale, int64_t q_zero_point, double k_scale, double v_scale,
                              double softmax_scale, int64_t prob_bits, at::ScalarType out_dtype, double out_scale,
                              int64_t out_zero_point, int64_t out_low, int64_t out_high) {
-  check_codes(q, k, v);
-  const bool codes = out_dtype == at::kByte || out_dtype == at::kChar;
-  check_options(softmax_scale, prob_bits, codes ? at::kFloat : out_dtype);
-  const auto quantizer =
-      checked_quantizer(out_scale, out_zero_point, out_low, out_high, out_dtype, "int_attention");
+  const bool codes = qdiff::is_codes(out_dtype);
+  check_all(q, k, v, mask, softmax_scale, prob_bits, codes ? at::kFloat : out_dtype);
+  const auto quantizer = codes ? checked_quantizer(out_scale, out_zero_point, out_low, out_high, out_dtype, kOp)
+                               : qdiff::Quantizer{1.0f, 0, 0, 0};
+  const Numbers numbers{q_scale, q_zero_point, k_scale, v_scale, softmax_scale, prob_bits};
+  check_numbers(numbers);
   if (!takes(q, k, prob_bits)) {
     const auto tensor = [](double x) { return at::full({}, x, at::TensorOptions().dtype(at::kFloat)); };
     const Tensor out = reference().call(q, k, v, mask, tensor(q_scale), tensor(double(q_zero_point)).to(at::kLong),
@@ -239,8 +268,6 @@ Tensor int_attention_numbers(const Tensor& q, const Tensor& k, const Tensor& v, 
                                         codes ? at::kFloat : out_dtype);
     return codes ? act_quantize(out, 0, out_dtype, out_scale, out_zero_point, out_low, out_high) : out;
   }
-  const Numbers numbers{q_scale, q_zero_point, k_scale, v_scale, softmax_scale, prob_bits};
-  check_numbers(numbers);
   return attend(q, k, v, mask, numbers, out_dtype, quantizer);
 }
 

@@ -3,6 +3,7 @@
 
 #include <algorithm>
 #include <cstdlib>
+#include <new>
 
 #include "activations.h"
 
@@ -131,6 +132,7 @@ class Weights {
     int64_t bytes = 0;
     for (int64_t i = 0; i < p.source_count; ++i) bytes += unpacked_bytes(i);
     memory_ = bytes ? static_cast<int8_t*>(std::aligned_alloc(64, size_t(bytes))) : nullptr;
+    if (bytes && !memory_) throw std::bad_alloc();
     if (!memory_ || !all_blocks) return;
     for (int64_t block = 0; block < kept_; ++block) unpack_block(block);
   }

@@ -4,6 +4,7 @@
 #include <algorithm>
 #include <cmath>
 #include <cstdlib>
+#include <new>
 
 #include "activations.h"
 
@@ -136,6 +137,7 @@ void group_norm(const Norm& p, int64_t splits, Tasks& tasks) {
   if (!tasks.take(task, end)) return;
   const int64_t channels = p.channels / splits;
   double* sums = static_cast<double*>(std::malloc(size_t(2 * channels) * (sizeof(double) + sizeof(float))));
+  if (!sums) throw std::bad_alloc();
   float* factors = reinterpret_cast<float*>(sums + 2 * channels);
   do {
     const Range range{task / splits, task % splits * channels, (task % splits + 1) * channels};

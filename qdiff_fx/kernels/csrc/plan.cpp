@@ -14,6 +14,8 @@ using at::Tensor;
 using c10::IValue;
 
 // How an argument is written down, in whole numbers: one of these, then what it is followed by.
+constexpr int64_t kMostSlots = 1 << 24;
+
 enum Kind : int64_t {
   kNone,
   kSlot,    // the number of the slot whose value it is
@@ -49,11 +51,17 @@ class Reader {
 
   bool done() const { return at_ == code_.size(); }
 
-  Argument argument(const c10::TypePtr& type) {
-    if (const auto optional = type->cast<c10::OptionalType>()) return argument(optional->getElementType());
+  // real_type: which tells dtypes, layouts and the like from the whole numbers they are written as.
+  Argument argument(const c10::TypePtr& type, const c10::TypePtr& real_type) {
+    if (const auto optional = type->cast<c10::OptionalType>()) {
+      if (next_is(kNone)) return {};
+      const auto real = real_type->cast<c10::OptionalType>();
+      return argument(optional->getElementType(), real ? real->getElementType() : real_type);
+    }
     Argument read;
-    switch (next()) {
-      case kNone: break;
+    const int64_t kind = next();
+    check_fits(kind, type->kind(), real_type->kind());
+    switch (kind) {
       case kSlot: read.slot = below(next(), slots_); break;
       case kInt: {
         const int64_t number = next();
@@ -71,14 +79,39 @@ class Reader {
   }
 
  private:
+  // A kernel takes for granted that an argument is of its type.
+  static void check_fits(int64_t kind, c10::TypeKind type, c10::TypeKind real_type) {
+    using Is = c10::TypeKind;
+    const bool number = type == Is::NumberType, whole = type == Is::IntType || type == Is::SymIntType;
+    const bool as_it_is = type == real_type || real_type == Is::SymIntType;
+    bool fits = true;
+    switch (kind) {
+      case kInt: fits = (whole && as_it_is) || number || type == Is::FloatType || type == Is::BoolType; break;
+      case kFloat: fits = number || type == Is::FloatType; break;
+      case kTensor: fits = type == Is::TensorType; break;
+      case kDtype: fits = real_type == Is::ScalarTypeType; break;
+      case kList: fits = type == Is::ListType; break;
+      case kNone: fits = false; break;
+    }
+    TORCH_CHECK(fits, kind == kList ? "qdiff: a list where" : "qdiff: another kind of argument than", " the operator takes");
+  }
+
+  bool next_is(int64_t kind) {
+    const bool found = !done() && code_[at_] == kind;
+    at_ += found;
+    return found;
+  }
+
   void read_list(Argument& read, const c10::TypePtr& type) {
     const auto list = type->cast<c10::ListType>();
     TORCH_CHECK(list, "qdiff: a list where the operator takes ", type->str());
     c10::TypePtr item = list->getElementType();
     if (item->kind() == c10::TypeKind::SymIntType) item = c10::IntType::get();  // sizes are numbers when it runs
     bool varies = false;
-    for (int64_t count = next(); count > 0; --count) {
-      read.items.push_back(argument(item));
+    int64_t count = next();
+    TORCH_CHECK(0 <= count && count <= int64_t(code_.size()), "qdiff: a list of ", count, " elements is cut off");
+    for (; count > 0; --count) {
+      read.items.push_back(argument(item, item));
       varies = varies || read.items.back().varies();
     }
     if (varies) {
@@ -115,7 +148,9 @@ IValue value_of(const Argument& argument, const std::vector<IValue>& slots) {
 
 class Plan : public torch::CustomClassHolder {
  public:
-  explicit Plan(int64_t slots) : slots_(slots) { TORCH_CHECK(slots >= 0, "qdiff: a plan with ", slots, " slots"); }
+  explicit Plan(int64_t slots) : slots_(slots) { 
+    TORCH_CHECK(0 <= slots && slots <= kMostSlots, "qdiff: a plan with ", slots, " slots");
+  }
 
   // Arguments in the order of the operator's schema; those that are missing take their defaults.
   void add(const std::string& name, const std::string& overload, std::vector<int64_t> code, std::vector<double> floats,
@@ -127,7 +162,7 @@ class Plan : public torch::CustomClassHolder {
     Reader reader(code, floats, tensors, slots_);
     for (const auto& argument : op.schema().arguments()) {
       if (!reader.done()) {
-        call.arguments.push_back(reader.argument(argument.type()));
+        call.arguments.push_back(reader.argument(argument.type(), argument.real_type()));
         continue;
       }
       TORCH_CHECK(argument.default_value(), name, ": no ", argument.name(), " is given");

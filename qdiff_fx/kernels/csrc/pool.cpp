@@ -2,11 +2,11 @@
 
 #include <ATen/ops/empty_strided.h>
 #include <ATen/ops/from_blob.h>
+#include <c10/util/Exception.h>
 
 #include <cstdlib>
 #include <map>
 #include <mutex>
-#include <new>
 #include <vector>
 
 namespace qdiff {
@@ -14,6 +14,8 @@ namespace {
 
 constexpr size_t kLeast = 64 * 1024;       // smaller tensors are the allocator's business
 constexpr size_t kKept = size_t{256} << 20;  // what waits for its next use
+
+constexpr size_t kMost = size_t{1} << 38;  // bytes of one tensor; operators check sizes long before
 
 // Sizes in steps of an eighth of a power of two, so that tensors of nearly the same size share memory.
 size_t size_class(size_t bytes) {
@@ -36,7 +38,7 @@ class Pool {
       }
     }
     void* memory = std::aligned_alloc(64, bytes);
-    if (!memory) throw std::bad_alloc();
+    TORCH_CHECK(memory, "qdiff: there is no memory to allocate ", bytes, " bytes for a result");
     return memory;
   }
 
@@ -69,9 +71,14 @@ Pool& pool() {
 at::Tensor pooled(at::IntArrayRef sizes, at::IntArrayRef strides, at::ScalarType dtype) {
   const auto options = at::TensorOptions().dtype(dtype);
   size_t last = 0;
+  for (const int64_t size : sizes) {
+    TORCH_CHECK(size >= 0, "qdiff: there is no size ", size);
+    if (size == 0) return at::empty_strided(sizes, strides, options);
+  }
   for (size_t dim = 0; dim < sizes.size(); ++dim) {
-    if (sizes[dim] == 0) return at::empty_strided(sizes, strides, options);
-    last += size_t((sizes[dim] - 1) * strides[dim]);
+    const size_t size = size_t(sizes[dim]) - 1, stride = size_t(strides[dim]);
+    TORCH_CHECK(size == 0 || stride <= (kMost - last) / size, "qdiff: a result ", sizes, " is too large");
+    last += size * stride;
   }
   const size_t bytes = (last + 1) * options.dtype().itemsize();
   if (bytes < kLeast) return at::empty_strided(sizes, strides, options);
