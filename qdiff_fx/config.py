@@ -29,6 +29,15 @@ def _check_bits(name: str, value: object, allowed: Any) -> None:
         raise ConfigError(f"{value!r} bits are not supported", where=name, fix=f"Choose one of {list(allowed)}")
 
 
+def _checked_range(value: object) -> tuple[float, float]:
+    ends = tuple(value) if isinstance(value, (tuple, list)) else ()
+    if len(ends) != 2 or not all(isinstance(each, (int, float)) and not isinstance(each, bool) for each in ends):
+        raise ConfigError(
+            f"{value!r} is not a range", where="timestep_range", fix="Give the smallest and the largest timestep"
+        )
+    return float(ends[0]), float(ends[1])
+
+
 @dataclass(frozen=True)
 class Rule:
     """An exception for the layers whose module path matches.
@@ -107,6 +116,8 @@ class QDiffConfig:
         quantize_attention: put both attention matmuls in int8.
         num_train_timesteps: length of the training schedule; timesteps lie in [0, num_train_timesteps).
         timestep_bins: how many equal parts of the schedule get statistics of their own.
+        timestep_range: the (smallest, largest) timestep of a network that is called with something else than the steps
+            of a training schedule: log σ, a time in [0, 1]. ``calibrate`` finds it out where it is left None.
         rules: exceptions by module path; the last matching rule wins, field by field.
     """
 
@@ -123,6 +134,7 @@ class QDiffConfig:
     quantize_attention: bool = True
     num_train_timesteps: int = 1000
     timestep_bins: int = 25
+    timestep_range: tuple[float, float] | None = None
     rules: tuple[Rule, ...] = field(default=())
 
     def __post_init__(self) -> None:
@@ -142,12 +154,14 @@ class QDiffConfig:
                 raise ConfigError(f"{rule!r} is not a Rule", where="rules", fix="Write Rule(pattern, ...)")
         if self.num_train_timesteps < 1:
             raise ConfigError(f"{self.num_train_timesteps} is not a schedule length", where="num_train_timesteps")
-        TimestepBins(self.num_train_timesteps, self.timestep_bins)
+        if self.timestep_range is not None:
+            object.__setattr__(self, "timestep_range", _checked_range(self.timestep_range))
+        TimestepBins(self.num_train_timesteps, self.timestep_bins, self.timestep_range)
 
     @property
     def schedule(self) -> TimestepBins:
         """Which part of the schedule a timestep belongs to."""
-        return TimestepBins(self.num_train_timesteps, self.timestep_bins)
+        return TimestepBins(self.num_train_timesteps, self.timestep_bins, self.timestep_range)
 
     @staticmethod
     def qdiffusion(**changes: Any) -> QDiffConfig:
@@ -193,7 +207,11 @@ class QDiffConfig:
         return LayerSettings(**chosen)
 
     def to_json(self) -> dict[str, Any]:
-        return asdict(self)
+        """Of its fields; without a range that is not there, so that older versions read it."""
+        data = asdict(self)
+        if self.timestep_range is None:
+            del data["timestep_range"]
+        return data
 
     @staticmethod
     def from_json(data: dict[str, Any]) -> QDiffConfig:

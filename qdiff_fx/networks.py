@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from functools import partial
 from typing import Any, Self, cast
 
@@ -112,7 +113,16 @@ class PreparedUNet(_WithState):
         decided: ParameterStore = NOTHING,
     ):
         super().__init__(graph_module, signature)
-        self.qconfig, self.reports, self.decided = qconfig, reports, decided
+        self._qconfig, self.reports, self.decided = qconfig, reports, decided
+
+    @property
+    def qconfig(self) -> QDiffConfig:
+        """As it was prepared, with the range of timesteps that calibration found where it is called with such."""
+        observers = (each for each in self.modules() if isinstance(each, Observer))
+        first = next(observers, None)
+        if first is None or first.schedule.span == self._qconfig.timestep_range:
+            return self._qconfig
+        return replace(self._qconfig, timestep_range=first.schedule.span)
 
     _way_out = "Prepare it from the weights and with the configuration of that state, or use load_prepared"
 
@@ -151,6 +161,8 @@ class PreparedUNet(_WithState):
             ConfigError: layers that would have to be quantized were not observed, or the configuration splits other
                 shortcuts or has other timesteps, which takes a graph of its own; or a rule matches no layer.
         """
+        if config.timestep_range is None:
+            config = replace(config, timestep_range=self.qconfig.timestep_range)
         graph = reannotate(self.graph_module, config, self.qconfig)
         return PreparedUNet(graph, self.signature, config, self.reports, fitting(graph, config, self.decided))
 
@@ -176,7 +188,15 @@ def merge_prepared(a: PreparedUNet, b: PreparedUNet) -> PreparedUNet:
 def check_mergeable(a: PreparedUNet, b: PreparedUNet) -> None:
     """Raises CalibrationError where networks are not called or configured alike, or have other codes."""
     ours, theirs = a.qconfig.to_json(), b.qconfig.to_json()
-    differing = [f"{name} is {ours[name]!r} and {theirs[name]!r}" for name in ours if ours[name] != theirs[name]]
+    differing = [
+        f"{name} is {ours[name]!r} and {theirs.get(name)!r}" for name in ours if ours[name] != theirs.get(name)
+    ]
+    if ours.get("timestep_range") != theirs.get("timestep_range"):
+        raise CalibrationError(
+            f"they were calibrated over {a.qconfig.schedule} and {b.qconfig.schedule}",
+            where="merge",
+            fix="Set timestep_range in the configuration of both before calibrating",
+        )
     if differing:
         raise CalibrationError(
             f"calibrations under different configurations cannot be merged: {', '.join(differing)}",
@@ -241,8 +261,13 @@ class QuantizedUNet(_WithState):
 
     @torch.no_grad()
     def forward(self, *args: Any, **kwargs: Any) -> Any:
-        """Same arguments and result as the original network's forward. Not differentiable."""
+        """Same arguments and result as the original network's forward. Not differentiable.
+
+        Raises:
+            InputError: the call does not fit the network, or a timestep is none that it could have been calibrated for.
+        """
         call = self.signature.bind(args, kwargs)
+        self._check_timestep(call.tensors)
         outputs = handed_out(self._forward_flat(call.tensors), call.tensors, self._held)
         return self.signature.pack(outputs, call.return_dict)
 
@@ -314,9 +339,23 @@ class QuantizedUNet(_WithState):
         parts = [run(*take_rows(self.signature, tensors, rows)) for rows in groups]
         return join_rows(self.signature, parts, groups)
 
+    def _check_timestep(self, tensors: list[torch.Tensor]) -> None:
+        position, schedule = self._timestep_position, self.qconfig.schedule
+        wrong = None if position is None else schedule.beyond(tensors[position])
+        if position is not None and wrong is not None:
+            raise InputError(
+                f"timestep {wrong} is outside {schedule} that the network was calibrated for",
+                where=f"argument '{self.signature.inputs[position].name}'",
+                fix="Pass a sampler's timesteps, or calibrate with num_train_timesteps or timestep_range for these",
+            )
+
+    @property
+    def _timestep_position(self) -> int | None:
+        return next((i for i, spec in enumerate(self.signature.inputs) if spec.role == "timestep"), None)
+
     def _bin_groups(self, tensors: list[torch.Tensor]) -> list[torch.Tensor]:
         """Rows of the batch by timestep bin; one table row of scales holds for a whole call of the graph."""
-        position = next((i for i, spec in enumerate(self.signature.inputs) if spec.role == "timestep"), None)
+        position = self._timestep_position
         if position is None or self.qconfig.act_granularity != "timestep" or tensors[position].numel() < 2:
             return []
         return self.qconfig.schedule.split(tensors[position])

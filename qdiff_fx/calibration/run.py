@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable, Mapping
 
 import torch
@@ -11,9 +10,11 @@ from tqdm import tqdm
 
 from qdiff_fx.calibration.data import Batch
 from qdiff_fx.calibration.nested import flatten
+from qdiff_fx.calibration.schedule import schedule_of, settle_schedule, timesteps_of
 from qdiff_fx.errors import CalibrationError, QDiffError
-from qdiff_fx.observers import Observer
-from qdiff_fx.signature.roles import timestep_of_call
+from qdiff_fx.networks import PreparedUNet
+from qdiff_fx.quant.timestep_bins import TimestepBins
+from qdiff_fx.signature.roles import sample_argument, timestep_of_call
 
 
 def calibrate(prepared: nn.Module, batches: Iterable[Batch], *, progress: bool = True) -> None:
@@ -21,16 +22,23 @@ def calibrate(prepared: nn.Module, batches: Iterable[Batch], *, progress: bool =
 
     Args:
         prepared: a network with observers inside.
-        batches: mappings of its forward arguments; `CalibrationData`, or any iterable.
+        batches: mappings of its forward arguments; `CalibrationData`, or any iterable. Where timesteps are none of a
+            training schedule (log σ, a time in [0, 1]), their range is found in these, see `settle_schedule`.
     Raises:
-        CalibrationError: there are no batches; an input holds NaN or infinity; a timestep lies outside the schedule.
-            The message names the batch and the argument.
+        CalibrationError: there are no batches, or no observers; an input is empty or holds NaN or infinity; a timestep
+            lies outside the schedule. The message names the batch and the argument.
         InputError: the prepared network refuses a batch.
     """
-    schedule = schedule_length(prepared)
+    if schedule_of(prepared) is None and not isinstance(prepared, PreparedUNet):
+        raise CalibrationError(
+            "it has no observers, so nothing would be recorded",
+            where=type(prepared).__name__,
+            fix="Calibrate what prepare_qdiff returned",
+        )
+    batches = settle_schedule(prepared, batches)
     index = -1
     for index, batch in enumerate(tqdm(batches, desc="calibrating", unit="batch", disable=not progress)):
-        check_batch(index, batch, schedule, prepared)
+        check_batch(index, batch, schedule_of(prepared), prepared)
         try:
             with torch.no_grad():
                 prepared(**batch)
@@ -43,13 +51,7 @@ def calibrate(prepared: nn.Module, batches: Iterable[Batch], *, progress: bool =
         )
 
 
-def schedule_length(prepared: nn.Module) -> float:
-    """The schedule the observers were made for."""
-    lengths = [module.num_train_timesteps for module in prepared.modules() if isinstance(module, Observer)]
-    return lengths[0] if lengths else math.inf
-
-
-def check_batch(index: int, batch: Batch, schedule: float, prepared: nn.Module) -> None:
+def check_batch(index: int, batch: Batch, schedule: TimestepBins | None, prepared: nn.Module) -> None:
     """Raises CalibrationError for a batch that is no mapping, is not finite, or has a timestep outside the schedule."""
     if not isinstance(batch, Mapping):
         raise CalibrationError(
@@ -58,14 +60,16 @@ def check_batch(index: int, batch: Batch, schedule: float, prepared: nn.Module) 
             fix='A batch maps forward arguments by name: {"sample": x_t, "timestep": t, ...}',
         )
     for name, tensor in flatten(batch, strict=False).items():
+        if not tensor.numel() and name == sample_argument(batch):
+            raise CalibrationError("it holds no samples", where=f"batch {index}, argument {name!r}")
         if tensor.is_floating_point() and not bool(tensor.isfinite().all()):
             raise CalibrationError("it holds NaN or infinity", where=f"batch {index}, argument {name!r}")
-    argument = timestep_of_call(prepared, batch)
-    given = None if argument is None else batch.get(argument)
-    for timestep in [] if given is None else torch.as_tensor(given).flatten().tolist():
-        if not 0 <= timestep < schedule:
-            raise CalibrationError(
-                f"timestep {timestep} is outside the schedule [0, {schedule})",
-                where=f"batch {index}, argument {argument!r}",
-                fix="Set num_train_timesteps in the configuration to the length of the schedule it comes from",
-            )
+    timesteps = torch.tensor(timesteps_of(prepared, batch), dtype=torch.float64)
+    outside = None if schedule is None else schedule.outside(timesteps)
+    if outside is not None:
+        raise CalibrationError(
+            f"timestep {outside:g} is outside {schedule}",
+            where=f"batch {index}, argument {timestep_of_call(prepared, batch)!r}",
+            fix="Set num_train_timesteps in the configuration to the length of the schedule it comes from, or "
+            "timestep_range to what timesteps lie in",
+        )

@@ -237,7 +237,9 @@ _define(
     _fake_act_quantize_rest,
 )
 
-_library.define("timestep_bin(Tensor timestep, int bins, int num_train_timesteps) -> Tensor")
+_library.define(
+    "timestep_bin(Tensor timestep, int bins, int num_train_timesteps, float start=0.0, float stop=0.0) -> Tensor"
+)
 _library.impl("timestep_bin", _timestep_bin, "CompositeImplicitAutograd")
 
 int_attention = torch.ops.qdiff.int_attention.default

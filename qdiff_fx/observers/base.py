@@ -60,6 +60,11 @@ class Observer(nn.Module):
         self.register_buffer("count", torch.zeros(timestep_bins, dtype=torch.int64))
 
     @property
+    def empty(self) -> bool:
+        """Whether it has seen nothing yet: its `schedule` may still be replaced by one of as many bins."""
+        return not bool(self.count.any())
+
+    @property
     def timestep_bins(self) -> int:
         return self.schedule.bins
 
@@ -101,6 +106,12 @@ class Observer(nn.Module):
                 f"schedules of {self.num_train_timesteps} and {other.num_train_timesteps} timesteps cannot be merged",
                 where=self.name,
             )
+        if other.schedule.span != self.schedule.span:
+            raise CalibrationError(
+                f"records over {self.schedule} and {other.schedule} cannot be merged",
+                where=self.name,
+                fix="Set timestep_range in the configuration before calibrating",
+            )
         merged = merge_statistics(self.statistics(), other.statistics())
         for name in _RECORD:
             getattr(self, name).copy_(getattr(merged, name))
@@ -118,9 +129,10 @@ class Observer(nn.Module):
         outside = self.schedule.outside(timesteps)
         if outside is not None:
             raise CalibrationError(
-                f"timestep {outside} is outside the schedule [0, {self.num_train_timesteps})",
+                f"timestep {outside} is outside {self.schedule}",
                 where=self.name,
-                fix="Set num_train_timesteps to the length of the schedule that the timesteps come from",
+                fix="Set num_train_timesteps to the length of the schedule that the timesteps come from, or "
+                "timestep_range to what they lie in; calibrate() finds it out",
             )
         bins: list[int] = self.schedule.bin_of(timesteps).tolist()
         return bins

@@ -1,7 +1,12 @@
-"""The denoising schedule cut into equal parts: which part, or bin, a timestep belongs to."""
+"""The denoising schedule cut into equal parts: which part, or bin, a timestep belongs to.
+
+A schedule is that of training, whole numbers from 0 on, or a range of whatever a network is called with instead: the
+logarithm of σ, a time in [0, 1].
+"""
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -9,9 +14,15 @@ from torch import Tensor
 
 from qdiff_fx.errors import ConfigError
 
+Span = tuple[float, float]
 
-def timestep_bin(timesteps: Tensor, bins: int, num_train_timesteps: int) -> Tensor:
+
+def timestep_bin(
+    timesteps: Tensor, bins: int, num_train_timesteps: int, start: float = 0.0, stop: float = 0.0
+) -> Tensor:
     """``clamp(floor(t * bins / num_train_timesteps), 0, bins - 1)`` of every timestep.
+
+    Of a range: ``clamp(floor((t - start) * bins / (stop - start)), 0, bins - 1)``.
 
     In float64, whatever comes in: `t * bins` is then exact for every timestep below 2^40, integer or float32, and the
     remainder that decides the floor is as well. In float32 the product of a timestep just below an edge can round up
@@ -20,42 +31,75 @@ def timestep_bin(timesteps: Tensor, bins: int, num_train_timesteps: int) -> Tens
     Args:
         timesteps: any shape, integer or floating.
         bins: at least 1.
-        num_train_timesteps: length of the training schedule, at least 1.
+        num_train_timesteps: length of the training schedule, at least 1; a range, if one is given, is taken instead.
+        start, stop: of the range; the same where there is none.
 
     Returns:
         int64, of the same shape. Timesteps outside the schedule go to the nearest bin.
     """
-    index = torch.div(timesteps.to(torch.float64) * bins, num_train_timesteps, rounding_mode="floor")
+    exact = timesteps.to(torch.float64)
+    length: float = num_train_timesteps
+    if start != stop:
+        exact, length = exact - start, stop - start
+    index = torch.div(exact * bins, length, rounding_mode="floor")
     return index.clamp(0, bins - 1).to(torch.int64)
 
 
 @dataclass(frozen=True)
 class TimestepBins:
-    """A training schedule of `num_train_timesteps` in `bins` equal parts; bin 0 holds the least noisy timesteps.
+    """A schedule in `bins` equal parts; bin 0 holds the smallest timesteps, mostly the least noisy ones.
+
+    Attributes:
+        num_train_timesteps: timesteps lie in [0, num_train_timesteps).
+        bins: how many parts.
+        span: the range [start, stop] that timesteps lie in instead.
 
     Raises:
-        ConfigError: more bins than timesteps, or none.
+        ConfigError: no bins, or more of them than timesteps; a range without a length.
     """
 
     num_train_timesteps: int
     bins: int
+    span: Span | None = None
 
     def __post_init__(self) -> None:
-        if not 1 <= self.bins <= self.num_train_timesteps:
+        if self.bins < 1 or (self.span is None and self.bins > self.num_train_timesteps):
             raise ConfigError(
                 f"{self.bins} bins do not fit a schedule of {self.num_train_timesteps} timesteps",
                 where="timestep_bins",
                 fix="Use 1 to num_train_timesteps",
             )
+        if self.span is not None and not (all(map(math.isfinite, self.span)) and self.span[0] < self.span[1]):
+            raise ConfigError(
+                f"timesteps cannot lie in [{self.span[0]}, {self.span[1]}]",
+                where="timestep_range",
+                fix="Give two finite numbers, the smaller one first",
+            )
+
+    @property
+    def ends(self) -> Span:
+        """Where the first bin begins and the last one ends."""
+        return self.span or (0.0, float(self.num_train_timesteps))
 
     @property
     def width(self) -> float:
-        """Timesteps in a bin; bin i is [i * width, (i + 1) * width)."""
-        return self.num_train_timesteps / self.bins
+        """Timesteps in a bin; bin i is [start + i * width, start + (i + 1) * width)."""
+        start, stop = self.ends
+        return (stop - start) / self.bins
+
+    @property
+    def arguments(self) -> tuple[int | float, ...]:
+        """What `timestep_bin` takes after the timesteps."""
+        return (self.bins, self.num_train_timesteps, *(self.span or ()))
+
+    def __str__(self) -> str:
+        if self.span is None:
+            return f"the schedule [0, {self.num_train_timesteps})"
+        return f"the range [{self.span[0]:g}, {self.span[1]:g}]"
 
     def bin_of(self, timesteps: Tensor) -> Tensor:
         """int64, of the same shape; see `timestep_bin`."""
-        return timestep_bin(timesteps, self.bins, self.num_train_timesteps)
+        return timestep_bin(timesteps, self.bins, self.num_train_timesteps, *(self.span or ()))
 
     def split(self, timesteps: Tensor) -> list[Tensor]:
         """The rows [B] of a batch by bin: for each bin that occurs, lowest first, the indices of its rows."""
@@ -74,5 +118,19 @@ class TimestepBins:
 
     def outside(self, timesteps: Tensor) -> int | float | None:
         """The first timestep that is not in the schedule (NaN included), if there is one."""
-        inside = (timesteps >= 0) & (timesteps < self.num_train_timesteps)
+        start, stop = self.ends
+        inside = (timesteps >= start) & (timesteps < stop if self.span is None else timesteps <= stop)
         return None if bool(inside.all()) else timesteps[~inside].flatten()[0].item()
+
+    def beyond(self, timesteps: Tensor) -> int | float | None:
+        """The first timestep for which not even the nearest bin can serve, if there is one.
+
+        One that is not finite, or lies outside a schedule of training: its end is taken for its last bin. Of a range
+        that was measured, samplers of other steps go past the ends: it may be once its length.
+        """
+        start, stop = self.ends
+        margin = 0.0 if self.span is None else stop - start
+        for timestep in timesteps.flatten().tolist():
+            if not start - margin <= timestep <= stop + margin:
+                return float(timestep) if isinstance(timestep, float) else int(timestep)
+        return None

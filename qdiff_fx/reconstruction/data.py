@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 from qdiff_fx.calibration.data import Batch
-from qdiff_fx.calibration.run import check_batch, schedule_length
+from qdiff_fx.calibration.run import check_batch
+from qdiff_fx.calibration.schedule import schedule_of
 from qdiff_fx.errors import CalibrationError, QDiffError
 from qdiff_fx.ir.facts import is_timestep
 from qdiff_fx.networks import PreparedUNet
@@ -57,7 +58,7 @@ def gather(prepared: PreparedUNet, data: Iterable[Batch], batch_size: int) -> Sa
     names = [node.name for node in placeholders]
     rows: list[list[Tensor]] = []
     for index, batch in enumerate(data):
-        check_batch(index, batch, schedule_length(prepared), prepared)
+        check_batch(index, batch, schedule_of(prepared), prepared)
         try:
             rows.append(prepared.flatten_inputs((), batch))
             if rows[-1][0].shape[1:] != rows[0][0].shape[1:]:
@@ -90,9 +91,9 @@ def _check_timesteps(prepared: PreparedUNet, timesteps: Tensor) -> None:
     seen = torch.stack([observer.count > 0 for observer in observers]).any(0).nonzero().flatten().tolist()
     missing = sorted(set(seen) - given)
     if missing:
-        first, last = (round(edge * schedule.width) for edge in (missing[0], missing[0] + 1))
+        first, last = (schedule.ends[0] + edge * schedule.width for edge in (missing[0], missing[0] + 1))
         raise CalibrationError(
-            f"no sample has a timestep in [{first}, {last}), where calibration saw some "
+            f"no sample has a timestep in [{first:g}, {last:g}), where calibration saw some "
             f"({len(missing)} of {len(seen)} parts of the schedule are missing)",
             where="reconstruct",
             fix="Give the data that the network was calibrated on",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
@@ -44,15 +44,15 @@ class ActivationQuantizer(nn.Module):
 
     Args:
         params: measured scales and zero-points [T], or [1].
-        num_train_timesteps: length of the schedule the T rows divide.
+        schedule: what the T rows divide.
     """
 
     table: Tensor
     zero_point: Tensor
 
-    def __init__(self, params: QParams, switch: Switch, num_train_timesteps: int):
+    def __init__(self, params: QParams, switch: Switch, schedule: TimestepBins):
         super().__init__()
-        self.spec, self.switch, self.num_train_timesteps = params.spec, switch, num_train_timesteps
+        self.spec, self.switch, self.schedule = params.spec, switch, schedule
         self.register_buffer("table", torch.tensor(params.scale, dtype=torch.float32))
         self.register_buffer("zero_point", torch.tensor(params.zero_point, dtype=torch.int32))
         self.log_factor = nn.Parameter(torch.zeros(len(params.scale)), requires_grad=False)
@@ -82,7 +82,7 @@ class ActivationQuantizer(nn.Module):
         count = len(self.table)
         if count == 1:
             return torch.zeros(x.shape[0], dtype=torch.int64)
-        return TimestepBins(self.num_train_timesteps, count).rows_of(timestep, x.shape[0])
+        return replace(self.schedule, bins=count).rows_of(timestep, x.shape[0])
 
 
 class LayerWeight(nn.Module):

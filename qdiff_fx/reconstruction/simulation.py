@@ -96,7 +96,7 @@ def _call(gm: fx.GraphModule, before: fx.Node, target: str, module: nn.Module) -
 def _replace_observer(simulation: Simulation, reading: Reading, config: QDiffConfig) -> None:
     gm, node = simulation.graph_module, reading.observer
     params = simulation.start.activations[reading.id].params
-    quantizer = ActivationQuantizer(params, simulation.switch, config.num_train_timesteps)
+    quantizer = ActivationQuantizer(params, simulation.switch, config.schedule)
     if node.name in simulation.activations:  # for layers that read it otherwise
         with gm.graph.inserting_after(node):
             node = gm.graph.call_module(str(node.target), reading.observer.args)

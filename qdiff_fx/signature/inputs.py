@@ -113,7 +113,8 @@ def as_timestep(value: Any, name: str, dtype: torch.dtype, batch: int, device: t
 
     Raises InputError for another shape, or a fractional timestep where the network takes whole ones.
     """
-    if not isinstance(value, torch.Tensor | Real):
+    truth = isinstance(value, bool) or (isinstance(value, torch.Tensor) and value.dtype == torch.bool)
+    if truth or not isinstance(value, torch.Tensor | Real):
         raise InputError(f"a timestep cannot be a {type(value).__name__}", where=f"argument '{name}'")
     timestep = torch.as_tensor(value, device=device)
     if timestep.numel() not in (1, batch) or timestep.dim() > 1:

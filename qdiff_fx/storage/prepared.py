@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -99,6 +99,8 @@ def load_prepared_artifact(folder: str | os.PathLike[str]) -> PreparedArtifact:
         signature = CallSignature.from_json(manifest["signature"])
         data, tensors = json.loads((path / GRAPH).read_text()), dict(read_tensors(path / TENSORS))
         gm = _graph_from(data, tensors)
+        for observer in _observers_of(gm).values():
+            observer.schedule = replace(observer.schedule, span=config.timestep_range)
         from qdiff_fx.storage.symbolic import open_sizes  # brings all of sympy
 
         open_sizes(gm, signature.inputs)

@@ -22,7 +22,7 @@ from qdiff_fx.passes.quantize.readings import unobserved
 from qdiff_fx.passes.quantize.remove_observers import RemoveObservers
 from qdiff_fx.quant.parameters import NOTHING, ParameterStore
 
-FIXED = ("split", "num_train_timesteps", "timestep_bins")
+FIXED = ("split", "num_train_timesteps", "timestep_bins", "timestep_range")
 """What of a configuration decides how the graph is written and watched: it cannot change once there are statistics."""
 
 

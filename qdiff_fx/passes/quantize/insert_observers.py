@@ -73,6 +73,7 @@ class InsertObservers(Pass):
     def _insert(self, gm: fx.GraphModule, source: fx.Node, timestep: fx.Node, name: str, key: str) -> fx.Node:
         make: Any = self.observer  # every subclass takes the schedule; the histogram is its own affair
         module: Observer = make(self.config.timestep_bins, self.config.num_train_timesteps, name=name)
+        module.schedule = self.config.schedule
         gm.get_submodule(OBSERVERS).add_module(key, module)
         with gm.graph.inserting_after(max(source, timestep)):
             observer = gm.graph.call_module(f"{OBSERVERS}.{key}", (source, timestep))

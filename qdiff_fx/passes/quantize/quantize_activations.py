@@ -77,7 +77,7 @@ class TimestepTables:
         if self._bin is None:
             assert self.timestep is not None
             target = torch.ops.qdiff.timestep_bin.default
-            args = (self.timestep, self.config.timestep_bins, self.config.num_train_timesteps)
+            args = (self.timestep, *self.config.schedule.arguments)
             self._bin = insert_call(self.gm.graph, self.timestep.next, target, args, like=self.timestep)
         return self._bin
 
