@@ -16,13 +16,14 @@ from qdiff_fx.backends import get_backend
 from qdiff_fx.backends.common.memory import release_unused
 from qdiff_fx.backends.common.options import choose_options
 from qdiff_fx.config import QDiffConfig
-from qdiff_fx.errors import ConfigError, FixedSizeWarning
+from qdiff_fx.errors import CaptureError, ConfigError, FixedSizeWarning
 from qdiff_fx.ir.edit import copy_graph
 from qdiff_fx.networks import PreparedUNet, QuantizedUNet
 from qdiff_fx.observers import Observer, TimestepObserver
 from qdiff_fx.passes.canonicalize.canonicalize import Canonicalize
 from qdiff_fx.passes.framework import Pass, PassReport, Refusal, run_passes
 from qdiff_fx.passes.quantize.annotate import Annotate
+from qdiff_fx.passes.quantize.check_scales import check_weights
 from qdiff_fx.passes.quantize.convert import convert
 from qdiff_fx.passes.quantize.insert_observers import InsertObservers
 from qdiff_fx.passes.split_shortcut.split_shortcut import SplitShortcut
@@ -59,7 +60,8 @@ def prepare_qdiff(
         open are in its ``reports``, and a FixedSizeWarning says which and why.
 
     Raises:
-        CaptureError: the model is in training mode or cannot be captured.
+        CaptureError: the model is in training mode, has weights on the meta device, or cannot be captured.
+        ConversionError: the weight of a layer that is to be quantized holds NaN or infinity.
         ConfigError: example inputs are missing or no mapping, the configuration is something else, or one of its rules
             matches no layer.
         BackendError: the backend is unknown or cannot run on this machine.
@@ -68,6 +70,7 @@ def prepare_qdiff(
     outputs = output_quantizers or get_backend(backend).quantizes_outputs
     from qdiff_fx.capture import capture  # brings all of sympy, which loading does without
 
+    _check_tensors(model)
     captured = capture(model, inputs)
     fixed = captured.signature.fixed_sizes
     if fixed:
@@ -84,6 +87,7 @@ def prepare_qdiff(
             InsertObservers(config, outputs=outputs, observer=observer),
         ],
     )
+    check_weights(graph)
     left = PassReport("Capture", refused=tuple(Refusal(where, "", why) for where, why in fixed.items()))
     return PreparedUNet(graph, captured.signature, config, [left, *reports] if fixed else reports)
 
@@ -100,6 +104,16 @@ def _fixed_in_words(fixed: Mapping[str, str]) -> str:
             "Prepare with the sizes you need, or change the network there.",
         ]
     )
+
+
+def _check_tensors(model: nn.Module) -> None:
+    if not isinstance(model, nn.Module):
+        return  # capture says so
+    for name, tensor in (*model.named_parameters(), *model.named_buffers()):
+        if tensor.is_meta:
+            raise CaptureError(
+                "it is on the meta device and holds no numbers", where=name, fix="Load the network's weights first"
+            )
 
 
 def _checked_config(config: object) -> QDiffConfig:

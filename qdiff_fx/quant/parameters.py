@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from qdiff_fx.errors import ConversionError
+from qdiff_fx.quant.numerics import weight_range
 from qdiff_fx.quant.qparams import QParams, TensorSpec
 
 
@@ -25,7 +26,7 @@ class WeightParameters:
         bias: the layer's new bias [O]; ``None`` keeps the one it has.
 
     Raises:
-        ConversionError: the tensors do not fit each other.
+        ConversionError: the tensors do not fit each other; a code does not fit the bits; a scale is no positive number.
     """
 
     codes: Tensor
@@ -41,6 +42,11 @@ class WeightParameters:
                 f"codes {self.codes.dtype} {list(self.codes.shape)} and scales {self.scales.dtype} "
                 f"{list(self.scales.shape)} along axis {self.axis} are no weight"
             )
+        least, most = weight_range(self.bits)
+        if self.codes.numel() and not least <= int(self.codes.min()) <= int(self.codes.max()) <= most:
+            raise ConversionError(f"codes of {self.bits} bits lie in [{least}, {most}], and these do not")
+        if not bool((self.scales.isfinite() & (self.scales > 0)).all()):
+            raise ConversionError("a scale is not a positive finite number")
         if self.bias is not None and self.bias.shape != (channels,):
             raise ConversionError(f"a bias of shape {list(self.bias.shape)} does not fit {channels} output channels")
 

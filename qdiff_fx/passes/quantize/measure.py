@@ -10,7 +10,6 @@ from torch import Tensor, fx
 
 from qdiff_fx.config import QDiffConfig, WeightRange
 from qdiff_fx.ir.annotations import fact, nodes_with, require
-from qdiff_fx.ir.edit import get_attr_tensor
 from qdiff_fx.ir.facts import (
     RESIDUAL,
     ActivationPlan,
@@ -21,6 +20,7 @@ from qdiff_fx.ir.facts import (
     timestep_input,
 )
 from qdiff_fx.observers import Observer, Statistics, choose_range
+from qdiff_fx.passes.quantize.check_scales import check_scales, check_weight, weight_and_bias
 from qdiff_fx.passes.quantize.readings import Reading, readings
 from qdiff_fx.quant.numerics import choose_qparams, dequantize, quantize, weight_range, weight_scales
 from qdiff_fx.quant.parameters import NOTHING, ActivationParameters, OutputParameters, ParameterStore, WeightParameters
@@ -41,6 +41,7 @@ def measure(gm: fx.GraphModule, config: QDiffConfig, decided: ParameterStore = N
 
     Raises:
         CalibrationError: an observer saw no data.
+        ConversionError: a weight is not finite, or of a size that scales of float32 cannot stand for.
     """
     activations: dict[str, ActivationParameters] = {}
     inputs: dict[str, dict[int, str]] = {}
@@ -57,11 +58,13 @@ def measure(gm: fx.GraphModule, config: QDiffConfig, decided: ParameterStore = N
         if not plan.info.quantized or plan.info.kind == "attention":
             continue
         axis = 1 if plan.info.kind == "conv_transpose" else 0
+        tensor, bias = weight_and_bias(gm, node)
+        check_weight(name, tensor, bias)
         weight = decided.weights.get(name)
         if weight is None or (weight.bits, weight.axis) != (plan.info.weight_bits, axis):
-            tensor = get_attr_tensor(gm, cast(fx.Node, node.args[1])).detach()
             weight = nearest(tensor.float(), plan.info.weight_bits, axis, config.weight_range)
         weights[name] = weight
+        check_scales(name, tensor, weight, activations[inputs[name][0]])
         observed = fact(node, Observed)
         if observed is not None and observed.output_observer:
             statistics = cast(Observer, gm.get_submodule(observed.output_observer)).statistics()
