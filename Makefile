@@ -41,6 +41,7 @@ COUNT ?= 20000
 SEED ?= 0
 fuzz: .venv/.ready
 	OMP_NUM_THREADS=1 $(BIN)/python -m tests.fuzz.operators --count $(COUNT) --seed $(SEED)
+	OMP_NUM_THREADS=1 $(BIN)/python -m tests.fuzz.graphs --count 1000
 
 # Faults put into a copy of the package, each of which some test has to notice.
 mutants: .venv/.ready

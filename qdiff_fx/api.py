@@ -21,6 +21,7 @@ from qdiff_fx.ir.edit import copy_graph
 from qdiff_fx.networks import PreparedUNet, QuantizedUNet
 from qdiff_fx.observers import Observer, TimestepObserver
 from qdiff_fx.passes.canonicalize.canonicalize import Canonicalize
+from qdiff_fx.passes.canonicalize.compute_in_float32 import ComputeInFloat32
 from qdiff_fx.passes.framework import Pass, PassReport, Refusal, run_passes
 from qdiff_fx.passes.quantize.annotate import Annotate
 from qdiff_fx.passes.quantize.check_scales import check_weights
@@ -79,6 +80,7 @@ def prepare_qdiff(
     reports = run_passes(
         graph,
         [
+            ComputeInFloat32(),  # half and double precision stay where they are stored: in inputs and outputs
             Canonicalize(),  # one spelling per operation; attention written out by hand becomes one node
             SplitShortcut(config.split),  # conv(cat([a, b])) becomes conv(a) + conv(b)
             *passes,

@@ -64,6 +64,17 @@ def add_buffer(gm: fx.GraphModule, name: str, tensor: torch.Tensor) -> str:
     return f"{path}.{unique}" if path else unique
 
 
+def replace_tensor(gm: fx.GraphModule, name: str, tensor: torch.Tensor) -> None:
+    """Put another tensor under the dotted `name` of a parameter or buffer, whichever the new one is."""
+    path, _, leaf = name.rpartition(".")
+    owner = gm.get_submodule(path)
+    delattr(owner, leaf)
+    if isinstance(tensor, nn.Parameter):
+        owner.register_parameter(leaf, tensor)
+    else:
+        owner.register_buffer(leaf, tensor)
+
+
 def _owner(gm: nn.Module, path: str) -> nn.Module:
     """The submodule at the dotted `path`; missing ones are made empty."""
     owner: nn.Module = gm

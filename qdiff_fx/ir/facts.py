@@ -170,16 +170,43 @@ def planned_info(node: fx.Node) -> LayerInfo | None:
 
 def new_layer_ids(layers: Iterable[fx.Node]) -> dict[fx.Node, str]:
     """An id for each layer of a graph, given in execution order; see `layer_id`."""
+    nodes = list(layers)
     ids: dict[fx.Node, str] = {}
     given: Counter[str] = Counter()
-    for node in layers:
+    functional = _functional_names(nodes)
+    for node in nodes:
         part = fact(node, Part)
-        name = path_of(node) or (part.split_of if part else "") or node.name
+        name = path_of(node) or functional[_whole_name(node)]
         if part:
             name += f"[{part.channels[0]}:{part.channels[1]}]"
         given[name] += 1
         ids[node] = name if given[name] == 1 else f"{name}#{given[name]}"
     return ids
+
+
+def _functional_names(layers: list[fx.Node]) -> dict[str, str]:
+    """Names for the layers that the network itself calls as functions, by the names of their nodes.
+
+    By operator and number, "conv2d", "conv2d#2": how many layers of modules there are makes no difference.
+    """
+    paths = {path_of(node) for node in layers}
+    names: dict[str, str] = {}
+    given: Counter[str] = Counter()
+    for node in layers:
+        whole = _whole_name(node)
+        if path_of(node) or whole in names:
+            continue
+        base = str(node.target).removeprefix("aten.").partition(".")[0]
+        while base in paths:
+            base += "_"
+        given[base] += 1
+        names[whole] = base if given[base] == 1 else f"{base}#{given[base]}"
+    return names
+
+
+def _whole_name(layer: fx.Node) -> str:
+    part = fact(layer, Part)
+    return (part.split_of if part else "") or layer.name
 
 
 def whole_layer(layer: str) -> str:
@@ -191,8 +218,8 @@ def layer_id(node: fx.Node) -> str:
     """The name of a layer in reports, rules, tuning files and artifacts, unique within its graph.
 
     Its module's path, "[k0:k1]" of a part, and "#2", "#3", … in execution order where several layers would share
-    that: "mid.attn#2". A layer outside every module goes by the name of its node. It is given once, when the graph is
-    annotated, and stays through conversion, saving and loading.
+    that: "mid.attn#2". A layer that the network itself calls as a function goes by its operator, "conv2d#2". It is
+    given once, when the graph is annotated, and stays through conversion, saving and loading.
 
     Raises:
         PassError: `node` is no layer of an annotated or converted graph.

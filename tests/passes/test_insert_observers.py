@@ -16,7 +16,7 @@ from qdiff_fx.passes.quantize.annotate import Annotate
 from qdiff_fx.passes.quantize.insert_observers import InsertObservers
 from qdiff_fx.passes.split_shortcut.split_shortcut import SplitShortcut
 
-ATTENTION = "scaled_dot_product_attention"  # outside every module, so named as its node is
+ATTENTION = "scaled_dot_product_attention"  # outside every module, so it goes by its operator
 X, T = torch.linspace(-2, 3, 2 * 5 * 8).reshape(2, 5, 8), torch.tensor([0.0, 700.0])
 
 

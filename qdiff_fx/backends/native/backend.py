@@ -39,6 +39,7 @@ from qdiff_fx.backends.native.runtime.reuse import RememberWhatRepeats
 from qdiff_fx.ir.edit import copy_graph
 from qdiff_fx.ir.facts import quantized_layers
 from qdiff_fx.kernels import status
+from qdiff_fx.passes.canonicalize.compute_in_float32 import ComputeInFloat32
 from qdiff_fx.passes.framework import Pass, run_passes
 from qdiff_fx.passes.rule import Rewrites
 
@@ -122,6 +123,8 @@ def passes(options: NativeOptions, *, release: bool = False) -> tuple[Pass, ...]
     """From a q/dq graph to the calls that run, in order."""
     remember = (RememberWhatRepeats(),) if options.reuse else ()
     return (
+        # What the first release saved of a half-precision network computes in half precision.
+        ComputeInFloat32(),
         # Scales and zero-points are plain numbers, those of a timestep looked up once per step.
         Rewrites(
             "scales",

@@ -8,11 +8,18 @@ from torch import fx
 
 from qdiff_fx.passes.canonicalize.conv_spelling import ConvolutionToConv, FullConvArguments, NumericPadding
 from qdiff_fx.passes.canonicalize.einsum import EinsumToMatmul
-from qdiff_fx.passes.canonicalize.fuse_attention import FuseAttention, SpellAttention, WhereToMaskedFill
+from qdiff_fx.passes.canonicalize.fuse_attention import (
+    ExpandAttention,
+    FuseAttention,
+    SpellAttention,
+    WhereToMaskedFill,
+)
 from qdiff_fx.passes.canonicalize.inplace import MakeFunctional
 from qdiff_fx.passes.canonicalize.linear_spelling import (
     AddmmToLinear,
     AddToBias,
+    BiasToAdd,
+    FoldBias,
     FoldWeight,
     FullLinearArguments,
     MatmulToLinear,
@@ -58,10 +65,13 @@ RULES: tuple[Rule[Any], ...] = (
     FullLinearArguments(),
     AddToBias(),
     FoldWeight(),
+    FoldBias(),
+    BiasToAdd(),
     # Attention, last: it is made of all the above.
     WhereToMaskedFill(),
     FuseAttention(),
     SpellAttention(),
+    ExpandAttention(),
 )
 
 

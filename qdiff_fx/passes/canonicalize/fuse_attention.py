@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
 from torch import fx
@@ -143,6 +144,49 @@ class SpellAttention(Rule[fx.Node]):
         scale = call["scale"] if call["scale"] is not None else 1 / math.sqrt(value(q).shape[-1])
         found.args, found.kwargs = (q, k, v, mask, 0.0, False), {"scale": float(scale)}
         return "every argument written out"
+
+
+class ExpandAttention(Rule[fx.Node]):
+    """Query, keys and values that broadcast, keys of one head for all → expanded to the dimensions of the result."""
+
+    targets = frozenset({SDPA})
+
+    def match(self, gm: fx.GraphModule, node: fx.Node) -> fx.Node | None:
+        leading = value(node).shape[:-2]
+        short = [each for each in _operands(node) if not same_sizes(value(each).shape[:-2], leading)]
+        return node if short and not bound(node)["enable_gqa"] else None
+
+    def refuse(self, gm: fx.GraphModule, found: fx.Node) -> str:
+        known = all(_asked_of(dim, found) is not None for dim in range(value(found).dim() - 2))
+        return "" if known else "its arguments are broadcast to sizes that none of them has"
+
+    def rewrite(self, gm: fx.GraphModule, found: fx.Node) -> str:
+        sizes: list[Any] = [_asked_of(dim, found) for dim in range(value(found).dim() - 2)]
+        for dim, size in enumerate(sizes):
+            if isinstance(size, tuple):
+                sizes[dim] = insert_call(gm.graph, found, aten.sym_size.int, size)
+        for index, node in enumerate(_operands(found)):
+            if not same_sizes(value(node).shape[:-2], value(found).shape[:-2]):
+                expanded = insert_call(gm.graph, found, aten.expand.default, (node, [*sizes, -1, -1]))
+                found.update_arg(index, expanded)
+        return "what several heads or images read is repeated for each"
+
+
+def _operands(attention: fx.Node) -> list[fx.Node]:
+    call = bound(attention)
+    return [call[name] for name in ("query", "key", "value")]
+
+
+def _asked_of(dim: int, attention: fx.Node) -> int | tuple[fx.Node, int] | None:
+    """A leading size of the result, or the argument and its dimension that has it; None where it cannot be told."""
+    rank, size = value(attention).dim(), value(attention).shape[dim]
+    if isinstance(size, int):
+        return size
+    for node in _operands(attention):
+        own = dim - rank + value(node).dim()
+        if own >= 0 and same_sizes([value(node).shape[own]], [size]):
+            return node, own
+    return None
 
 
 def _lengths(call: dict[str, fx.Node]) -> tuple[int, int]:

@@ -7,7 +7,7 @@ from torch import fx
 
 from qdiff_fx.ir import ops
 from qdiff_fx.ir.annotations import path_of, value
-from qdiff_fx.ir.arguments import bound, operand
+from qdiff_fx.ir.arguments import bound, function_of, operand
 from qdiff_fx.ir.constants import evaluate, is_constant, share_buffer
 from qdiff_fx.ir.edit import ancestors, insert_call, insert_get_attr, is_op
 from qdiff_fx.ir.shapes import is_tensor
@@ -116,6 +116,48 @@ class FoldWeight(Rule[fx.Node]):
         name = share_buffer(gm, name, evaluate(gm, weight).contiguous())
         found.replace_input_with(weight, insert_get_attr(gm, found, name))
         return f"the weight computed by {weight.target} became the buffer {name}"
+
+
+class FoldBias(Rule[fx.Node]):
+    """A bias computed from parameters alone → one buffer."""
+
+    targets = frozenset(ops.WEIGHT_LAYERS)
+
+    def match(self, gm: fx.GraphModule, node: fx.Node) -> fx.Node | None:
+        bias = _bias(node)
+        return node if bias is not None and bias.op != "get_attr" and is_constant(bias) else None
+
+    def rewrite(self, gm: fx.GraphModule, found: fx.Node) -> str:
+        bias, path = _bias(found), path_of(found)
+        assert bias is not None
+        name = share_buffer(gm, f"{path}.bias_folded" if path else "bias_folded", evaluate(gm, bias).contiguous())
+        found.update_arg(2, insert_get_attr(gm, found, name))
+        return f"the bias computed by {bias.target} became the buffer {name}"
+
+
+class BiasToAdd(Rule[fx.Node]):
+    """`layer(x, W, b)` with a computed b (out,) → `layer(x, W) + b`, spread over the dimensions behind the channels."""
+
+    targets = frozenset(ops.WEIGHT_LAYERS)
+
+    def match(self, gm: fx.GraphModule, node: fx.Node) -> fx.Node | None:
+        bias = _bias(node)
+        return node if bias is not None and not is_constant(bias) else None
+
+    def rewrite(self, gm: fx.GraphModule, found: fx.Node) -> str:
+        bias = _bias(found)
+        assert bias is not None
+        args = (*found.args[:2], None, *found.args[3:])
+        layer = insert_call(gm.graph, found, function_of(found), args, found.kwargs)
+        for _ in range(ops.WEIGHT_LAYERS[found.target].dims):
+            bias = insert_call(gm.graph, found, aten.unsqueeze.default, (bias, -1))
+        replace_node(found, insert_call(gm.graph, found, aten.add.Tensor, (layer, bias)))
+        return "the computed bias is added behind the layer"
+
+
+def _bias(layer: fx.Node) -> fx.Node | None:
+    bias = layer.args[2] if len(layer.args) > 2 else None
+    return bias if isinstance(bias, fx.Node) else None
 
 
 def _is_bias(product: fx.Node, bias: fx.Node) -> bool:

@@ -9,7 +9,8 @@ from qdiff_fx.errors import ConfigError
 from qdiff_fx.ir import ops
 from qdiff_fx.ir.annotations import nodes_with, path_of, put, value
 from qdiff_fx.ir.edit import is_op
-from qdiff_fx.ir.facts import ActivationPlan, LayerPlan, layer_id, new_layer_ids
+from qdiff_fx.ir.facts import ActivationPlan, LayerPlan, layer_id, new_layer_ids, whole_layer
+from qdiff_fx.ir.shapes import same_sizes
 from qdiff_fx.passes.framework import Change, Pass, PassReport, Refusal
 from qdiff_fx.passes.quantize.boundary_layers import makes_prediction, reads_sample
 from qdiff_fx.quant.qparams import SIXTEEN_BITS, LayerInfo, TensorSpec
@@ -45,9 +46,9 @@ class Annotate(Pass):
         return new_layer_ids(layers) | known
 
     def _check_rules(self, ids: dict[fx.Node, str]) -> None:
-        paths = [path_of(node) or name for node, name in ids.items()]
+        paths = [_path(node, name) for node, name in ids.items()]
         for rule in self.config.rules:
-            if not any(rule.matches(path_of(node), name) for node, name in ids.items()):
+            if not any(rule.matches(path, name) for path, name in zip(paths, ids.values(), strict=True)):
                 raise ConfigError(
                     "the rule matches no layer of this network",
                     where=f"Rule({rule.pattern!r})",
@@ -55,13 +56,18 @@ class Annotate(Pass):
                 )
 
     def _plan(self, node: fx.Node, name: str) -> LayerPlan:
-        path = path_of(node)
+        path = _path(node, name)
         if is_op(node, ops.ATTENTION):
             return _plan_attention(node, name, self.config.settings_for(path, name), self.config.quantize_attention)
         first = reads_sample(node)
         boundary = first or makes_prediction(node)
         settings = self.config.settings_for(path, name, at_boundary=boundary, reads_sample=first)
         return _plan_weight_layer(node, name, settings)
+
+
+def _path(layer: fx.Node, name: str) -> str:
+    """The path that rules match: of the layer's module, or its id where the network itself calls it as a function."""
+    return path_of(layer) or whole_layer(name).partition("#")[0]
 
 
 def _plan_weight_layer(node: fx.Node, name: str, settings: LayerSettings) -> LayerPlan:
@@ -109,7 +115,12 @@ def _attention_refusal(node: fx.Node, settings: LayerSettings, enabled: bool) ->
         return "causal attention is not supported"
     if node.kwargs.get("is_causal") or node.kwargs.get("enable_gqa"):
         return "causal or grouped-query attention is not supported"
-    query, key, value = (node.args[i] for i in range(3))
-    if any(not isinstance(n, fx.Node) for n in (query, key, value)):
+    operands = [each for each in node.args[:3] if isinstance(each, fx.Node)]
+    if len(operands) < 3:
         return "its operands are not tensors of the graph"
+    shapes = [value(each).shape for each in operands]
+    if not same_sizes(shapes[1], shapes[2]):
+        return "its values have another size than its keys"
+    if not all(same_sizes(shape[:-2], shapes[0][:-2]) for shape in shapes):
+        return "its query, keys and values are broadcast"
     return ""

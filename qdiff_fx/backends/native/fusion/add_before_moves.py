@@ -7,7 +7,7 @@ from typing import Any, NamedTuple, cast
 import torch
 from torch import fx
 
-from qdiff_fx.backends.native.fusion.kernels import is_open, read_elsewhere
+from qdiff_fx.backends.native.fusion.kernels import TO_ITSELF, is_open, read_elsewhere
 from qdiff_fx.ir.annotations import any_value, describe, describe_like, path_of, value, value_or_none
 from qdiff_fx.ir.arguments import function_of
 from qdiff_fx.passes.rule import Rule
@@ -46,6 +46,8 @@ class AddBeforeMoves(Rule[MovedLayer]):
         return found.layer
 
     def refuse(self, gm: fx.GraphModule, found: MovedLayer) -> str:
+        if found.other is found.moves[-1]:
+            return TO_ITSELF
         shape = value(found.add).shape
         other = value_or_none(found.other)
         if other is None or other.shape != shape or value(found.moves[-1]).shape != shape:

@@ -8,7 +8,8 @@ import torch
 from torch import fx
 
 from qdiff_fx.backends.native.fusion.kernels import CONV, fuse_into_epilogue, is_open, read_elsewhere
-from qdiff_fx.ir.annotations import value_or_none
+from qdiff_fx.ir.annotations import value, value_or_none
+from qdiff_fx.ir.shapes import same_shape
 from qdiff_fx.passes.rule import Rule
 
 aten = torch.ops.aten
@@ -40,6 +41,8 @@ class FuseChannelShift(Rule[Shifted]):
         for name in ("shift", "residual"):
             if found.conv.kwargs[name] is not None:
                 return f"it adds a {name} already"
+        if not same_shape(found.conv, found.add):
+            return "the sum spreads the convolution's result over a batch of shifts"
         return read_elsewhere("layer's result before a sum", found.conv, found.add)
 
     def rewrite(self, gm: fx.GraphModule, found: Shifted) -> str:
@@ -57,4 +60,4 @@ def _shifted(add: fx.Node, conv: Any, other: Any) -> Shifted | None:
         inner = inner.args[0]
     shift = value_or_none(inner)
     fits = shift is not None and shift.dim() == 2 and shift.shape[1] == conv.kwargs["out_channels"]
-    return Shifted(add, conv, inner) if fits else None
+    return Shifted(add, conv, inner) if fits and value(add).dim() == 4 else None

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import fx
 
-from qdiff_fx.backends.native.fusion.kernels import fuse_into_epilogue, is_open, read_elsewhere
+from qdiff_fx.backends.native.fusion.kernels import TO_ITSELF, fuse_into_epilogue, is_open, read_elsewhere
 from qdiff_fx.ir.annotations import value_or_none
 from qdiff_fx.passes.rule import Rule
 
@@ -39,6 +39,8 @@ class FuseResidualAdd(Rule[Sum]):
         return found.layer
 
     def refuse(self, gm: fx.GraphModule, found: Sum) -> str:
+        if found.other is found.layer:
+            return TO_ITSELF
         if len(found.layer.users) > 1:
             return read_elsewhere("layer's result before a sum", found.layer, found.add)
         if found.layer.kwargs["residual"] is not None:

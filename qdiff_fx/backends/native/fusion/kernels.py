@@ -25,6 +25,7 @@ LAYERS = frozenset({CONV, LINEAR})
 QUANTIZERS = frozenset({QUANTIZE, QUANTIZE_REST})
 NORMS = frozenset({GROUP_NORM, LAYER_NORM})
 
+TO_ITSELF = "it adds a result to itself, and a layer's kernel is given what it adds before it has a result"
 MANY = 3  # readers that a reason names
 
 # The quantizer of a kernel that writes floats.

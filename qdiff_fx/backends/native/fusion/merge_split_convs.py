@@ -8,7 +8,7 @@ import torch
 from torch import fx
 
 from qdiff_fx.backends.common.running import computes
-from qdiff_fx.backends.native.fusion.kernels import CONV, fuse_into_epilogue, is_open, read_elsewhere
+from qdiff_fx.backends.native.fusion.kernels import CONV, TO_ITSELF, fuse_into_epilogue, is_open, read_elsewhere
 from qdiff_fx.ir.edit import add_buffer, get_attr_tensor
 from qdiff_fx.passes.rule import Rule
 
@@ -42,6 +42,8 @@ class MergeSplitConvs(Rule[Halves]):
 
     def refuse(self, gm: fx.GraphModule, found: Halves) -> str:
         add, *halves = found
+        if found.first is found.second:
+            return TO_ITSELF
         for half in halves:
             taken = [name for name in ("shift", "residual") if half.kwargs[name] is not None]
             if taken:

@@ -17,7 +17,7 @@ from torch import Tensor, fx, nn
 
 from qdiff_fx.backends.native.fusion.hoist_size import SIZE
 from qdiff_fx.backends.native.runtime.program import Program
-from qdiff_fx.ir.annotations import describe_like, value_or_none
+from qdiff_fx.ir.annotations import any_value, describe_like
 from qdiff_fx.ir.arguments import operand
 from qdiff_fx.ir.facts import is_sample, is_timestep
 from qdiff_fx.passes.framework import Change, Pass, PassReport
@@ -60,7 +60,7 @@ class Remembered(nn.Module):
 
     def forward(self, *inputs: Any) -> tuple[Any, ...]:
         key = tuple(_key(value) for value in inputs)
-        large = [value for value in inputs if _is_large(value)]
+        large = [value for value in _flat(inputs) if _is_large(value)]
         with self._lock:
             entry = self.entries.get(key)
             if entry is not None and all(map(torch.equal, entry.large, large)):
@@ -89,8 +89,13 @@ class Remembered(nn.Module):
 class _Entry:
     def __init__(self, large: list[Tensor], results: tuple[Any, ...]):
         self.large, self.results = large, results
-        self.nbytes = sum(value.nbytes for value in (*large, *results) if isinstance(value, Tensor))
-        self.addresses = [address_of(value) for value in results if isinstance(value, Tensor)]
+        self.nbytes = sum(value.nbytes for value in _flat((*large, *results)) if isinstance(value, Tensor))
+        self.addresses = [address_of(value) for value in _flat(results) if isinstance(value, Tensor)]
+
+
+def _flat(values: Any) -> list[Any]:
+    """What is in a list of lists, such as the chunks of a tensor."""
+    return [each for value in values for each in (_flat(value) if isinstance(value, (list, tuple)) else [value])]
 
 
 def _is_large(value: Any) -> bool:
@@ -98,6 +103,8 @@ def _is_large(value: Any) -> bool:
 
 
 def _key(value: Any) -> Any:
+    if isinstance(value, (list, tuple)):
+        return tuple(map(_key, value))
     if not isinstance(value, Tensor):
         return value
     content = None if _is_large(value) else tuple(value.flatten().tolist())
@@ -182,7 +189,7 @@ def _move_out(gm: fx.GraphModule, name: str, nodes: list[fx.Node], depends: dict
 
 def _is_constant(node: fx.Node, depends: dict[fx.Node, Depends]) -> bool:
     """A parameter, or a tensor made from nothing but those and sizes; sizes themselves are handed over."""
-    made = depends[node] == Depends.NOTHING and value_or_none(node) is not None
+    made = depends[node] == Depends.NOTHING and isinstance(any_value(node), (Tensor, list, tuple))
     return node.op == "get_attr" or (made and node.op != "placeholder")
 
 

@@ -1,0 +1,50 @@
+"""The graph fuzzer finds faults, shrinks them, and finds none for a while."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+
+from tests.fuzz import graphs
+from tests.fuzz.oracle import Trial
+from tests.fuzz.program import Program, block, program
+
+SECONDS = 120
+
+
+def test_programs_are_drawn_from_their_seeds_and_printed_so_that_they_can_be_read_again():
+    for seed in range(50):
+        drawn = graphs.draw(seed)
+        assert drawn == graphs.draw(seed)
+        assert eval(str(drawn), {"program": program, "block": block}) == drawn
+    assert graphs.draw(1) != replace(graphs.draw(2), seed=1)
+
+
+def test_what_fails_shrinks_to_what_it_takes(monkeypatch):
+    """Here a network is wrong when two of its blocks meet, in float16."""
+
+    def attempt(tried: Program) -> Trial:
+        trial = Trial()
+        text = str(tried)
+        if "'mlp'" in text and "how='view'" in text and tried.dtype == "float16":
+            trial.fail("disagree", "wrong")
+        return trial
+
+    monkeypatch.setattr(graphs, "attempt", attempt)
+    large = program(
+        block("conv", kernel=1),
+        block("level", inner=[block("mlp", form="geglu"), block("norm")]),
+        block("shift", how="view"),
+        block("attention", heads=2),
+        **{"rank": 3, "dtype": "float16", "condition": "tokens", "act_bits": 6},
+    )
+    small, _ = graphs.shrink(large, attempt(large))
+    assert small == program(block("mlp"), block("shift", how="view"), dtype="float16")
+
+
+@pytest.mark.slow
+def test_random_networks_are_quantized_or_refused_with_a_sentence():
+    tally = graphs.fuzz(range(10_000), SECONDS)
+    assert not tally.failed, str(tally)
+    assert tally.counts["tried"] > 10

@@ -1,0 +1,77 @@
+"""Networks of half and double precision: what becomes float32, and what stays as the network wrote it."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import fx, nn
+
+from qdiff_fx.capture import capture
+from qdiff_fx.ir.annotations import value_or_none
+from qdiff_fx.ir.edit import copy_graph, get_attr_tensor
+from qdiff_fx.passes.canonicalize.compute_in_float32 import ComputeInFloat32
+from qdiff_fx.passes.framework import run_passes
+
+CASTS = ("aten.to.dtype", "aten._to_copy.default")
+
+
+class Embedded(nn.Module):
+    """A convolution shifted by an embedding of the timestep that is computed in a type of its own."""
+
+    def __init__(self, embedded_in: torch.dtype):
+        super().__init__()
+        self.conv, self.time, self.embedded_in = nn.Conv2d(3, 4, 3), nn.Linear(4, 4), embedded_in
+
+    def forward(self, x: torch.Tensor, t: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        angles = t.to(self.embedded_in)[:, None] * torch.tensor([1.0, 0.5, 0.25, 0.1], dtype=self.embedded_in)
+        h = self.conv(x) + self.time(angles.sin().to(x.dtype))[..., None, None]
+        return h, torch.softmax(h, 1, dtype=torch.float32)
+
+
+def rewritten(dtype: torch.dtype, embedded_in: torch.dtype) -> tuple[nn.Module, fx.GraphModule, list]:
+    torch.manual_seed(0)
+    network = Embedded(embedded_in).to(dtype).eval()
+    calls = {"x": torch.randn(2, 3, 5, 5).to(dtype), "t": torch.tensor([901, 33])}
+    graph = copy_graph(capture(network, calls).module)
+    return network, graph, run_passes(graph, [ComputeInFloat32()])
+
+
+def calls_in(graph: fx.GraphModule, dtype: torch.dtype) -> list[str]:
+    """The operators whose results are of a type, casts apart."""
+    nodes = [node for node in graph.graph.nodes if node.op == "call_function" and value_or_none(node) is not None]
+    return [str(node.target) for node in nodes if value_or_none(node).dtype == dtype and "to.dtype" not in str(node)]
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
+def test_layers_compute_in_float32_and_results_keep_their_types(dtype):
+    network, graph, (report,) = rewritten(dtype, torch.float32)
+    assert report.changed
+    assert not [name for name in calls_in(graph, dtype) if name not in CASTS]
+    weights = [get_attr_tensor(graph, node) for node in graph.graph.nodes if node.op == "get_attr"]
+    assert {each.dtype for each in weights} == {torch.float32}
+    x, t = torch.randn(2, 3, 5, 5).to(dtype), torch.tensor([5, 6])
+    with torch.no_grad():
+        ours, theirs = graph(x, t), network.float()(x.float(), t)
+    assert [each.dtype for each in ours] == [dtype, torch.float32]
+    # The embedding is rounded to the network's type, as the network does.
+    for a, b in zip(ours, theirs, strict=True):
+        torch.testing.assert_close(a.float(), b, rtol=0, atol=2 * torch.finfo(dtype).eps + 1e-6)
+    again = run_passes(graph, [ComputeInFloat32()])
+    assert not again[0].changed
+    assert all(map(torch.equal, graph(x, t), ours))
+
+
+def test_the_phase_of_an_embedding_is_that_of_the_network():
+    """901 is no bfloat16: 900 is what the network was trained with."""
+    network, graph, _ = rewritten(torch.bfloat16, torch.bfloat16)
+    assert "aten.sin.default" in calls_in(graph, torch.bfloat16)
+    x, t = torch.randn(1, 3, 5, 5).bfloat16(), torch.tensor([901])
+    with torch.no_grad():
+        ours, theirs, other = graph(x, t)[0], network(x, t)[0], network(x, t - 4)[0]
+    assert (ours - theirs).abs().max() < 0.1 * (other - theirs).abs().max()
+
+
+def test_a_float32_network_keeps_its_embedding_in_float64():
+    _, graph, (report,) = rewritten(torch.float32, torch.float64)
+    assert not report.changed
+    assert "aten.sin.default" in calls_in(graph, torch.float64)
