@@ -7,8 +7,10 @@ and export has nothing to assume, guess or solve about divisibility. `unfold_inp
 
 from __future__ import annotations
 
+import copy
 import operator
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import fields, is_dataclass
 from typing import Any, cast
 
 import torch
@@ -108,7 +110,14 @@ def _rebuild(name: str, value: Any, tensors: Mapping[str, torch.Tensor]) -> Any:
         return {key: _rebuild(f"{name}.{key}", part, tensors) for key, part in value.items()}
     if isinstance(value, list | tuple):
         parts = [_rebuild(f"{name}.{index}", part, tensors) for index, part in enumerate(value)]
-        return parts if isinstance(value, list) else tuple(parts)
+        named = hasattr(value, "_fields")
+        return type(value)(*parts) if named else type(value)(parts) if type(value) in (list, tuple) else tuple(parts)
+    if is_dataclass(value):
+        twin = copy.copy(value)
+        for each in fields(value):
+            part = _rebuild(f"{name}.{each.name}", getattr(value, each.name), tensors)
+            object.__setattr__(twin, each.name, part)  # of a frozen one too
+        return twin
     return value
 
 

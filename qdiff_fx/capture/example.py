@@ -53,6 +53,8 @@ def read_example(model: nn.Module, example_inputs: Mapping[str, Any]) -> Example
     sample = next(iter(tensors))
     if tensors[sample].dim() == 0:
         raise CaptureError("is a single number", where=f"argument '{sample}'", fix="Pass a batch of samples")
+    if empty := [name for name, tensor in tensors.items() if tensor.numel() == 0]:
+        raise CaptureError("is empty", where=f"argument '{empty[0]}'", fix="Pass an example with numbers in it")
     if timestep is not None:
         dtype = _timestep_dtype(model, arguments[timestep])
         batch, device = tensors[sample].shape[0], tensors[sample].device

@@ -139,7 +139,10 @@ def _probe(model: nn.Module, example: Example) -> tuple[tuple[int, ...], Structu
     with _errors_name_the_module(network), mode, torch.no_grad():
         fake = [mode.from_tensor(tensor, static_shapes=True) for tensor in example.tensors.values()]
         result = Adapter(network, example.arguments, exact_inputs(example)).run(*fake)
-    return strides(example.tensors[example.sample], smallest.sizes), flatten_output(result)[1]
+    tensors, output = flatten_output(result)
+    if not tensors:
+        raise CaptureError("the network returns no tensor", fix="Return what it predicts")
+    return strides(example.tensors[example.sample], smallest.sizes), output
 
 
 def _trace(model: nn.Module, example: Example, inputs: tuple[TensorInput, ...], watch: Watch) -> ExportedProgram:

@@ -14,6 +14,7 @@ from qdiff_fx.signature.inputs import (
     Constant,
     TensorInput,
     as_timestep,
+    check_plain,
     check_tensors,
     dtype_from,
     dtype_name,
@@ -109,7 +110,7 @@ class CallSignature:
             return_dict = all(p.default is not False for p in self.parameters if p.name == RETURN_DICT)
         timestep = arguments.pop(self.timestep.name, None) if self.timestep else None
         tensors, constants = flatten_arguments(arguments)
-        self._check_constants(constants)
+        self._check_constants(constants, tensors)
         if self.timestep and timestep is not None:
             tensors[self.timestep.name] = self._timestep(timestep, tensors)
         return BoundCall(check_tensors(self.inputs, tensors), bool(return_dict))
@@ -126,11 +127,9 @@ class CallSignature:
         if twice := [name for name in kwargs if name in given]:
             raise InputError("was given twice, by position and by name", where=f"argument '{twice[0]}'")
         if unknown := [name for name in kwargs if name not in names]:
-            raise InputError(
-                "the network has no such argument",
-                where=f"argument '{unknown[0]}'",
-                fix=f"It takes {', '.join(p.name for p in self.parameters)}",
-            )
+            takes = f"It takes {', '.join(p.name for p in self.parameters)}"
+            fix = takes if names else "Its forward has to name its arguments: *args cannot be told apart"
+            raise InputError("the network has no such argument", where=f"argument '{unknown[0]}'", fix=fix)
         given |= kwargs
         if missing := [p.name for p in self.parameters if p.required and p.name not in given]:
             raise InputError(f"the call is missing {', '.join(missing)}")
@@ -141,15 +140,22 @@ class CallSignature:
         sample = tensors.get(self.sample.name)
         if sample is None:
             raise InputError(f"the call is missing {self.sample.name}")
+        check_plain(self.sample.name, sample)  # it says where the timestep goes
         return as_timestep(value, self.timestep.name, self.timestep.dtype, sample.shape[0], sample.device)
 
-    def _check_constants(self, given: Mapping[str, Constant]) -> None:
+    def _check_constants(self, given: Mapping[str, Constant], tensors: Mapping[str, torch.Tensor]) -> None:
+        captured_tensors = {spec.name for spec in self.inputs}
         for name in {**self.constants, **given}:
             captured, value = self.constants.get(name), given.get(name)
+            where = f"argument '{name}'"
+            if name in captured_tensors:
+                raise InputError(f"was a tensor when the network was captured, not {value!r}", where=where)
+            if name in tensors:
+                raise InputError(f"was {captured!r} when the network was captured, not a tensor", where=where)
             if captured != value:
                 raise InputError(
                     f"was {captured!r} when the network was captured and cannot become {value!r}",
-                    where=f"argument '{name}'",
+                    where=where,
                     fix=f"Pass {captured!r}, or capture again with {value!r} in the example inputs",
                 )
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, is_dataclass
 from numbers import Real
 from typing import Any
 
@@ -94,8 +94,11 @@ def _flatten(name: str, value: Any, tensors: dict[str, torch.Tensor], constants:
         tensors[name] = value
     elif isinstance(value, Constant):
         constants[name] = value
-    elif isinstance(value, Mapping):
-        for key, part in value.items():
+    elif isinstance(value, Mapping) or is_dataclass(value):
+        entries = (
+            value if isinstance(value, Mapping) else {each.name: getattr(value, each.name) for each in fields(value)}
+        )
+        for key, part in entries.items():
             _flatten(f"{name}.{key}", part, tensors, constants)
     elif isinstance(value, Sequence):
         for index, part in enumerate(value):
@@ -104,7 +107,7 @@ def _flatten(name: str, value: Any, tensors: dict[str, torch.Tensor], constants:
         raise InputError(
             f"cannot take {type(value).__name__!r}",
             where=f"argument '{name}'",
-            fix="Pass tensors, numbers, strings, None, or dicts and sequences of these",
+            fix="Pass tensors, numbers, strings, None, or dicts, dataclasses and sequences of these",
         )
 
 
@@ -116,7 +119,12 @@ def as_timestep(value: Any, name: str, dtype: torch.dtype, batch: int, device: t
     truth = isinstance(value, bool) or (isinstance(value, torch.Tensor) and value.dtype == torch.bool)
     if truth or not isinstance(value, torch.Tensor | Real):
         raise InputError(f"a timestep cannot be a {type(value).__name__}", where=f"argument '{name}'")
+    if isinstance(value, torch.Tensor):
+        check_plain(name, value)
     timestep = torch.as_tensor(value, device=device)
+    if timestep.is_complex():
+        what = f"a timestep cannot be {dtype_name(timestep.dtype)}"
+        raise InputError(what, where=f"argument '{name}'", fix="Pass a real number")
     if timestep.numel() not in (1, batch) or timestep.dim() > 1:
         raise InputError(
             f"timestep of shape {tuple(timestep.shape)} with a batch of {batch}",
@@ -161,6 +169,7 @@ def _check_names(captured: list[str], given: list[str]) -> None:
 
 def _as_captured(spec: TensorInput, tensor: torch.Tensor) -> torch.Tensor:
     """The tensor in the captured dtype: integers of another width are converted, anything else is refused."""
+    check_plain(spec.name, tensor)
     if tensor.dtype == spec.dtype:
         return tensor
     if _is_integer(tensor.dtype) and _is_integer(spec.dtype):
@@ -170,6 +179,14 @@ def _as_captured(spec: TensorInput, tensor: torch.Tensor) -> torch.Tensor:
         where=f"argument '{spec.name}'",
         fix=f"Convert it with .to(torch.{dtype_name(spec.dtype)})",
     )
+
+
+def check_plain(name: str, tensor: torch.Tensor) -> None:
+    """Raises InputError for a tensor whose numbers do not lie one beside the other, or that has none."""
+    meta = tensor.device.type == "meta"
+    if meta or tensor.layout != torch.strided:
+        kind = "on the meta device, without numbers" if meta else f"of layout {tensor.layout}"
+        raise InputError(f"is {kind}", where=f"argument '{name}'", fix="Pass a dense tensor that holds its numbers")
 
 
 def _is_integer(dtype: torch.dtype) -> bool:

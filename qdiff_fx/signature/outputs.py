@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from collections import OrderedDict
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import fields, is_dataclass
 from typing import Any
 
 import torch
@@ -54,6 +55,10 @@ def _flatten(value: Any, flat: list[torch.Tensor]) -> Structure:
     if isinstance(value, Mapping):
         kind = "dict" if type(value) in (dict, OrderedDict) else "output"
         return _named(kind, type(value).__name__, dict(value), flat)
+    if is_dataclass(value) and not isinstance(value, type):
+        return _named(
+            "output", type(value).__name__, {each.name: getattr(value, each.name) for each in fields(value)}, flat
+        )
     if hasattr(value, "_asdict"):
         return _named("output", type(value).__name__, value._asdict(), flat)
     if isinstance(value, Sequence):
