@@ -14,9 +14,10 @@ import os
 import shutil
 import stat
 import sys
+import time
 import uuid
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
 from safetensors import SafetensorError
@@ -27,6 +28,7 @@ LONGEST_LABEL = 200
 """Bytes of a name that staging names repeat; file systems allow 255 for a whole name."""
 NEW, OLD = "new", "old"
 _ATTEMPTS = 8
+_ABANDONED_AFTER = 24 * 60 * 60
 _RENAME_EXCHANGE = 2
 _AT_FDCWD = -100
 
@@ -51,6 +53,7 @@ def replacing_file(
     draft = _beside(target, NEW)
     with _reporting(path, error):
         try:
+            _remove_abandoned(target)
             _make_room(target, expected_bytes)
             if target.exists() and not target.is_file():
                 raise IsADirectoryError(errno.EISDIR, "it is not a regular file")
@@ -74,10 +77,11 @@ def replacing_folder(path: str | os.PathLike[str], *, expected_bytes: int = 0) -
     """
     target = Path(os.path.realpath(path))
     staging = _beside(target, NEW)
-    with _reporting(path, ArtifactError):
+    with _reporting(path, ArtifactError), ExitStack() as held:
         try:
+            _remove_abandoned(target)
             _make_room(target, expected_bytes)
-            staging.mkdir()
+            held.enter_context(_claimed(staging))
             yield staging
             _finish_folder(staging)
             _place(staging, target)
@@ -106,6 +110,53 @@ def write_text(path: Path, text: str) -> Path:
     with replacing_file(path) as draft:
         draft.write_text(text, encoding="utf-8")
     return path
+
+
+@contextmanager
+def _claimed(staging: Path) -> Iterator[None]:
+    """Make that folder; while this process lives, other writers can tell that it is being written."""
+    for _ in range(_ATTEMPTS):  # another writer may take it for abandoned before it is claimed
+        staging.mkdir(exist_ok=True)
+        with suppress(FileNotFoundError):
+            descriptor = os.open(staging, os.O_RDONLY)
+            try:
+                if _lock(descriptor) is not False and os.path.samestat(os.stat(staging), os.fstat(descriptor)):
+                    yield
+                    return
+            finally:
+                os.close(descriptor)
+    raise OSError(errno.EBUSY, "other processes keep removing its draft")
+
+
+def _remove_abandoned(target: Path) -> None:
+    """What writers of `target` that were killed left half-written: folders nobody holds, and files a day old."""
+    for left in _siblings(target, NEW):
+        with suppress(OSError):
+            if not left.is_dir():
+                if left.stat().st_mtime < time.time() - _ABANDONED_AFTER:
+                    left.unlink()
+                continue
+            descriptor = os.open(left, os.O_RDONLY)
+            try:
+                if _lock(descriptor):
+                    shutil.rmtree(left, ignore_errors=True)
+            finally:
+                os.close(descriptor)
+
+
+def _lock(descriptor: int) -> bool | None:
+    """Hold an open folder until its descriptor is closed, or its process ends; None where the system cannot."""
+    if sys.platform == "win32":
+        return None
+    import fcntl
+
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except OSError:  # of file systems without locks
+        return None
+    return True
 
 
 def _place(staging: Path, target: Path) -> None:

@@ -57,10 +57,12 @@ def forked(work: Callable[[], object]) -> int:
         child = os.fork()
     if child:
         return child
+    code = 1
     try:
         work()
+        code = 0
     finally:
-        os._exit(0)
+        os._exit(code)
 
 
 class TestFile:
@@ -112,6 +114,14 @@ class TestFile:
     def test_the_error_is_the_callers(self, tmp_path: Path) -> None:
         with pytest.raises(KernelError, match="cannot be written"), replacing_file(tmp_path, error=KernelError):
             pytest.fail("there is nothing to write to")
+
+    def test_a_draft_of_long_ago_is_removed(self, tmp_path: Path) -> None:
+        old, new = (tmp_path / f".a.txt.0123456{digit}.new" for digit in (7, 8))
+        for left in (old, new):
+            left.touch()
+        os.utime(old, (0, 0))
+        write_text(tmp_path / "a.txt", "text")
+        assert sorted(path.name for path in tmp_path.iterdir()) == [new.name, "a.txt"]
 
 
 class TestFolder:
@@ -172,6 +182,49 @@ class TestFolder:
         assert current(path) == path
         assert texts(path) == ["new", "new"]
         assert not left.exists()
+
+    def test_what_a_killed_writer_left_is_removed_by_the_next(self, tmp_path: Path) -> None:
+        path, started = tmp_path / "saved", tmp_path / "started"
+
+        def hang() -> None:
+            with replacing_folder(path) as folder:
+                (folder / "half").write_text("half")
+                started.touch()
+                time.sleep(60)
+
+        writer = forked(hang)
+        while not started.exists():
+            time.sleep(0.01)
+        fill(path, "beside it")
+        assert len(list(tmp_path.iterdir())) == 3  # what is being written is left alone
+        os.kill(writer, signal.SIGKILL)
+        os.waitpid(writer, 0)
+        fill(path, "after it")
+        assert sorted(tmp_path.iterdir()) == [path, started]
+        assert texts(path) == ["after it", "after it"]
+
+    def test_a_draft_that_is_taken_away_before_it_is_claimed_is_made_again(self, tmp_path, monkeypatch) -> None:
+        lock, taken = atomic._lock, []
+
+        def take(descriptor: int) -> bool | None:
+            (staging,) = tmp_path.iterdir()
+            if not taken:
+                taken.append(staging)
+                staging.rmdir()
+            return lock(descriptor)
+
+        monkeypatch.setattr(atomic, "_lock", take)
+        fill(tmp_path / "saved", "text")
+        assert taken
+        assert texts(tmp_path / "saved") == ["text", "text"]
+
+    def test_two_processes_write_it(self, tmp_path: Path, renames: str) -> None:
+        path = tmp_path / "saved"
+        writers = [forked(lambda text=text: [fill(path, text) for _ in range(20)]) for text in ("ours", "theirs")]
+        for writer in writers:
+            assert os.waitpid(writer, 0)[1] == 0
+        assert len(set(texts(path))) == 1
+        assert list(tmp_path.iterdir()) == [path]
 
     def test_what_another_name_left_is_not_taken(self, tmp_path: Path) -> None:
         fill(tmp_path / ".saved.more.01234567.old", "another's")
