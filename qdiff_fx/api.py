@@ -30,6 +30,7 @@ from qdiff_fx.passes.quantize.insert_observers import InsertObservers
 from qdiff_fx.passes.split_shortcut.split_shortcut import SplitShortcut
 from qdiff_fx.storage.artifact import load_artifact, read_again, save_artifact
 from qdiff_fx.storage.prepared import load_prepared_artifact, save_prepared_artifact
+from qdiff_fx.storage.sealed import lowering
 
 
 def prepare_qdiff(
@@ -244,15 +245,16 @@ def load_qdiff(
     options = choose_options(chosen, given)
     artifact = load_artifact(folder, keep_packed=chosen.frees_weights)
     release_unused()
-    network = QuantizedUNet(
-        artifact.graph_module,
-        artifact.signature,
-        artifact.config,
-        backend,
-        options,
-        artifact.source,
-        release=chosen.frees_weights,
-    )
+    with lowering(Path(folder)):
+        network = QuantizedUNet(
+            artifact.graph_module,
+            artifact.signature,
+            artifact.config,
+            backend,
+            options,
+            artifact.source,
+            release=chosen.frees_weights,
+        )
     if chosen.frees_weights:
         # Resolved: the working directory may be another one by then.
         network.reload = partial(_read_graph_again, Path(folder).resolve(), artifact.digest)

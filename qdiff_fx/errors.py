@@ -3,8 +3,15 @@
 from __future__ import annotations
 
 
+def printable(text: str) -> str:
+    """The text with what a terminal would obey (escapes, bells, reversed writing) spelled out; line ends stay."""
+    if text.isprintable():
+        return text
+    return "".join(each if each.isprintable() or each == "\n" else ascii(each)[1:-1] for each in text)
+
+
 class QDiffError(Exception):
-    """Base of every error this package raises on purpose.
+    """Base of every error this package raises on purpose. What it quotes may come from a file: nothing in it is obeyed.
 
     Args:
         what: the exact condition that failed.
@@ -13,8 +20,8 @@ class QDiffError(Exception):
     """
 
     def __init__(self, what: str, *, where: str = "", fix: str = ""):
-        self.what, self.where, self.fix = what.rstrip("."), where, fix.rstrip(".")
-        text = f"{where}: {self.what}." if where else f"{self.what}."
+        self.what, self.where, self.fix = map(printable, (what.rstrip("."), where, fix.rstrip(".")))
+        text = f"{self.where}: {self.what}." if where else f"{self.what}."
         super().__init__(f"{text} {self.fix}." if fix else text)
 
 
@@ -56,3 +63,7 @@ class ArtifactError(QDiffError):
 
 class FixedSizeWarning(UserWarning):
     """Sizes of a network's inputs that could not be left open, and why: every call has to have those of the example."""
+
+
+class ComputeError(QDiffError, RuntimeError):
+    """A quantized network that failed in the middle of a call: an index outside a table, memory that is not there."""

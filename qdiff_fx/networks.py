@@ -15,7 +15,7 @@ from qdiff_fx.backends import BackendOptions, Lowered, get_backend
 from qdiff_fx.backends.common.explanation import Explanation
 from qdiff_fx.backends.common.options import checked_options, choose_options
 from qdiff_fx.config import QDiffConfig
-from qdiff_fx.errors import CalibrationError, ConfigError, InputError
+from qdiff_fx.errors import CalibrationError, ComputeError, ConfigError, InputError, QDiffError
 from qdiff_fx.observers import Observer
 from qdiff_fx.passes.framework import PassReport
 from qdiff_fx.passes.quantize.convert import reannotate
@@ -331,13 +331,22 @@ class QuantizedUNet(_WithState):
         return QuantizedUNet(self.graph_module, self.signature, self.qconfig, backend, options, self.source)
 
     def _forward_flat(self, tensors: list[torch.Tensor]) -> tuple[torch.Tensor, ...]:
-        run = self._run[0]
+        run = partial(self._compute, self._run[0])
         groups = self._bin_groups(tensors)
         if len(groups) <= 1:
-            outputs: tuple[torch.Tensor, ...] = run(*tensors)
-            return outputs
+            return run(*tensors)
         parts = [run(*take_rows(self.signature, tensors, rows)) for rows in groups]
         return join_rows(self.signature, parts, groups)
+
+    def _compute(self, run: nn.Module, *tensors: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        try:
+            outputs: tuple[torch.Tensor, ...] = run(*tensors)
+        except QDiffError:
+            raise
+        except Exception as error:  # whatever torch raises: an index outside a table, memory that is not there
+            cause = f"{type(error).__name__}: {error}".splitlines()[0]
+            raise ComputeError(f"the network failed ({cause})", where=f"backend {self.backend}") from error
+        return outputs
 
     def _check_timestep(self, tensors: list[torch.Tensor]) -> None:
         position, schedule = self._timestep_position, self.qconfig.schedule

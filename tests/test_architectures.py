@@ -18,7 +18,8 @@ from qdiff_fx.ir.edit import copy_graph, get_attr_tensor, is_op
 from qdiff_fx.ir.facts import is_sample, is_timestep
 from qdiff_fx.quant.numerics import sqnr_db
 from qdiff_fx.signature import DropIn, Size
-from qdiff_fx.storage.graph_json import graph_from_json, graph_to_json
+from qdiff_fx.storage.graph_json import graph_to_json
+from qdiff_fx.storage.graph_reading import graph_from_json
 
 WEIGHT_LAYERS = (nn.Conv1d, nn.Conv2d, nn.ConvTranspose2d, nn.Linear)
 # Measured from 29.1 dB (sd1, the deepest) to 37.9 dB (handwritten_sum) at W8A8, on the example inputs.

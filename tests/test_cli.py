@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -15,10 +16,12 @@ from qdiff_fx.cli.rules import parse_rule
 from qdiff_fx.config import Rule
 from qdiff_fx.errors import ConfigError
 from qdiff_fx.reconstruction import ReconstructionConfig
+from qdiff_fx.storage import sealed
 
 CUSTOM = Path(__file__).parents[1] / "examples" / "custom_unet.py"
 QUICK = ("--steps", "3", "--samples", "4", "--batch-size", "2")
 REFERENCE = ("--backend", "reference")
+TRUSTED = ("--source", CUSTOM)
 
 
 def run(*arguments: str | Path) -> Result:
@@ -162,7 +165,7 @@ class TestSavedNetwork:
 
     def test_eval(self, folder: Path, tmp_path: Path) -> None:
         target = tmp_path / "figures.json"
-        result = succeed("eval", folder, *REFERENCE, "--images", "2", "--steps", "3", "--json", target)
+        result = succeed("eval", folder, *REFERENCE, *TRUSTED, "--images", "2", "--steps", "3", "--json", target)
         figures = json.loads(target.read_text())
         assert figures["timesteps"] == [666.0, 333.0, 0.0]
         decibels = figures["eps_sqnr_db"]["reference"]
@@ -175,7 +178,7 @@ class TestSavedNetwork:
         assert f"{decibels['mean']:.1f} dB" in result.stdout
 
     def test_the_same_seed_gives_the_same_figures(self, folder: Path) -> None:
-        arguments = ("eval", folder, *REFERENCE, "--images", "1", "--steps", "2", "--json", "-")
+        arguments = ("eval", folder, *REFERENCE, *TRUSTED, "--images", "1", "--steps", "2", "--json", "-")
         first, second, other = (
             json.loads(succeed(*arguments, "--seed", seed).stdout)["eps_sqnr_db"] for seed in ("2", "2", "3")
         )
@@ -183,7 +186,7 @@ class TestSavedNetwork:
 
     def test_bench(self, folder: Path) -> None:
         options = ("--rounds", "3", "--warmup", "1", "--batch-size", "2", "--json", "-")
-        figures = json.loads(succeed("bench", folder, *REFERENCE, *options).stdout)
+        figures = json.loads(succeed("bench", folder, *REFERENCE, *TRUSTED, *options).stdout)
         assert figures["batch"] == 2
         seconds = figures["seconds_per_step"]
         assert set(seconds) == {"float32 eager", "reference"}
@@ -193,9 +196,9 @@ class TestSavedNetwork:
 
     def test_bench_of_two_networks(self, folder: Path, tmp_path: Path) -> None:
         options = ("--rounds", "2", "--warmup", "1", "--batch-size", "1", "--json", "-", "--against", folder)
-        figures = json.loads(succeed("bench", folder, *REFERENCE, *options).stdout)
+        figures = json.loads(succeed("bench", folder, *REFERENCE, *TRUSTED, *options).stdout)
         assert set(figures["seconds_per_step"]) == {"float32 eager", "reference", str(folder)}
-        result = run("bench", folder, *REFERENCE, "--against", tmp_path / "nowhere")
+        result = run("bench", folder, *REFERENCE, *TRUSTED, "--against", tmp_path / "nowhere")
         assert result.exit_code != 0
         assert "the folder does not exist" in result.stderr
 
@@ -203,15 +206,39 @@ class TestSavedNetwork:
         heights = []
         for options in ((), ("--compare",)):
             out = tmp_path / "sheet.png"
-            succeed("sample", folder, *REFERENCE, "--count", "2", "--steps", "2", "--out", out, *options)
+            succeed("sample", folder, *REFERENCE, *TRUSTED, "--count", "2", "--steps", "2", "--out", out, *options)
             with Image.open(out) as image:
                 heights.append(image.height)
         assert heights[1] == 2 * heights[0]
 
-    def test_another_source_can_be_named(self, folder: Path) -> None:
-        options = ("--images", "1", "--steps", "2", "--json", "-")
-        figures = json.loads(succeed("eval", folder, *REFERENCE, *options, "--source", CUSTOM).stdout)
-        assert figures["source"] == str(CUSTOM)
+    @pytest.mark.parametrize("command", [("eval",), ("bench",), ("sample", "--out", "x.png")])
+    def test_a_source_that_the_folder_names_is_not_executed(self, folder: Path, tmp_path: Path, command: Any) -> None:
+        """It may be anybody's file, or a repository to download."""
+        proof = tmp_path / "executed"
+        (tmp_path / "source.py").write_text(f"open({str(proof)!r}, 'w')\n")
+        theirs = copy_of(folder, tmp_path / "theirs", source=f"{tmp_path}/source.py")
+        name, *options = command
+        result = run(name, theirs, *REFERENCE, *options)
+        assert result.exit_code == 1
+        assert "source.py', which is not loaded on a folder's word alone. Pass --source SOURCE" in result.stderr
+        assert not proof.exists()
+
+    def test_what_a_terminal_would_obey_is_spelled_out(self, folder: Path, tmp_path: Path) -> None:
+        theirs = copy_of(folder, tmp_path / "theirs", source="\x1b]0;mine\x07\x1b[2J\u202e")
+        result = run("eval", theirs, *REFERENCE)
+        assert "\\x1b]0;mine\\x07\\x1b[2J\\u202e" in result.stderr
+        for arguments in (("eval", theirs, *REFERENCE), ("inspect", theirs, *REFERENCE, "--verbose")):
+            result = run(*arguments)
+            assert not {"\x1b", "\x07", "\u202e"} & {*result.stderr, *result.stdout}
+
+
+def copy_of(folder: Path, copy: Path, **changes: Any) -> Path:
+    """The folder with another manifest, sealed again."""
+    shutil.copytree(folder, copy)
+    manifest = json.loads((copy / "qdiff.json").read_text()) | changes
+    manifest["manifest_sha256"] = sealed.manifest_digest(manifest)
+    (copy / "qdiff.json").write_text(sealed.manifest_text(manifest))
+    return copy
 
 
 @pytest.mark.slow

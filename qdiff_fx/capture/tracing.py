@@ -27,12 +27,10 @@ from qdiff_fx.errors import CaptureError, QDiffError
 from qdiff_fx.ir.annotations import value
 from qdiff_fx.ir.edit import is_op
 from qdiff_fx.ir.shapes import same_sizes
+from qdiff_fx.signature.attributes import READ_BY_PIPELINES
 from qdiff_fx.signature.call import CallSignature
-from qdiff_fx.signature.inputs import TensorInput
+from qdiff_fx.signature.inputs import Constant, TensorInput
 from qdiff_fx.signature.outputs import Structure, flatten_output
-
-# Values that diffusers pipelines read from inside a UNet, besides its config.
-_READ_BY_PIPELINES = ("add_embedding.linear_1.in_features",)
 
 
 _aten = torch.ops.aten
@@ -228,11 +226,10 @@ def _json_value(value: Any) -> Any:
 
 def _read_attributes(model: nn.Module) -> dict[str, Any]:
     found = {}
-    for path in _READ_BY_PIPELINES:
+    for path in READ_BY_PIPELINES:
         value: Any = model
         for name in path.split("."):
             value = getattr(value, name, None)
-        value = _json_value(value)
-        if value is not None and value is not _NOT_JSON:
+        if isinstance(value, Constant):
             found[path] = value
     return found

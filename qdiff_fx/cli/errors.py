@@ -12,7 +12,7 @@ from typing import Any
 import typer
 from typer.core import TyperGroup
 
-from qdiff_fx.errors import ConfigError, QDiffError
+from qdiff_fx.errors import ConfigError, QDiffError, printable
 
 FAILURE, USAGE = 1, 2
 
@@ -62,4 +62,4 @@ def _describe(error: Exception) -> str:
 
 
 def _print(message: str) -> None:
-    print("error:", " ".join(message.split()), file=sys.stderr)
+    print("error:", " ".join(printable(message).split()), file=sys.stderr)

@@ -16,7 +16,12 @@ SourceName = Annotated[
         "and make_scheduler(steps).",
     ),
 ]
-SourceOverride = Annotated[str, typer.Option("--source", help="Where the float network is, if it has moved.")]
+SourceOverride = Annotated[
+    str,
+    typer.Option(
+        "--source", metavar="SOURCE", help="The float network, as for `qdiff quantize`. Not needed for `digits`."
+    ),
+]
 BackendName = Annotated[str, typer.Option("--backend", help="What the quantized network runs on.")]
 Json = Annotated[str | None, typer.Option("--json", metavar="PATH", help="Write the figures as JSON; - is stdout.")]
 Prompts = Annotated[

@@ -11,6 +11,7 @@ from typing import Any
 from rich.console import Console, RenderableType
 
 from qdiff_fx.atomic import write_text
+from qdiff_fx.errors import printable
 
 STDOUT = "-"
 PIPE_WIDTH = 160
@@ -39,7 +40,7 @@ class Output:
 
     def note(self, line: str) -> None:
         """What is being done now."""
-        self._progress.print(line, style="dim", highlight=False, markup=False)
+        self._progress.print(printable(line), style="dim", highlight=False, markup=False)
 
     def figures(self, data: dict[str, Any]) -> None:
         """Write the figures where ``--json`` says, if anywhere. Infinities become null: JSON has none."""

@@ -6,22 +6,29 @@ from pathlib import Path
 
 from qdiff_fx.cli.options import read_prompts
 from qdiff_fx.cli.output import Output
-from qdiff_fx.errors import ArtifactError
+from qdiff_fx.errors import ArtifactError, printable
 from qdiff_fx.networks import QuantizedUNet
-from qdiff_fx.sources import Source, resolve
+from qdiff_fx.sources import DIGITS, Source, resolve
 
 
 def source_of(
     quantized: QuantizedUNet, folder: Path, override: str, output: Output, prompts: Path | None = None
 ) -> Source:
-    """The source the folder records, or the one given instead.
+    """The source given, or the bundled one where the folder names it.
+
+    A folder is data, often somebody else's: no file that it names is executed, and nothing is downloaded for it.
 
     Raises:
         ArtifactError: there is neither.
     """
     identifier = override or quantized.source
-    if not identifier:
-        raise ArtifactError("it does not record what it was made from", where=str(folder), fix="Pass --source SOURCE")
+    if not override and identifier != DIGITS:
+        named = f"it names '{printable(identifier)}', which is not loaded on a folder's word alone"
+        raise ArtifactError(
+            named if identifier else "it does not record what it was made from",
+            where=str(folder),
+            fix="Pass --source SOURCE, one that you trust",
+        )
     output.note(f"loading {identifier}")
     source = resolve(identifier, read_prompts(prompts))
     source.progress = output.interactive

@@ -86,12 +86,6 @@ class ActivationParameters:
             {"residual": residual} if residual else {}
         )
 
-    @staticmethod
-    def from_json(data: Mapping[str, Any]) -> ActivationParameters:
-        residual = ActivationParameters.from_json(data["residual"]) if "residual" in data else None
-        params, static = QParams.from_json(data["params"]), QParams.from_json(data["static"])
-        return ActivationParameters(str(data["act_range"]), params, static, residual)
-
 
 @dataclass(frozen=True)
 class OutputParameters:

@@ -6,13 +6,13 @@ import functools
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from itertools import chain
-from types import SimpleNamespace
 from typing import Any
 
 import torch
 from torch import fx, nn
 
 from qdiff_fx.errors import QDiffError
+from qdiff_fx.signature.attributes import namespaces
 from qdiff_fx.signature.call import BoundCall, CallSignature
 from qdiff_fx.signature.inputs import dtype_name
 from qdiff_fx.signature.memory import HeldMemory, handed_out
@@ -65,8 +65,8 @@ class DropIn(nn.Module):
         self.graph_module = graph_module
         self.signature = signature
         self.config = Config(signature.config)
-        for path, value in signature.attributes.items():
-            _place(self, path, value)
+        for name, namespace in namespaces(signature.attributes).items():
+            setattr(self, name, namespace)
         self.eval()
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
@@ -160,14 +160,3 @@ def answer(graph_module: nn.Module, signature: CallSignature, call: BoundCall) -
 def _also(ours: Any, theirs: Any) -> type[Any]:
     """A class that is a subclass of both, of which nothing is ever made."""
     return type(ours.__name__, (ours, theirs), {})
-
-
-def _place(owner: Any, path: str, value: Any) -> None:
-    """Make `owner.a.b.c` read `value`, for the path "a.b.c"."""
-    first, *rest = path.split(".")
-    if not rest:
-        setattr(owner, first, value)
-        return
-    if not hasattr(owner, first):
-        setattr(owner, first, SimpleNamespace())
-    _place(getattr(owner, first), ".".join(rest), value)

@@ -15,7 +15,7 @@ from qdiff_fx.errors import CaptureError
 Structure = dict[str, Any]
 
 # The only classes a saved signature may name; every other output class comes back as an Output.
-_OUTPUT_CLASSES = {
+OUTPUT_CLASSES = {
     "UNet2DOutput": "diffusers.models.unets.unet_2d",
     "UNet2DConditionOutput": "diffusers.models.unets.unet_2d_condition",
 }
@@ -112,5 +112,5 @@ def _output_class(name: str) -> type:
 
     Importing it here would cost a process that does not need it more than a second.
     """
-    found: type = getattr(sys.modules.get(_OUTPUT_CLASSES.get(name, "")), name, Output)
+    found: type = getattr(sys.modules.get(OUTPUT_CLASSES.get(name, "")), name, Output)
     return found

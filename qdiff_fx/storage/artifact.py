@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,18 +12,26 @@ from typing import Any
 import torch
 from safetensors.torch import save_file
 from torch import fx, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from qdiff_fx.atomic import current, replacing_folder
 from qdiff_fx.config import QDiffConfig
-from qdiff_fx.errors import ArtifactError
+from qdiff_fx.errors import ArtifactError, printable
 from qdiff_fx.ir.annotations import fact, put, value_or_none
-from qdiff_fx.ir.edit import add_buffer, get_attr_tensor
+from qdiff_fx.ir.edit import get_attr_tensor
 from qdiff_fx.ir.facts import WeightCodes
 from qdiff_fx.ir.properties import set_properties
 from qdiff_fx.quant.packing import check_packed, pack_codes, unpack_codes
 from qdiff_fx.signature import CallSignature
-from qdiff_fx.storage.graph_json import graph_from_json, graph_to_json
+from qdiff_fx.storage.checked_arguments import LARGEST
+from qdiff_fx.storage.checked_config import config_from_json
+from qdiff_fx.storage.checked_graph import check_graph
+from qdiff_fx.storage.checked_signature import signature_from_json
+from qdiff_fx.storage.fields import Fields, is_whole, shown
+from qdiff_fx.storage.graph_json import graph_to_json
+from qdiff_fx.storage.graph_reading import add_stored, graph_from_json
 from qdiff_fx.storage.sealed import FolderKind, check_replaceable, read_manifest, read_tensors, reading, seal, unshared
+from qdiff_fx.storage.strict_json import read_json
 
 FORMAT_VERSION = 1
 MANIFEST, GRAPH, WEIGHTS = "qdiff.json", "graph.json", "weights.safetensors"
@@ -65,7 +74,7 @@ def save_artifact(artifact: Artifact, folder: str | os.PathLike[str]) -> Path:
             "torch_version": torch.__version__,
             "config": artifact.config.to_json(),
             "signature": artifact.signature.to_json(),
-            "source": artifact.source,
+            "source": printable(artifact.source),
         }
         seal(staging, KIND, manifest)
     return target
@@ -84,11 +93,13 @@ def load_artifact(folder: str | os.PathLike[str], *, keep_packed: bool = False) 
     """
     path = current(folder)
     with reading(path):
-        manifest = read_manifest(path, KIND)
-        module = _unpack(json.loads((path / GRAPH).read_text()), dict(read_tensors(path / WEIGHTS)), keep_packed)
-        signature = CallSignature.from_json(manifest["signature"])
-        config = QDiffConfig.from_json(manifest["config"])
-        return Artifact(module, signature, config, manifest["source"], manifest["manifest_sha256"])
+        manifest = Fields(read_manifest(path, KIND), MANIFEST)
+        config = config_from_json(manifest.get("config"))
+        signature = signature_from_json(manifest.get("signature"))
+        module = _read_graph(path, signature, keep_packed)
+        return Artifact(
+            module, signature, config, printable(str(manifest.get("source"))), manifest.text("manifest_sha256")
+        )
 
 
 def read_again(folder: Path, digest: str) -> Artifact:
@@ -134,23 +145,52 @@ def _pack(gm: fx.GraphModule) -> tuple[dict[str, torch.Tensor], dict[str, list[A
     return unshared(tensors), packed
 
 
-def _unpack(graph: dict[str, Any], tensors: dict[str, torch.Tensor], keep_packed: bool) -> fx.GraphModule:
+def _read_graph(path: Path, signature: CallSignature, keep_packed: bool) -> fx.GraphModule:
+    graph, mode = Fields(read_json(path / GRAPH), GRAPH), FakeTensorMode()
+    tensors = dict(read_tensors(path / WEIGHTS))
+    packed = _packed_from(graph.object("packed"), tensors)
     root = fx.GraphModule(nn.Module(), fx.Graph())
-    packed = graph["packed"]
     for name, tensor in tensors.items():
         unpacked = name in packed and not keep_packed
-        add_buffer(root, name, unpack_codes(tensor, *packed[name]) if unpacked else tensor)
-    nodes = graph_from_json(graph["nodes"])
-    for node in nodes.nodes:
-        if node.op == "get_attr" and keep_packed and node.target in packed:
-            bits, shape = packed[node.target]
-            put(node, WeightCodes(bits, tuple(shape)))
-            check_packed(tensors[node.target], bits, shape)
-        elif node.op == "get_attr":
+        add_stored(root, name, unpack_codes(tensor, *packed[name]) if unpacked else tensor)
+    nodes = graph_from_json(graph.get("nodes"), mode=mode)
+    for node in nodes.find_nodes(op="get_attr"):
+        _check_bits(node, packed)
+        if keep_packed and node.target in packed:
+            put(node, WeightCodes(*packed[str(node.target)]))
+        else:
             _check_tensor(root, node, set(tensors))
     module = fx.GraphModule(root, nodes)
+    check_graph(module, signature, mode)
     set_properties(module, {"quantized"})
     return module
+
+
+def _packed_from(fields: Fields, tensors: Mapping[str, torch.Tensor]) -> dict[str, tuple[int, tuple[int, ...]]]:
+    """Bits and shape of the packed codes, by the names of the tensors that hold them."""
+    packed: dict[str, tuple[int, tuple[int, ...]]] = {}
+    for name in fields.data:
+        items = fields.items(name)
+        if name not in tensors or len(items) != 2:
+            raise ArtifactError(f"{shown(name)} is not a tensor with its bits and shape", where=fields.where)
+        bits, shape = items
+        if (
+            not is_whole(bits, 2, 8)
+            or not isinstance(shape, list)
+            or not all(is_whole(each, 0, LARGEST) for each in shape)
+        ):
+            raise ArtifactError(f"{shown(name)} has bits or a shape that are none", where=fields.where)
+        check_packed(tensors[name], bits, shape)
+        packed[name] = (bits, tuple(shape))
+    return packed
+
+
+def _check_bits(node: fx.Node, packed: Mapping[str, tuple[int, tuple[int, ...]]]) -> None:
+    """Codes of fewer than 8 bits are packed, in as many: so none lies outside them."""
+    codes = fact(node, WeightCodes)
+    said, stored = (codes.bits if codes else 8), packed.get(str(node.target), (8, ()))[0]
+    if said != stored:
+        raise ArtifactError(f"its codes have {said} bits, stored are {stored}", where=f"{GRAPH}, node {node.name}")
 
 
 def _check_tensor(root: fx.GraphModule, node: fx.Node, stored: set[str]) -> None:

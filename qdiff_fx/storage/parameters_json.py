@@ -7,8 +7,11 @@ from typing import Any
 
 from torch import Tensor
 
+from qdiff_fx.errors import ArtifactError
 from qdiff_fx.quant.parameters import ActivationParameters, OutputParameters, ParameterStore, WeightParameters
-from qdiff_fx.quant.qparams import QParams
+from qdiff_fx.quant.qparams import WEIGHT_BITS
+from qdiff_fx.storage.checked_qparams import qparams_from_json
+from qdiff_fx.storage.fields import Fields, is_whole, shown
 
 
 def parameters_to_json(store: ParameterStore) -> tuple[dict[str, Any], dict[str, Tensor]]:
@@ -29,29 +32,47 @@ def parameters_to_json(store: ParameterStore) -> tuple[dict[str, Any], dict[str,
     return description, tensors
 
 
-def parameters_from_json(data: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> ParameterStore:
+def parameters_from_json(data: Fields, tensors: Mapping[str, Tensor]) -> ParameterStore:
     """The store that `parameters_to_json` described.
 
     Raises:
-        KeyError, TypeError, ValueError, ConversionError: the description or a tensor is none.
+        ArtifactError, ConversionError: the description or a tensor is none.
     """
     weights = {
-        layer: WeightParameters(
-            tensors[f"{each['tensors']}.codes"],
-            tensors[f"{each['tensors']}.scales"],
-            int(each["bits"]),
-            int(each["axis"]),
-            tensors.get(f"{each['tensors']}.bias"),
-        )
-        for layer, each in data["weights"].items()
+        layer: _weight_from(data.object("weights").object(layer), tensors) for layer in data.object("weights").data
     }
-    rounding = data["weight_rounding"]
-    if rounding not in ("nearest", "second_order"):
-        raise ValueError(f"weights cannot be rounded {rounding!r}")
-    activations = {name: ActivationParameters.from_json(each) for name, each in data["activations"].items()}
-    inputs = {layer: {int(index): str(name) for index, name in reads} for layer, reads in data["inputs"].items()}
-    unknown = {name for reads in inputs.values() for name in reads.values()} - set(activations)
-    if unknown:
-        raise ValueError(f"layers read the activation {min(unknown)!r}, which is not there")
-    outputs = {layer: OutputParameters(QParams.from_json(each)) for layer, each in data["outputs"].items()}
-    return ParameterStore(weights, activations, inputs, outputs, rounding)
+    rounding = data.choice("weight_rounding", ("nearest", "second_order"))
+    described = data.object("activations")
+    activations = {name: _activation_from(described.object(name)) for name in described.data}
+    reads = data.object("inputs")
+    inputs = {layer: _inputs_from(reads, layer, activations) for layer in reads.data}
+    measured = data.object("outputs")
+    outputs = {layer: OutputParameters(qparams_from_json(measured.object(layer))) for layer in measured.data}
+    return ParameterStore(
+        weights, activations, inputs, outputs, "second_order" if rounding == "second_order" else "nearest"
+    )
+
+
+def _weight_from(data: Fields, tensors: Mapping[str, Tensor]) -> WeightParameters:
+    prefix, bits = data.text("tensors"), data.whole("bits", WEIGHT_BITS[0], WEIGHT_BITS[-1])
+    codes, scales = tensors.get(f"{prefix}.codes"), tensors.get(f"{prefix}.scales")
+    if codes is None or scales is None:
+        raise ArtifactError(f"the codes or scales of {prefix!r} are missing", where=data.where)
+    return WeightParameters(codes, scales, bits, data.whole("axis", 0, 16), tensors.get(f"{prefix}.bias"))
+
+
+def _activation_from(data: Fields, *, first: bool = True) -> ActivationParameters:
+    residual = _activation_from(data.object("residual"), first=False) if first and "residual" in data else None
+    params, static = qparams_from_json(data.object("params")), qparams_from_json(data.object("static"))
+    return ActivationParameters(data.text("act_range"), params, static, residual)
+
+
+def _inputs_from(data: Fields, layer: str, activations: Mapping[str, ActivationParameters]) -> dict[int, str]:
+    found: dict[int, str] = {}
+    for read in data.items(layer):
+        if not isinstance(read, list) or len(read) != 2 or not is_whole(read[0], 0, 1 << 16):
+            raise ArtifactError("it is not a list of arguments and activations", where=f"{data.where}.{layer}")
+        if not isinstance(read[1], str) or read[1] not in activations:
+            raise ArtifactError(f"it reads the activation {shown(read[1])}, which is not there", where=data.where)
+        found[read[0]] = read[1]
+    return found

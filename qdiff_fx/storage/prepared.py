@@ -5,35 +5,45 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors.torch import save_file
 from torch import Tensor, fx, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from qdiff_fx.atomic import current, replacing_folder
 from qdiff_fx.config import QDiffConfig
 from qdiff_fx.errors import ArtifactError
 from qdiff_fx.ir.annotations import fact, nodes_with, put
 from qdiff_fx.ir.arguments import operand
-from qdiff_fx.ir.edit import add_buffer, get_attr_tensor
+from qdiff_fx.ir.edit import get_attr_tensor
 from qdiff_fx.ir.facts import LayerPlan, Observed, Part, layer_id
 from qdiff_fx.ir.properties import properties, set_properties, set_split_policy
 from qdiff_fx.observers import Observer, observer_types
+from qdiff_fx.observers.base import MAX_HISTOGRAM_BINS
+from qdiff_fx.observers.statistics import SMALLEST_EXPONENT, Statistics
 from qdiff_fx.passes.framework import Change, PassReport, Refusal
 from qdiff_fx.passes.quantize.annotate import Annotate
 from qdiff_fx.quant.parameters import ParameterStore
 from qdiff_fx.signature import CallSignature
-from qdiff_fx.storage.graph_json import graph_from_json, graph_to_json
+from qdiff_fx.storage.checked_config import MOST_BINS, MOST_TIMESTEPS, config_from_json
+from qdiff_fx.storage.checked_graph import check_graph
+from qdiff_fx.storage.checked_signature import signature_from_json
+from qdiff_fx.storage.fields import Fields
+from qdiff_fx.storage.graph_json import graph_to_json
+from qdiff_fx.storage.graph_reading import add_stored, check_path, graph_from_json
 from qdiff_fx.storage.parameters_json import parameters_from_json, parameters_to_json
 from qdiff_fx.storage.sealed import FolderKind, check_replaceable, read_manifest, read_tensors, reading, seal, unshared
+from qdiff_fx.storage.strict_json import read_json
 
 FORMAT_VERSION = 1
 MANIFEST, GRAPH, TENSORS = "prepared.json", "graph.json", "prepared.safetensors"
 KIND = FolderKind("prepared network", "save_prepared", FORMAT_VERSION, MANIFEST, (GRAPH, TENSORS))
 WEIGHT, OBSERVER = "weight:", "observer:"
+LARGEST_EXPONENT = 128  # of a bin of a histogram of float32
 STAGES = frozenset({"canonical", "split", "annotated", "observed"})
 
 
@@ -94,22 +104,24 @@ def load_prepared_artifact(folder: str | os.PathLike[str]) -> PreparedArtifact:
     """
     path = current(folder)
     with reading(path):
-        manifest = read_manifest(path, KIND)
-        config = QDiffConfig.from_json(manifest["config"])
-        signature = CallSignature.from_json(manifest["signature"])
-        data, tensors = json.loads((path / GRAPH).read_text()), dict(read_tensors(path / TENSORS))
-        gm = _graph_from(data, tensors)
+        manifest = Fields(read_manifest(path, KIND), MANIFEST)
+        config = config_from_json(manifest.get("config"))
+        signature = signature_from_json(manifest.get("signature"))
+        data, tensors = Fields(read_json(path / GRAPH), GRAPH), dict(read_tensors(path / TENSORS))
+        mode = FakeTensorMode()
+        gm = _graph_from(data, tensors, mode)
         for observer in _observers_of(gm).values():
             observer.schedule = replace(observer.schedule, span=config.timestep_range)
+        check_graph(gm, signature, mode)
         from qdiff_fx.storage.symbolic import open_sizes  # brings all of sympy
 
         open_sizes(gm, signature.inputs)
         Annotate(config).run(gm)
-        set_properties(gm, set(manifest["properties"]) & STAGES)
+        set_properties(gm, STAGES.intersection(map(str, manifest.items("properties"))))
         set_split_policy(gm, config.split)
-        decided = parameters_from_json(data["decided"], tensors)
+        decided = parameters_from_json(data.object("decided"), tensors)
         _check_decided(gm, decided)
-        reports = tuple(map(_report_from_json, manifest["reports"]))
+        reports = tuple(map(_report_from_json, manifest.objects("reports")))
         return PreparedArtifact(gm, signature, config, reports, decided)
 
 
@@ -136,33 +148,52 @@ def _observer_to_json(path: str, observer: Observer) -> dict[str, Any]:
     return {name: getattr(observer, name) for name in names}
 
 
-def _observer_from(path: str, data: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Observer:
-    bins = {"histogram_bins": int(data["histogram_bins"])} if data["histogram_bins"] else {}
-    make: Any = observer_types()[data["kind"]]
-    observer: Observer = make(int(data["timestep_bins"]), int(data["num_train_timesteps"]), name=data["name"], **bins)
+def _observer_from(path: str, data: Fields, tensors: Mapping[str, Tensor]) -> Observer:
     prefix = f"{OBSERVER}{path}:"
     state = {name.removeprefix(prefix): each for name, each in tensors.items() if name.startswith(prefix)}
+    counts = [data.whole("timestep_bins", 1, MOST_BINS), data.whole("num_train_timesteps", 1, MOST_TIMESTEPS)]
+    histogram_bins = data.whole("histogram_bins", 0, MAX_HISTOGRAM_BINS)
+    # Before anything of that size is made.
+    if "hist" not in state or list(state["hist"].shape) != [counts[0], histogram_bins]:
+        raise ArtifactError(f"it holds no {counts[0]} histograms of {histogram_bins} bins", where=path)
+    make: Any = observer_types()[data.choice("kind", observer_types().keys())]
+    bins = {"histogram_bins": histogram_bins} if histogram_bins else {}
+    observer: Observer = make(*counts, name=data.text("name"), **bins)
     for name, buffer in observer.named_buffers():
-        if state[name].dtype != buffer.dtype:
-            raise ArtifactError(f"{name} is {state[name].dtype}, not {buffer.dtype}", where=path)
+        found = state.get(name)
+        if found is None or (found.dtype, found.shape) != (buffer.dtype, buffer.shape):
+            raise ArtifactError(f"{name} is not {buffer.dtype} {list(buffer.shape)}", where=path)
     observer.load_state_dict(state)
+    if not _is_sound(observer.statistics()):
+        raise ArtifactError("its record is none: counts below nothing, or no numbers", where=path)
     return observer
 
 
-def _graph_from(data: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> fx.GraphModule:
+def _is_sound(stats: Statistics) -> bool:
+    """Whether data can have left this record."""
+    low, high = stats.min_val[stats.seen], stats.max_val[stats.seen]
+    exponents = (stats.exponent >= SMALLEST_EXPONENT) & (stats.exponent <= LARGEST_EXPONENT)
+    counted = bool((stats.count >= 0).all()) and bool((stats.hist >= 0).all())
+    return counted and bool(exponents.all()) and bool((low.isfinite() & high.isfinite() & (low <= high)).all())
+
+
+def _graph_from(data: Fields, tensors: Mapping[str, Tensor], mode: FakeTensorMode) -> fx.GraphModule:
     root = fx.GraphModule(nn.Module(), fx.Graph())
     for name, tensor in tensors.items():
         if name.startswith(WEIGHT):
-            add_buffer(root, name.removeprefix(WEIGHT), tensor)
-    for path, each in data["observers"].items():
-        root.add_submodule(path, _observer_from(path, each, tensors))
-    graph = graph_from_json(data["nodes"], data["observers"].keys())
+            add_stored(root, name.removeprefix(WEIGHT), tensor)
+    observers = data.object("observers")
+    for path in observers.data:
+        check_path(path)
+        root.add_submodule(path, _observer_from(path, observers.object(path), tensors))
+    graph = graph_from_json(data.get("nodes"), observers.data.keys(), mode)
+    split_of, observed = data.object("split_of"), data.object("observed")
     for node in graph.nodes:
         part = fact(node, Part)
         if part:
-            put(node, Part(part.channels, str(data["split_of"][node.name])))
-        if node.name in data["observed"]:
-            put(node, Observed(str(data["observed"][node.name])))
+            put(node, Part(part.channels, split_of.text(node.name)))
+        if node.name in observed:
+            put(node, Observed(observed.text(node.name)))
     return fx.GraphModule(root, graph)
 
 
@@ -178,6 +209,12 @@ def _check_decided(gm: fx.GraphModule, decided: ParameterStore) -> None:
             raise ArtifactError(f"its codes are {list(weight.codes.shape)}, not {list(expected)}", where=name)
 
 
-def _report_from_json(data: Mapping[str, Any]) -> PassReport:
-    changed = tuple(Change(**each) for each in data["changed"])
-    return PassReport(data["name"], changed, tuple(Refusal(**each) for each in data["refused"]))
+def _report_from_json(data: Fields) -> PassReport:
+    changed = tuple(Change(**_texts(each, Change)) for each in data.objects("changed"))
+    return PassReport(
+        data.text("name"), changed, tuple(Refusal(**_texts(each, Refusal)) for each in data.objects("refused"))
+    )
+
+
+def _texts(data: Fields, kind: type[Change] | type[Refusal]) -> dict[str, str]:
+    return {each.name: data.text(each.name) for each in fields(kind)}

@@ -13,7 +13,9 @@ from typing import Any
 import torch
 from safetensors import safe_open
 
-from qdiff_fx.errors import ArtifactError
+from qdiff_fx.errors import ArtifactError, QDiffError
+from qdiff_fx.storage.fields import Fields
+from qdiff_fx.storage.strict_json import parse_json, read_text
 
 MAPPED_BYTES = 64 << 20
 
@@ -54,22 +56,23 @@ def read_manifest(path: Path, kind: FolderKind) -> dict[str, Any]:
     if not file.is_file():
         found = f"is not a saved {kind.noun}: it has no {kind.manifest}" if path.is_dir() else "does not exist"
         raise ArtifactError(f"the folder {found}", where=str(path), fix=f"Give a folder written by {kind.writer}")
-    text = file.read_text()
-    manifest: dict[str, Any] = json.loads(text)
-    version = manifest["format_version"]
+    text = read_text(file)
+    fields = Fields(parse_json(text, kind.manifest), kind.manifest)
+    version = fields.whole("format_version", 1, 1 << 31)
     if version > kind.version:
         raise ArtifactError(
             f"it has format version {version}, this release reads up to {kind.version}",
             where=str(path),
             fix="Upgrade qdiff_fx",
         )
+    manifest = dict(fields.data)
     # The text too, or a changed byte that means the same (1e-5, 1E-5) would pass.
-    if manifest["manifest_sha256"] != manifest_digest(manifest) or text != manifest_text(manifest):
+    if fields.text("manifest_sha256") != manifest_digest(manifest) or text != manifest_text(manifest):
         raise ArtifactError(
             f"{kind.manifest} is damaged: its checksum differs", where=str(path), fix="Copy or save it again"
         )
     for name in kind.files:
-        _check_file(path, name, manifest["sha256"][name])
+        _check_file(path, name, fields.object("sha256").text(name))
     return manifest
 
 
@@ -78,11 +81,27 @@ def reading(path: Path) -> Iterator[None]:
     """Whatever goes wrong with what is read is the folder's fault."""
     try:
         yield
-    except ArtifactError:
-        raise
+    except ArtifactError as error:
+        if str(path) in error.where:
+            raise
+        raise ArtifactError(error.what, where=f"{path}, {error.where}", fix=error.fix) from error
     except Exception as error:
         cause = f"{type(error).__name__}: {error}"
         raise ArtifactError(f"it cannot be read ({cause})", where=str(path), fix="Save the network again") from error
+
+
+@contextmanager
+def lowering(path: Path) -> Iterator[None]:
+    """What a backend cannot make of a graph that was read is the folder's fault, unless the backend says otherwise."""
+    try:
+        yield
+    except QDiffError:
+        raise
+    except Exception as error:
+        cause = f"{type(error).__name__}: {error}"
+        raise ArtifactError(
+            f"no backend can run it ({cause})", where=str(path), fix="Save the network again"
+        ) from error
 
 
 def read_tensors(file: Path) -> Iterator[tuple[str, torch.Tensor]]:
@@ -129,7 +148,8 @@ def check_replaceable(target: Path, kind: FolderKind) -> None:
 
 def _check_file(path: Path, name: str, digest: str) -> None:
     if not (path / name).is_file():
-        raise ArtifactError(f"{name} is missing", where=str(path), fix="Save the network again")
+        found = "is not a file" if (path / name).exists() else "is missing"
+        raise ArtifactError(f"{name} {found}", where=str(path), fix="Save the network again")
     if file_digest(path / name) != digest:
         raise ArtifactError(f"{name} is damaged: its checksum differs", where=str(path), fix="Copy or save it again")
 

@@ -301,7 +301,7 @@ class TestWhatIsNotANetwork:
     @pytest.mark.parametrize("version", ["1", None, [1]])
     def test_a_version_that_is_none(self, folder, version):
         reseal(folder, format_version=version)
-        with pytest.raises(ArtifactError, match="cannot be read"):
+        with pytest.raises(ArtifactError, match="format_version is .*, not a whole number"):
             load_qdiff(folder)
 
     @pytest.mark.parametrize("key", ["format_version", "config", "signature", "source", "sha256", "manifest_sha256"])
@@ -311,7 +311,7 @@ class TestWhatIsNotANetwork:
         if key != "manifest_sha256":
             manifest["manifest_sha256"] = sealed.manifest_digest(manifest)
         (folder / MANIFEST).write_text(sealed.manifest_text(manifest))
-        with pytest.raises(ArtifactError, match="cannot be read"):
+        with pytest.raises(ArtifactError, match=f"it has no '{key}'"):
             load_qdiff(folder)
 
 
