@@ -32,7 +32,6 @@ from qdiff_fx.signature.call import CallSignature
 from qdiff_fx.signature.inputs import Constant, TensorInput
 from qdiff_fx.signature.outputs import Structure, flatten_output
 
-
 _aten = torch.ops.aten
 _BATCHED_RANKS = {
     3: (_aten.conv1d.default, _aten.conv_transpose1d.default),

@@ -77,6 +77,8 @@ def _check_input(fields: Fields) -> None:
         raise ArtifactError(
             f"its dims are not up to {MOST_DIMENSIONS} sizes, each a number or [symbol, multiple]", where=fields.where
         )
+    if "fixed" in fields and not all(_is_reason(each, len(dims)) for each in fields.items("fixed")):
+        raise ArtifactError("its fixed are not dimensions and reasons", where=fields.where)
     if fields.text("role") == "sample" and not dims:
         raise ArtifactError("the sample has no dimensions", where=fields.where)
 
@@ -85,6 +87,11 @@ def _is_size(dim: object) -> bool:
     if isinstance(dim, list):
         return len(dim) == 2 and is_text(dim[0]) and is_whole(dim[1], 1, LARGEST_SIZE)
     return is_whole(dim, 0, LARGEST_SIZE)
+
+
+def _is_reason(fixed: object, dims: int) -> bool:
+    """Whether it says of a dimension why its size is fixed."""
+    return isinstance(fixed, list) and len(fixed) == 2 and is_whole(fixed[0], 0, dims - 1) and is_text(fixed[1])
 
 
 def _check_constants(fields: Fields) -> None:

@@ -222,6 +222,8 @@ def test_inputs_are_those_of_the_signature(tmp_path):
         ("inputs", [crafted.signature()["inputs"][0] | {"dtype": "load"}]),
         ("inputs", [crafted.signature()["inputs"][0] | {"role": "king"}]),
         ("inputs", [crafted.signature()["inputs"][0] | {"name": "x\x07"}]),
+        ("inputs", [crafted.signature()["inputs"][0] | {"fixed": [[9, "why"]]}]),
+        ("inputs", [crafted.signature()["inputs"][0] | {"fixed": ["why"]}]),
         ("constants", []),
         ("constants", {"scale": [1]}),
         ("output", "tensor"),
