@@ -11,7 +11,7 @@ import torch
 from diffusers import DDIMScheduler, DDPMPipeline, UNet2DModel
 from torch import nn
 
-from qdiff_fx.errors import ConfigError
+from qdiff_fx.errors import CalibrationError, ConfigError
 from qdiff_fx.sources import PythonFileSource, SampleRequest, Source, SourceError, resolve
 from qdiff_fx.sources.python_file import import_file
 
@@ -162,6 +162,19 @@ class TestPythonFile:
         source = resolve(str(write(tmp_path, text)))
         trajectory = source.trajectory(SampleRequest(2, 2))
         assert trajectory.conditioning["label"].tolist() == [0.5, 0.5]
+
+    def test_recorded_data_of_another_text_are_not_resumed(self, tmp_path: Path) -> None:
+        request = SampleRequest(2, steps=2)
+        for number in (1, 1, 2):
+            text = HANDWRITTEN + (
+                "\n    SAMPLE_SHAPE = (1, 4, 4)\n"
+                f"\n    def make_conditioning(count):\n        return {{'label': torch.full((count,), {number}.0)}}\n"
+            )
+            source = resolve(str(write(tmp_path, text)))
+            if number == 1:
+                source.calibration_data(request, every=1, batch_size=2, resume_dir=tmp_path / "kept")
+        with pytest.raises(CalibrationError, match=r"other settings \(source\)"):
+            source.calibration_data(request, every=1, batch_size=2, resume_dir=tmp_path / "kept")
 
     def test_neighbouring_files_can_be_imported_while_it_is_executed_only(self, tmp_path: Path) -> None:
         write(tmp_path, "VALUE = 7", "qdiff_neighbour.py")

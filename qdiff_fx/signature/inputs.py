@@ -116,8 +116,9 @@ def as_timestep(value: Any, name: str, dtype: torch.dtype, batch: int, device: t
 
     Raises InputError for another shape, or a fractional timestep where the network takes whole ones.
     """
-    truth = isinstance(value, bool) or (isinstance(value, torch.Tensor) and value.dtype == torch.bool)
-    if truth or not isinstance(value, torch.Tensor | Real):
+    tensor = isinstance(value, torch.Tensor)
+    unreal = (value.dtype == torch.bool or value.is_complex()) if tensor else isinstance(value, bool)
+    if unreal or not (tensor or isinstance(value, Real)):
         raise InputError(f"a timestep cannot be a {type(value).__name__}", where=f"argument '{name}'")
     if isinstance(value, torch.Tensor):
         check_plain(name, value)
@@ -138,7 +139,13 @@ def as_timestep(value: Any, name: str, dtype: torch.dtype, batch: int, device: t
             where=f"argument '{name}'",
             fix="Pass a whole number, or capture again with a float timestep in the example inputs",
         )
-    return timestep.to(dtype).reshape(-1).expand(batch).contiguous()
+    converted = timestep.to(dtype)
+    if not dtype.is_floating_point and bool((converted != timestep).any()):
+        raise InputError(
+            f"timestep {timestep[converted != timestep].flatten()[0].item():g} does not fit {dtype_name(dtype)}",
+            where=f"argument '{name}'",
+        )
+    return converted.reshape(-1).expand(batch).contiguous()
 
 
 def check_tensors(inputs: Sequence[TensorInput], tensors: Mapping[str, torch.Tensor]) -> list[torch.Tensor]:

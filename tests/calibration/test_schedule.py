@@ -21,6 +21,7 @@ from qdiff_fx.calibration import CalibrationData, calibrate
 from qdiff_fx.calibration.schedule import settle_schedule
 from qdiff_fx.errors import CalibrationError, ConfigError, InputError
 from qdiff_fx.observers import TimestepObserver
+from qdiff_fx.signature.inputs import as_timestep
 
 X = torch.linspace(-1, 1, 2 * 3 * 16).reshape(2, 3, 4, 4)
 C_NOISE = [1.1, 0.2, -0.7, -1.6]
@@ -156,8 +157,9 @@ class TestCallsOutsideOfIt:
         for wrong in (torch.nan, torch.inf, 1e9, -1, 101, torch.tensor([7.0, torch.nan])):
             with pytest.raises(InputError, match=r"'c_noise': timestep .* outside the schedule \[0, 100\).*sampler"):
                 quantized(X, wrong)
-        with pytest.raises(InputError, match="cannot be a bool"):
-            quantized(X, True)
+        for unreal in (True, torch.tensor(True), torch.tensor([7j, 7j])):
+            with pytest.raises(InputError, match="a timestep cannot be a"):
+                quantized(X, unreal)
 
 
 @pytest.mark.parametrize("bad", [(1.0,), (2.0, 1.0), (0.0, 0.0), (0.0, torch.inf), (0, True), "01", 3])
@@ -202,3 +204,9 @@ class TestBatches:
             calibrate(network, iter([]), progress=False)
         with pytest.raises(CalibrationError, match="batch 0: it is a str"):
             calibrate(network, batches()[0], progress=False)
+
+
+@pytest.mark.parametrize(("value", "dtype"), [(1e30, torch.int64), (2**40, torch.int32), (-(2.0**40), torch.int32)])
+def test_timesteps_that_a_whole_number_cannot_hold(value, dtype):
+    with pytest.raises(InputError, match="argument 't': timestep .* does not fit int"):
+        as_timestep(value, "t", dtype, 2, X.device)
