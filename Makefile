@@ -6,7 +6,7 @@ BIN := .venv/bin
 # Two workers of one thread each beat one worker of two on small tensors. A file stays in one: its fixtures are made once.
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile
 
-.PHONY: demo test test-all mutants golden sanitize fuzz lint format bench clean
+.PHONY: demo test test-all mutants golden sanitize fuzz faults lint format bench clean
 
 .venv/.ready: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
@@ -42,6 +42,11 @@ SEED ?= 0
 fuzz: .venv/.ready
 	OMP_NUM_THREADS=1 $(BIN)/python -m tests.fuzz.operators --count $(COUNT) --seed $(SEED)
 	OMP_NUM_THREADS=1 $(BIN)/python -m tests.fuzz.graphs --count 1000
+
+# Long operations killed at random moments.
+KILLS ?= 200
+faults: .venv/.ready
+	OMP_NUM_THREADS=1 $(BIN)/python -m tests.faults --kills $(KILLS)
 
 # Faults put into a copy of the package, each of which some test has to notice.
 mutants: .venv/.ready

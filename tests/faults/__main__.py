@@ -19,7 +19,7 @@ from pathlib import Path
 import torch
 
 from tests.faults.kill import Failed, killed_and_resumed, run
-from tests.faults.operations import OPERATIONS, make_inputs
+from tests.faults.operations import OPERATIONS, load_inputs, make_inputs
 
 
 def main() -> int:
@@ -43,6 +43,7 @@ def kill_often(name: str, times: int, seed: int, folder: Path) -> list[str]:
     if not inputs.exists():
         inputs.mkdir()
         run(lambda: str(make_inputs(inputs)))
+        load_inputs(inputs)
     work.mkdir()
     start = time.monotonic()
     undisturbed = run(lambda: operation.run(inputs, work))

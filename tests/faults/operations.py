@@ -6,6 +6,7 @@ something half-done lies under a name. Both are called in processes of their own
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import importlib
 import os
@@ -41,7 +42,7 @@ for _needed in ("scipy.linalg", "qdiff_fx.capture", "qdiff_fx.storage.symbolic")
     importlib.import_module(_needed)  # once, and not in every process that is killed
 
 Batch = dict[str, Tensor]
-SAVES, PARTS, LAYERS, WIDTH = 8, 6, 4, 32
+SAVES, PARTS, LAYERS, WIDTH = 6, 4, 2, 16
 
 
 class Net(nn.Module):
@@ -102,8 +103,26 @@ def make_inputs(inputs: Path) -> None:
     (inputs / "compiler").chmod(stat.S_IRWXU)
 
 
+@functools.cache
+def quantized(inputs: Path, name: str) -> QuantizedUNet:
+    return load_qdiff(inputs / name, "reference")
+
+
+@functools.cache
+def prepared_as(inputs: Path, name: str) -> PreparedUNet:
+    return load_prepared(inputs / name)
+
+
+def load_inputs(inputs: Path) -> None:
+    """Once, before processes are forked: each then has them for its own."""
+    for name in ("eight", "four"):
+        quantized(inputs, name)
+    for name in ("prepared", "calibrated"):
+        prepared_as(inputs, name)
+
+
 def save(inputs: Path, work: Path) -> str:
-    networks = [load_qdiff(inputs / name, "reference") for name in ("eight", "four")]
+    networks = [quantized(inputs, name) for name in ("eight", "four")]
     for number in range(SAVES):
         save_qdiff(networks[number % 2], work / "saved")
     return digest([of_quantized(load_qdiff(work / "saved", "reference")), *sorted(os.listdir(work))])
@@ -112,13 +131,13 @@ def save(inputs: Path, work: Path) -> str:
 def check_saved(inputs: Path, work: Path) -> None:
     """From the first save on there is always one, and it is one of the two."""
     if (work / "saved").exists():
-        either = {of_quantized(load_qdiff(inputs / name, "reference")) for name in ("eight", "four")}
+        either = {of_quantized(quantized(inputs, name)) for name in ("eight", "four")}
         assert of_quantized(load_qdiff(work / "saved", "reference")) in either
 
 
 def calibrate_in_parts(inputs: Path, work: Path) -> str:
     done = [number for number in range(PARTS) if (work / f"after-{number}").exists()]
-    prepared = load_prepared(work / f"after-{done[-1]}" if done else inputs / "prepared")
+    prepared = load_prepared(work / f"after-{done[-1]}") if done else prepared_as(inputs, "prepared")
     for number in range(done[-1] + 1 if done else 0, PARTS):
         calibrate(prepared, [batches()[number]], progress=False)
         save_prepared(prepared, work / f"after-{number}")
@@ -127,14 +146,14 @@ def calibrate_in_parts(inputs: Path, work: Path) -> str:
 
 def round_once(inputs: Path, work: Path) -> str:
     if not (work / "rounded").exists():
-        prepared = load_prepared(inputs / "calibrated")
+        prepared = prepared_as(inputs, "calibrated")
         round_weights(prepared, batches(), progress=False)
         save_prepared(prepared, work / "rounded")
     return digest([of_prepared(load_prepared(work / "rounded")), *sorted(os.listdir(work))])
 
 
 def reconstruct_resumed(inputs: Path, work: Path) -> str:
-    prepared = load_prepared(inputs / "calibrated")
+    prepared = prepared_as(inputs, "calibrated")
     config = ReconstructionConfig(weight_steps=12, act_steps=6, batch_size=4, typical_loss=0)
     reconstruct(prepared, batches(), config, resume_dir=work / "units", cache_dir=work, progress=False)
     return of_prepared(prepared)
