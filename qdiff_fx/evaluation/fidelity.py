@@ -6,6 +6,7 @@ from the same noise, where they do.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -23,8 +24,10 @@ def sqnr_db(reference: torch.Tensor, actual: torch.Tensor) -> float:
     """
     _check_same_shape(reference, actual)
     signal = reference.double()
-    noise = actual.double() - signal
-    return float(10 * torch.log10(signal.square().sum() / noise.square().sum()))
+    noise = (actual.double() - signal).square().sum()
+    if noise == 0:
+        return math.inf
+    return float(10 * torch.log10(signal.square().sum() / noise))
 
 
 @torch.no_grad()

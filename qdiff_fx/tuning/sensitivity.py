@@ -20,6 +20,8 @@ from tqdm import tqdm
 from qdiff_fx.atomic import write_text
 from qdiff_fx.errors import ConfigError
 from qdiff_fx.networks import PreparedUNet
+from qdiff_fx.passes.quantize.insert_observers import OBSERVERS
+from qdiff_fx.quant.digest import digest
 from qdiff_fx.tuning.choice import FLOAT, Choice
 from qdiff_fx.tuning.layer_substitution import LayerSubstitution
 from qdiff_fx.tuning.units import Unit
@@ -32,7 +34,8 @@ class Sensitivity:
     """Relative noise power ``Σ (ε̂ − ε)² / Σ ε²`` of the prediction with one unit quantized and the rest in float.
 
     Attributes:
-        key: what it was measured on: the configuration, the units, their choices.
+        key: what it was measured on: the configuration, the units, their choices, and digests of weights, calibration
+            and inputs.
         timesteps: of the batches it is measured on.
         noise: for each of them, path → choice → noise; the last one may be unfinished.
     """
@@ -72,7 +75,8 @@ class Sensitivity:
             ) from error
         if (found.key, found.timesteps) != (json.loads(json.dumps(key)), timesteps):
             raise ConfigError(
-                "it was measured on another network, configuration, choice of bits or timesteps",
+                "it was measured on another network, configuration, choice of bits or timesteps "
+                f"({', '.join(_differing(found, json.loads(json.dumps(key))) or ['timesteps'])})",
                 where=str(file),
                 fix="Name another file, or remove it to measure again",
             )
@@ -101,6 +105,7 @@ def measure(
         "config": prepared.qconfig.to_json(),
         "units": [[unit.path, *unit.counts] for unit in units],
         "choices": [list(map(str, choices)) for choices in measured.values()],
+        **_digests(prepared, batches),
     }
     found = Sensitivity.load(file, key, timesteps) if file else Sensitivity(key, timesteps)
     found.noise += [{} for _ in batches[len(found.noise) :]]
@@ -120,6 +125,21 @@ def measure(
     if file:
         found.save(file)
     return found
+
+
+def _digests(prepared: PreparedUNet, batches: list[tuple[float, list[Tensor]]]) -> dict[str, str]:
+    """What tells this network's numbers and inputs from those of another that looks like it."""
+    state = prepared.state_dict()
+    seen = {name for name in state if name.endswith("_digest") or f".{OBSERVERS}." in name}
+    return {
+        "weights": digest(part for name in state if name not in seen for part in (name, state[name])),
+        "calibration": digest(part for name in sorted(seen) for part in (name, state[name])),
+        "inputs": digest(tensor for _, tensors in batches for tensor in tensors),
+    }
+
+
+def _differing(found: Sensitivity, key: Mapping[str, Any]) -> list[str]:
+    return [name for name in key if not isinstance(found.key, dict) or found.key.get(name) != key[name]]
 
 
 @torch.no_grad()

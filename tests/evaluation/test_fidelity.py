@@ -33,6 +33,8 @@ def test_sqnr_weighs_energy_not_elements() -> None:
 
 def test_sqnr_of_equal_tensors_is_infinite() -> None:
     assert sqnr_db(draw(4), draw(4)) == math.inf
+    assert sqnr_db(torch.zeros(4), torch.zeros(4)) == math.inf
+    assert math.isnan(sqnr_db(draw(4), torch.full((4,), torch.nan)))
 
 
 def test_psnr_counts_the_range_from_minus_one_to_one_as_one() -> None:

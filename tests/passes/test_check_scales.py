@@ -85,6 +85,14 @@ def test_scales_that_float32_does_not_hold():
         converted(scaled(1e37, 1e8))
 
 
+def test_double_precision_that_float32_does_not_hold():
+    net = Two().double()
+    with torch.no_grad():
+        net.first.weight[0, 0, 0, 0] = 1e200
+    with pytest.raises(ConversionError, match=r"first: its weight holds NaN or infinity \(1 of 144 numbers\)"):
+        converted(net, X.double())
+
+
 def test_weights_that_no_output_shows_may_be_as_small_as_they_like():
     net = scaled(1.0, 1e-42)
     for network in converted(net):

@@ -8,7 +8,7 @@ import pytest
 import torch
 from tiny_graphs import Shortcut, prepare, prepared
 
-from qdiff_fx import QDiffConfig, calibrate, convert_qdiff, save_qdiff, tune
+from qdiff_fx import QDiffConfig, calibrate, convert_qdiff, merge_prepared, save_qdiff, tune
 from qdiff_fx.errors import CalibrationError, ConfigError
 from qdiff_fx.ir.facts import layer_info, quantized_layers
 from qdiff_fx.quant.numerics import sqnr_db
@@ -161,6 +161,25 @@ def test_a_measurement_of_something_else_is_refused(network, tuned, tmp_path):
         tune(network, BATCHES, target_size=found.bytes, sensitivity=broken, probe_steps=3, progress=False)
     with pytest.raises(ConfigError, match="timesteps"):
         tune(network, BATCHES[:1], target_size=found.bytes, bits=BITS, sensitivity=file, probe_steps=1, progress=False)
+
+
+def test_a_measurement_of_other_numbers_is_refused(network, tuned, unet):
+    again = {"target_size": tuned[0].bytes, "bits": BITS, "sensitivity": tuned[1], "probe_steps": 3, "progress": False}
+    others = [{**each, "x": each["x"] + 1e-3} for each in BATCHES]
+    with pytest.raises(ConfigError, match=r"or timesteps \(inputs\)"):
+        tune(network, others, **again)
+    seen_more = merge_prepared(network, network)
+    with pytest.raises(ConfigError, match=r"or timesteps \(calibration\)"):
+        tune(seen_more, BATCHES, **again)
+    bias = unet.conv_out.bias.detach().clone()
+    with torch.no_grad():
+        unet.conv_out.bias.add_(1)
+    try:
+        with pytest.raises(ConfigError, match=r"or timesteps \(weights\)"):
+            tune(network, BATCHES, **again)
+    finally:
+        with torch.no_grad():
+            unet.conv_out.bias.copy_(bias)
 
 
 def test_what_cannot_be_done_is_said_before_measuring(network, monkeypatch):

@@ -42,7 +42,7 @@ def check_weight(layer: str, weight: Tensor, bias: Tensor | None) -> None:
             raise ConversionError(
                 f"its {name} is on the meta device and holds no numbers", where=layer, fix="Load the weights first"
             )
-        finite = tensor.isfinite()
+        finite = tensor.float().isfinite()  # of double precision, too large is as bad
         if not bool(finite.all()):
             count = int((~finite).sum())
             raise ConversionError(
