@@ -10,6 +10,7 @@ import sys
 import threading
 import time
 import warnings
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
@@ -17,6 +18,7 @@ import torch
 from torch import Tensor
 
 from qdiff_fx import QDiffConfig, QuantizedUNet, calibrate, convert_qdiff, prepare_qdiff
+from qdiff_fx.backends.native.runtime.reuse import Remembered
 from tests.faults.operations import OPERATIONS, batches, network
 
 ROOT = Path(__file__).parents[2]
@@ -49,8 +51,8 @@ def same(quantized: QuantizedUNet, expected: list[Tensor]) -> bool:
     return all(torch.equal(quantized(**batch), result) for batch, result in zip(batches(), expected, strict=True))
 
 
-@pytest.mark.skipif(sys.platform == "win32", reason="there is no fork")
-def test_a_forked_process_runs_it_on(quantized: QuantizedUNet, expected: list[Tensor]) -> None:
+def in_a_fork(quantized: QuantizedUNet, expected: list[Tensor]) -> int:
+    """The status with which a forked process ends that runs the network."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         child = os.fork()
@@ -64,7 +66,24 @@ def test_a_forked_process_runs_it_on(quantized: QuantizedUNet, expected: list[Te
         os.kill(child, signal.SIGKILL)
         os.waitpid(child, 0)
     assert ended, "it hangs"
-    assert status == 0
+    return status
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="there is no fork")
+def test_a_forked_process_runs_it_on(quantized: QuantizedUNet, expected: list[Tensor]) -> None:
+    assert in_a_fork(quantized, expected) == 0
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="there is no fork")
+def test_a_process_is_forked_while_a_thread_looks_up_what_is_remembered(
+    quantized: QuantizedUNet, expected: list[Tensor]
+) -> None:
+    remembering = [module for module in quantized._run[0].modules() if isinstance(module, Remembered)]
+    assert remembering
+    with ExitStack() as held:
+        for module in remembering:
+            held.enter_context(module._lock)
+        assert in_a_fork(quantized, expected) == 0
 
 
 def test_an_interrupted_call_leaves_it_whole(quantized: QuantizedUNet, expected: list[Tensor]) -> None:

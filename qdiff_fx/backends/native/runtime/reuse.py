@@ -7,7 +7,9 @@ changed in place.
 from __future__ import annotations
 
 import operator
+import os
 import threading
+import weakref
 from collections import Counter, OrderedDict
 from enum import IntEnum
 from typing import Any
@@ -53,6 +55,14 @@ class Remembered(nn.Module):
         self.entries: OrderedDict[tuple[Any, ...], _Entry] = OrderedDict()
         self._addresses: Counter[int] = Counter()
         self._lock = threading.Lock()
+        _in_this_process.add(self)
+
+    def after_fork(self) -> None:
+        """In the child: a thread that held the lock is not there to give it back, nor to finish what it did."""
+        if self._lock.locked():
+            self._lock = threading.Lock()
+            self.entries.clear()
+            self._addresses.clear()
 
     def holds(self, address: int) -> bool:
         """Whether a remembered result lies there."""
@@ -84,6 +94,18 @@ class Remembered(nn.Module):
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Remembered:
         return Remembered(self.module, self.limit_bytes)
+
+
+_in_this_process: weakref.WeakSet[Remembered] = weakref.WeakSet()
+
+
+def _after_fork() -> None:
+    for remembered in list(_in_this_process):
+        remembered.after_fork()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork)
 
 
 class _Entry:
