@@ -11,23 +11,22 @@ import shutil
 import subprocess
 import tempfile
 import threading
+import warnings
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from filelock import FileLock
 
-from qdiff_fx.atomic import replacing_file
 from qdiff_fx.errors import KernelError
+from qdiff_fx.kernels.cache import BUILD_PREFIX, Cache, is_intact, open_cache
 from qdiff_fx.kernels.isa import Isa, choose_isa
 
 _log = logging.getLogger(__name__)
 _FOLDER = Path(__file__).parent / "csrc"
 _SWITCH = "QDIFF_KERNELS"  # "0" or "reference": plain torch only; an instruction set: that one
 _FLAGS = "QDIFF_KERNELS_FLAGS"  # more of the compiler's options, for building and for linking
-_CACHE = "QDIFF_KERNELS_CACHE"  # folder of the built libraries
 _COMPILERS = ("g++", "clang++", "c++")
 _COMPILE_FLAGS = ("-std=c++20", "-O3", "-fPIC", "-fopenmp", "-ffp-contract=off", "-Wno-psabi")
 _COMPILE_SECONDS = 600
@@ -73,86 +72,115 @@ def _load_once() -> Status:
 
 
 def _built_library(isa: Isa) -> Path:
-    """Path of the loaded library; rebuilt when the cached file is damaged or does not load."""
-    compiler = _find_compiler()
-    path = _cache_folder() / f"qdiff_kernels-{isa.name}-{_key(compiler, isa)}.so"
-    for last_try in (False, True):
-        with FileLock(f"{path}.lock"):
-            if not _is_intact(path):
-                _build(compiler, isa, path)
-        try:
-            torch.ops.load_library(str(path))
+    """Path of the loaded library: the cached one, or a new one, which is kept where that can be."""
+    if os.name != "posix":
+        raise KernelError("the kernels are built where users and their files are those of POSIX only")
+    compiler, name = _find_compiler(), f"qdiff_kernels-{isa.name}-{_key(isa)}"
+    name = f"{name}-{_version(compiler)}.so" if compiler else f"{name}-*.so"
+    try:
+        cache = open_cache()
+    except KernelError as error:
+        return _build_for_this_process(compiler, isa, str(error))
+    for found in cache.libraries(name):
+        if not _why_not_loaded(found):
+            return found
+        cache.forget(found)
+    if not compiler:
+        raise _no_compiler()
+    if not cache.writable:
+        return _build_for_this_process(compiler, isa, f"{cache.folder} cannot be written and has no library that fits")
+    return _build_into(cache, compiler, isa, name)
+
+
+def _build_into(cache: Cache, compiler: str, isa: Isa, name: str) -> Path:
+    with cache.lock(name):
+        path = cache.folder / name
+        if not is_intact(path):  # nobody was faster
+            try:
+                with tempfile.TemporaryDirectory(dir=cache.folder, prefix=BUILD_PREFIX) as folder:
+                    path = cache.keep(_build(compiler, isa, Path(folder)), name)
+            except _CompilerError:
+                raise
+            except (KernelError, OSError) as error:
+                return _build_for_this_process(compiler, isa, str(error))
+    if reason := _why_not_loaded(path):
+        cache.forget(path)
+        raise KernelError(f"the built library does not load: {reason}", where=str(path))
+    return path
+
+
+def _build_for_this_process(compiler: str, isa: Isa, reason: str) -> Path:
+    """A library in a temporary folder of ours, which is gone once it is loaded."""
+    if not compiler:
+        raise _no_compiler()
+    warnings.warn(
+        f"the int8 kernels are compiled for this process alone, which takes some seconds each time: {reason}",
+        RuntimeWarning,
+        stacklevel=2,
+    )
+    try:
+        with tempfile.TemporaryDirectory(prefix="qdiff-kernels-") as folder:
+            path = _build(compiler, isa, Path(folder))
+            if why := _why_not_loaded(path):
+                raise KernelError(f"the built library does not load: {why}", where=str(path))
             return path
-        except OSError as error:
-            path.unlink(missing_ok=True)
-            if last_try:
-                raise KernelError(f"the built library does not load: {error}", where=str(path)) from error
-    raise AssertionError("unreachable")
+    except OSError as error:
+        raise KernelError(f"there is no place to build the kernels: {error}", where="the temporary folder") from error
+
+
+def _why_not_loaded(library: Path) -> str:
+    """Load it; what went wrong, if something did."""
+    try:
+        torch.ops.load_library(str(library))
+    except OSError as error:
+        return str(error)
+    return ""
 
 
 def _find_compiler() -> str:
+    """The compiler's path; empty where there is none."""
     for name in (os.environ.get("CXX", ""), *_COMPILERS):
         found = shutil.which(name) if name else None
         if found:
             return found
-    raise KernelError("no C++ compiler", fix=f"Install one of {', '.join(_COMPILERS)}, or set CXX")
+    return ""
 
 
-def _cache_folder() -> Path:
-    chosen = os.environ.get(_CACHE)
-    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    folder = Path(chosen) if chosen else Path(base) / "qdiff_fx" / "kernels"
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise KernelError(f"cannot be created: {error}", where=str(folder), fix=f"Set {_CACHE}") from error
-    if not os.access(folder, os.W_OK):
-        raise KernelError("cannot be written", where=str(folder), fix=f"Set {_CACHE}")
-    return folder
+def _no_compiler() -> KernelError:
+    return KernelError("no C++ compiler", fix=f"Install one of {', '.join(_COMPILERS)}, or set CXX")
 
 
-def _key(compiler: str, isa: Isa) -> str:
-    """Digest of everything the binary depends on."""
+def _key(isa: Isa) -> str:
+    """Digest of everything the binary depends on but the compiler, which need not be there when it is loaded."""
     digest = hashlib.sha256()
     for path in sorted((*_FOLDER.glob("*.h"), *_FOLDER.glob("*.cpp"))):
         digest.update(path.name.encode() + path.read_bytes())
-    version = _run([compiler, "--version"]).splitlines()[:1]
-    parts = (torch.__version__, platform.machine(), version, _COMPILE_FLAGS, isa, _more_flags())
+    parts = (torch.__version__, platform.machine(), _COMPILE_FLAGS, isa, _more_flags())
     digest.update(repr(parts).encode())
     return digest.hexdigest()[:16]
+
+
+def _version(compiler: str) -> str:
+    return hashlib.sha256(repr(_run([compiler, "--version"]).splitlines()[:1]).encode()).hexdigest()[:8]
 
 
 def _more_flags() -> list[str]:
     return os.environ.get(_FLAGS, "").split()
 
 
-def _is_intact(library: Path) -> bool:
-    # dlopen of a truncated file can kill the process, so compare digests first.
-    try:
-        return _digest_file(library).read_text() == hashlib.sha256(library.read_bytes()).hexdigest()
-    except OSError:
-        return False
-
-
-def _digest_file(library: Path) -> Path:
-    return library.with_suffix(".sha256")
-
-
-def _build(compiler: str, isa: Isa, library: Path) -> None:
+def _build(compiler: str, isa: Isa, folder: Path) -> Path:
+    """The library, made in a folder that is used for nothing else."""
     from torch.utils.cpp_extension import library_paths  # brings all of setuptools
 
-    _log.info("building the integer kernels for %s into %s", isa.name, library)
-    with tempfile.TemporaryDirectory(dir=library.parent, prefix="build-") as name:
-        folder = Path(name)
-        with ThreadPoolExecutor(os.cpu_count()) as pool:
-            objects = list(pool.map(lambda each: _compile(compiler, each[0], each[1], folder), _sources(isa)))
-        search = [f"-L{path}" for path in library_paths()]
-        # No -fopenmp here: torch's own OpenMP runtime, already loaded, is the only one wanted.
-        link = [compiler, "-shared", *_more_flags(), *map(str, objects), *search, "-ltorch_cpu", "-lc10"]
-        with replacing_file(library, error=KernelError) as made:
-            _run([*link, "-o", str(made)])
-            with replacing_file(_digest_file(library), error=KernelError) as digest:
-                digest.write_text(hashlib.sha256(made.read_bytes()).hexdigest())
+    _log.info("building the integer kernels for %s in %s", isa.name, folder)
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        objects = list(pool.map(lambda each: _compile(compiler, each[0], each[1], folder), _sources(isa)))
+    search = [f"-L{path}" for path in library_paths()]
+    made = folder / "qdiff_kernels.so"
+    # No -fopenmp here: torch's own OpenMP runtime, already loaded, is the only one wanted.
+    link = [compiler, "-shared", *_more_flags(), *map(str, objects), *search, "-ltorch_cpu", "-lc10"]
+    _run([*link, "-o", str(made)])
+    return made
 
 
 def _sources(isa: Isa) -> Iterator[tuple[str, list[str]]]:
@@ -172,12 +200,27 @@ def _compile(compiler: str, source: str, flags: list[str], folder: Path) -> Path
     return made
 
 
+class _CompilerError(KernelError):
+    """The compiler does not like the sources: it would not elsewhere."""
+
+
 def _run(command: list[str]) -> str:
+    # What is put before this process, as sanitizers are, is not meant for the compiler, which it slows down tenfold.
+    environment = {name: value for name, value in os.environ.items() if name != "LD_PRELOAD"}
     try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=_COMPILE_SECONDS)
+        done = subprocess.run(
+            command,
+            env=environment,
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            errors="replace",
+            timeout=_COMPILE_SECONDS,
+        )
     except (OSError, subprocess.TimeoutExpired) as error:
-        raise KernelError(f"could not run: {error}", where=command[0]) from error
+        raise _CompilerError(f"could not run: {error}", where=command[0]) from error
     if done.returncode != 0:
         last = " | ".join(done.stderr.strip().splitlines()[-5:])
-        raise KernelError(f"failed with exit code {done.returncode}: {last}", where=command[0])
+        kind = KernelError if "No space left" in done.stderr else _CompilerError
+        raise kind(f"failed with exit code {done.returncode}: {last}", where=command[0])
     return done.stdout
