@@ -264,10 +264,12 @@ class QuantizedUNet(_WithState):
         """Same arguments and result as the original network's forward. Not differentiable.
 
         Raises:
-            InputError: the call does not fit the network, or a timestep is none that it could have been calibrated for.
+            InputError: the call does not fit the network, an argument holds NaN, or a timestep is none that it could
+                have been calibrated for.
         """
         call = self.signature.bind(args, kwargs)
         self._check_timestep(call.tensors)
+        self._check_numbers(call.tensors)
         outputs = handed_out(self._forward_flat(call.tensors), call.tensors, self._held)
         return self.signature.pack(outputs, call.return_dict)
 
@@ -357,6 +359,17 @@ class QuantizedUNet(_WithState):
                 where=f"argument '{self.signature.inputs[position].name}'",
                 fix="Pass a sampler's timesteps, or calibrate with num_train_timesteps or timestep_range for these",
             )
+
+    def _check_numbers(self, tensors: list[torch.Tensor]) -> None:
+        """There is no code for NaN: it would become the lowest one, in a result that looks like any other."""
+        for spec, tensor in zip(self.signature.inputs, tensors):
+            # A sum needs no memory. That it is NaN may also come from infinities of both signs.
+            if tensor.is_floating_point() and bool(tensor.sum().isnan()) and bool(tensor.isnan().any()):
+                raise InputError(
+                    "it holds NaN, which no integer stands for",
+                    where=f"argument '{spec.name}'",
+                    fix="Look for what made it: another network's float16, a scheduler's division by zero",
+                )
 
     @property
     def _timestep_position(self) -> int | None:
