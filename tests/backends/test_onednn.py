@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 from tiny_graphs import Plain, Shortcut, as_taken_by, run
 from tiny_graphs import qdq_graph as plain_qdq_graph
 from torch import nn
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from examples import examples
 from qdiff_fx.backends import get_backend
@@ -149,3 +150,30 @@ def test_codes_narrower_than_their_storage_are_not_left_to_saturation():
     assert not any(is_op(node, qd.quantize_per_tensor.default) for node in lowered.graph.nodes)
     expected, actual = run(gm, x, t), run(clean(lowered), x, t)
     assert 20 * torch.log10(expected.norm() / (expected - actual).norm()) > 45
+
+
+def test_torch_knows_the_shapes_of_convolutions_of_lines():
+    """What is compiled is what torch believes of shapes, not what a kernel returns."""
+    layers = Plain(nn.Sequential(nn.Conv1d(3, 4, 3, padding=1, stride=2), nn.Conv1d(4, 4, 5, padding=4, dilation=2)))
+    x = torch.randn(2, 3, 12)
+    module = get_backend("inductor").lower(qdq_graph(layers, x), EAGER).module
+    with FakeTensorMode(allow_non_fake_inputs=True) as mode:
+        believed = run(module, mode.from_tensor(x))
+    assert believed.shape == run(module, x).shape == layers(x).shape
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_results_keep_their_types_whatever_it_computes_in(dtype):
+    class Several(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.layer = nn.Conv2d(3, 4, 1)
+
+        def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, ...]:
+            y = self.layer(x)
+            return y, y.argmax(1), y > 0, y.double()
+
+    x = torch.randn(2, 3, 4, 4)
+    options = InductorOptions(compile=False, compute_dtype=dtype)
+    results = get_backend("inductor").lower(qdq_graph(Several(), x), options).module(x)
+    assert [each.dtype for each in results] == [torch.float32, torch.int64, torch.bool, torch.float64]

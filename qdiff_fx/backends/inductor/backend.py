@@ -87,7 +87,7 @@ class InductorBackend(Backend):
                 node.target = torch.ops.qdiff.int_attention_vnni.default
                 node.update_arg(10, float_type)
         if float_type != torch.float32:
-            set_compute_dtype(lowered, float_type)
+            set_compute_dtype(lowered, float_type, gm)
         clean(lowered)
         layers = name_running(rows, lowered, _describe)
         return Lowered(Compiled(lowered) if options.compile else lowered, layers)

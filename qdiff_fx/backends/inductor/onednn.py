@@ -13,7 +13,7 @@ from qdiff_fx.backends.common.base import ATTENTION, activation_of, weight_of, w
 from qdiff_fx.backends.common.geometry import CONVS, conv_geometry
 from qdiff_fx.backends.common.running import computes
 from qdiff_fx.ir import ops
-from qdiff_fx.ir.annotations import describe_like, path_of, put, require, set_path, value_or_none
+from qdiff_fx.ir.annotations import describe_like, path_of, put, require, set_path, value, value_or_none
 from qdiff_fx.ir.arguments import operand
 from qdiff_fx.ir.edit import add_buffer, calls_of, get_attr_tensor, is_op
 from qdiff_fx.ir.facts import QuantizedLayer, layer_info, quantized_layers
@@ -58,7 +58,12 @@ def _replace(
     set_path(integer, path_of(layer))
     put(integer, require(layer, QuantizedLayer))
     computes(integer, layer)
-    layer.replace_all_uses_with(integer)
+    result = integer
+    if CONVS.get(layer.target) == 1:
+        with gm.graph.inserting_before(layer):
+            result = gm.graph.call_function(aten.squeeze.dim, (integer, 2))
+        describe_like(result, layer)
+    layer.replace_all_uses_with(result)
     gm.graph.erase_node(layer)
 
 
@@ -66,6 +71,10 @@ def _lower_conv(gm: fx.GraphModule, layer: fx.Node, output_dtype: torch.dtype) -
     dims = CONVS[layer.target]
     stride, padding, dilation, groups = conv_geometry(layer, dims)
     codes, scales = weight_tensors(gm, layer)
+    if dims == 1:
+        # A line is an image of one line: what torch says of the shapes of oneDNN's 1-D convolutions is wrong.
+        codes = codes.unsqueeze(2)
+        stride, padding, dilation = [1, *stride], [0, *padding], [1, *dilation]
     # oneDNN packs for a zero-point that is not known yet; any value does, the real one comes with the call.
     packed = onednn.qconv_prepack(codes, scales, 1.0, 128, stride, padding, dilation, groups, None)
     geometry = (stride, padding, dilation, groups)
@@ -90,6 +99,9 @@ def _call(
     assert activation is not None
     assert weight is not None
     quantized, scale, zero_point = activation.args[:3]
+    if CONVS.get(layer.target) == 1:
+        quantized = gm.graph.call_function(aten.unsqueeze.default, (quantized, 2))
+        describe_like(quantized, operand(activation), value=value(operand(activation)).unsqueeze(2))
     overload = op.tensor if isinstance(scale, fx.Node) else op.default
     base = str(operand(weight).target)
     packed_node = gm.graph.get_attr(add_buffer(gm, f"{base}_packed", packed))

@@ -116,7 +116,7 @@ class TorchAOBackend(Backend):
         constants = to_modules(lowered, integer, float_type)
         clean(lowered)
         if float_type != torch.float32:
-            set_compute_dtype(lowered, float_type)
+            set_compute_dtype(lowered, float_type, gm)
         from qdiff_fx.backends.torch_ao.fx_mode import convert
 
         with _engine(self.name):
