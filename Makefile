@@ -42,6 +42,7 @@ SEED ?= 0
 fuzz: .venv/.ready
 	OMP_NUM_THREADS=1 $(BIN)/python -m tests.fuzz.operators --count $(COUNT) --seed $(SEED)
 	OMP_NUM_THREADS=1 $(BIN)/python -m tests.fuzz.graphs --count 1000
+	OMP_NUM_THREADS=1 $(BIN)/python -m tests.fuzz.folders --count 2000 --seed $(SEED)
 
 # Long operations killed at random moments.
 KILLS ?= 200

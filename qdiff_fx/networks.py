@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
 from typing import Any, Self, cast
@@ -126,6 +127,11 @@ class PreparedUNet(_WithState):
 
     _way_out = "Prepare it from the weights and with the configuration of that state, or use load_prepared"
 
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        """Same arguments and result as the original network's forward."""
+        with _in_words("the prepared network"):
+            return super().forward(*args, **kwargs)
+
     def _digests(self) -> dict[str, torch.Tensor]:
         graph = str(self.graph_module.graph)
         schedules = [repr(each.schedule) for each in self.modules() if isinstance(each, Observer)]
@@ -177,6 +183,18 @@ class PreparedUNet(_WithState):
         merge_observers(self.graph_module, other.graph_module)
         self.decided = self.decided or other.decided
         return self
+
+
+@contextmanager
+def _in_words(where: str) -> Iterator[None]:
+    """Whatever torch raises in the middle of a call: an index outside a table, memory that is not there."""
+    try:
+        yield
+    except QDiffError:
+        raise
+    except Exception as error:
+        cause = f"{type(error).__name__}: {error}".splitlines()[0]
+        raise ComputeError(f"the network failed ({cause})", where=where) from error
 
 
 def merge_prepared(a: PreparedUNet, b: PreparedUNet) -> PreparedUNet:
@@ -333,22 +351,14 @@ class QuantizedUNet(_WithState):
         return QuantizedUNet(self.graph_module, self.signature, self.qconfig, backend, options, self.source)
 
     def _forward_flat(self, tensors: list[torch.Tensor]) -> tuple[torch.Tensor, ...]:
-        run = partial(self._compute, self._run[0])
+        run = self._run[0]
         groups = self._bin_groups(tensors)
-        if len(groups) <= 1:
-            return run(*tensors)
-        parts = [run(*take_rows(self.signature, tensors, rows)) for rows in groups]
-        return join_rows(self.signature, parts, groups)
-
-    def _compute(self, run: nn.Module, *tensors: torch.Tensor) -> tuple[torch.Tensor, ...]:
-        try:
-            outputs: tuple[torch.Tensor, ...] = run(*tensors)
-        except QDiffError:
-            raise
-        except Exception as error:  # whatever torch raises: an index outside a table, memory that is not there
-            cause = f"{type(error).__name__}: {error}".splitlines()[0]
-            raise ComputeError(f"the network failed ({cause})", where=f"backend {self.backend}") from error
-        return outputs
+        with _in_words(f"backend {self.backend}"):
+            if len(groups) <= 1:
+                outputs: tuple[torch.Tensor, ...] = run(*tensors)
+                return outputs
+            parts = [run(*take_rows(self.signature, tensors, rows)) for rows in groups]
+            return join_rows(self.signature, parts, groups)
 
     def _check_timestep(self, tensors: list[torch.Tensor]) -> None:
         position, schedule = self._timestep_position, self.qconfig.schedule
