@@ -291,3 +291,47 @@ class TestNoRoom:
             (staging / "half" if staging.is_dir() else staging).write_text("half")
             raise error
         assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="there are no such limits")
+class TestRefusals:
+    """Of the system's own, in processes that have it."""
+
+    def outcome(self, path: Path, before: Callable[[], object]) -> str:
+        """What saving tensors there says in a process that first does something to itself or to the path."""
+        reads, writes = os.pipe()
+
+        def save() -> None:
+            before()
+            try:
+                with replacing_folder(path) as folder:
+                    save_file({"a": torch.zeros(100_000)}, folder / "a")
+                said = "saved"
+            except ArtifactError as error:
+                said = str(error)
+            os.write(writes, said.encode())
+
+        child = forked(save)
+        os.waitpid(child, 0)
+        os.close(writes)
+        with os.fdopen(reads) as pipe:
+            return pipe.read()
+
+    def test_a_file_too_large(self, tmp_path: Path) -> None:
+        import resource
+
+        fill(tmp_path / "saved", "old")
+        limit = lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, 10_000))  # noqa: E731
+        assert "cannot be written (" in self.outcome(tmp_path / "saved", limit)
+        assert texts(tmp_path / "saved") == ["old", "old"]
+        assert list(tmp_path.iterdir()) == [tmp_path / "saved"]
+
+    def test_a_folder_that_may_not_be_written_in(self, tmp_path: Path) -> None:
+        fill(tmp_path / "above" / "saved", "old")
+        (tmp_path / "above").chmod(0o555)
+        nobody = lambda: os.setuid(65534) if os.geteuid() == 0 else None  # noqa: E731
+        tmp_path.chmod(0o755)
+        said = self.outcome(tmp_path / "above" / "saved", nobody)
+        (tmp_path / "above").chmod(0o755)
+        assert "cannot be written (Permission denied)" in said
+        assert texts(tmp_path / "above" / "saved") == ["old", "old"]
