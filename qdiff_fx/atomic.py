@@ -11,6 +11,7 @@ import errno
 import functools
 import hashlib
 import os
+import re
 import shutil
 import stat
 import sys
@@ -27,6 +28,7 @@ from qdiff_fx.errors import ArtifactError, QDiffError
 LONGEST_LABEL = 200
 """Bytes of a name that staging names repeat; file systems allow 255 for a whole name."""
 NEW, OLD = "new", "old"
+_DRAFT = re.compile(rf"\..*\.[0-9a-f]{{8}}\.{NEW}", re.DOTALL)  # see `_beside`
 _ATTEMPTS = 8
 _ABANDONED_AFTER = 24 * 60 * 60
 _RENAME_EXCHANGE = 2
@@ -103,6 +105,11 @@ def current(path: str | os.PathLike[str]) -> Path:
         return given
     left = _siblings(Path(os.path.realpath(given)), OLD)
     return max(left, key=lambda each: each.stat().st_mtime) if left else given
+
+
+def entries(folder: Path) -> list[Path]:
+    """What is in a folder, without what writers that were killed left half-written."""
+    return [each for each in folder.iterdir() if not _DRAFT.fullmatch(each.name)]
 
 
 def write_text(path: Path, text: str) -> Path:

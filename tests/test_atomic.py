@@ -19,7 +19,7 @@ from safetensors import SafetensorError
 from safetensors.torch import save_file
 
 from qdiff_fx import atomic
-from qdiff_fx.atomic import current, replacing_file, replacing_folder, write_text
+from qdiff_fx.atomic import current, entries, replacing_file, replacing_folder, write_text
 from qdiff_fx.errors import ArtifactError, KernelError
 
 ONE_STEP, TWO_STEPS = "one step", "two steps"
@@ -217,6 +217,12 @@ class TestFolder:
         fill(tmp_path / "saved", "text")
         assert taken
         assert texts(tmp_path / "saved") == ["text", "text"]
+
+    def test_drafts_are_no_content_but_an_old_folder_is(self, tmp_path: Path) -> None:
+        (tmp_path / ".a.01234567.new").mkdir()
+        assert entries(tmp_path) == []
+        (tmp_path / ".a.01234567.old").mkdir()
+        assert [each.name for each in entries(tmp_path)] == [".a.01234567.old"]
 
     def test_two_processes_write_it(self, tmp_path: Path, renames: str) -> None:
         path = tmp_path / "saved"

@@ -9,6 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from qdiff_fx.api import convert_qdiff, prepare_qdiff, save_qdiff
+from qdiff_fx.atomic import entries
 from qdiff_fx.calibration import CalibrationData, calibrate
 from qdiff_fx.cli.config_file import read_config
 from qdiff_fx.cli.options import BatchSize, ConfigFile, Json, Prompts, Seed, SourceName, Steps, read_prompts
@@ -153,7 +154,7 @@ def _was_given(context: typer.Context, option: str) -> bool:
 
 def check_target(out: Path) -> None:
     """Raises ArtifactError when the folder to write holds something that is not a saved network."""
-    empty = out.is_dir() and not any(out.iterdir())
+    empty = out.is_dir() and not entries(out)
     if out.exists() and not empty and not (out / MANIFEST).is_file():
         raise ArtifactError("it exists and is not a saved network", where=str(out), fix="Choose another --out")
 

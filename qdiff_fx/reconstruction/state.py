@@ -12,7 +12,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from qdiff_fx.atomic import replacing_file, write_text
+from qdiff_fx.atomic import entries, replacing_file, write_text
 from qdiff_fx.errors import ArtifactError
 
 FORMAT, VERSION = "qdiff_fx reconstruction", 1
@@ -39,7 +39,7 @@ class Checkpoint:
         manifest = folder / MANIFEST
         header = {"format": FORMAT, "version": VERSION, "fingerprint": self.fingerprint}
         if not manifest.is_file():
-            if folder.exists() and any(folder.iterdir()):
+            if folder.exists() and entries(folder):
                 raise ArtifactError("it holds something else", where=str(folder), fix="Choose an empty folder")
             folder.mkdir(parents=True, exist_ok=True)
             write_text(manifest, json.dumps(header, indent=1))

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from safetensors import safe_open
 
+from qdiff_fx.atomic import entries
 from qdiff_fx.errors import ArtifactError, QDiffError
 from qdiff_fx.storage.fields import Fields
 from qdiff_fx.storage.strict_json import parse_json, read_text
@@ -133,13 +134,13 @@ def unshared(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
 
 def check_replaceable(target: Path, kind: FolderKind) -> None:
     """Only an empty folder or one of the same kind is ever overwritten, and only one with nothing else beside it."""
-    if not target.exists() or (target.is_dir() and not any(target.iterdir())):
+    if not target.exists() or (target.is_dir() and not entries(target)):
         return
     if not (target / kind.manifest).is_file():
         raise ArtifactError(
             f"it exists and is not a saved {kind.noun}", where=str(target), fix="Choose another folder or remove it"
         )
-    others = sorted({file.name for file in target.iterdir()} - {kind.manifest, *kind.files})
+    others = sorted({file.name for file in entries(target)} - {kind.manifest, *kind.files})
     if others:
         raise ArtifactError(
             f"it holds {others[0]!r} beside a saved {kind.noun}", where=str(target), fix="Choose another folder"

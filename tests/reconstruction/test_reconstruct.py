@@ -15,6 +15,7 @@ from qdiff_fx.ir.edit import get_attr_tensor, is_op
 from qdiff_fx.ir.facts import LayerPlan, layer_id
 from qdiff_fx.quant.numerics import sqnr_db
 from qdiff_fx.reconstruction import learning
+from qdiff_fx.reconstruction.state import Checkpoint
 
 dequantize = torch.ops.quantized_decomposed.dequantize_per_channel.default
 
@@ -151,6 +152,12 @@ def test_a_damaged_checkpoint_names_its_file(tmp_path):
     (tmp_path / "unit-0000.safetensors").write_bytes(b"nothing")
     with pytest.raises(ArtifactError, match=r"unit-0000.*Delete this file"):
         reconstruct(make_prepared(), batches(), replace(QUICK, weight_steps=1), resume_dir=tmp_path, progress=False)
+
+
+def test_a_run_killed_while_it_wrote_its_first_file_is_begun_again(tmp_path):
+    (tmp_path / ".reconstruction.json.01234567.new").touch()
+    Checkpoint(tmp_path, {"network": "a"})
+    assert (tmp_path / "reconstruction.json").is_file()
 
 
 def test_a_folder_of_something_else_is_refused(tmp_path):
