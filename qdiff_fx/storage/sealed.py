@@ -14,7 +14,7 @@ import torch
 from safetensors import safe_open
 
 from qdiff_fx.atomic import entries
-from qdiff_fx.errors import ArtifactError, QDiffError
+from qdiff_fx.errors import ArtifactError, QDiffError, printable
 from qdiff_fx.storage.fields import Fields
 from qdiff_fx.storage.strict_json import parse_json, read_text
 
@@ -85,10 +85,22 @@ def reading(path: Path) -> Iterator[None]:
     except ArtifactError as error:
         if str(path) in error.where:
             raise
-        raise ArtifactError(error.what, where=f"{path}, {error.where}", fix=error.fix) from error
+        raise ArtifactError(error.what, where=f"{path}, {error.where}", fix=error.fix) from _shown_as_cause(error)
     except Exception as error:
         cause = f"{type(error).__name__}: {error}"
-        raise ArtifactError(f"it cannot be read ({cause})", where=str(path), fix="Save the network again") from error
+        raise ArtifactError(
+            f"it cannot be read ({cause})", where=str(path), fix="Save the network again"
+        ) from _shown_as_cause(error)
+
+
+def _shown_as_cause(error: BaseException) -> BaseException | None:
+    """The error, unless it or a cause of it quotes what a terminal would obey: a traceback prints it as it is."""
+    each: BaseException | None = error
+    while each is not None:
+        if printable(str(each)) != str(each):
+            return None
+        each = each.__cause__ or each.__context__
+    return error
 
 
 @contextmanager

@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+import traceback
 from pathlib import Path
 from typing import Any
 
@@ -313,6 +314,28 @@ def test_json_that_means_harm(tmp_path, old, new, words):
         load_artifact(folder)
     else:
         refused(folder, words)
+
+
+@pytest.mark.parametrize(
+    "manifest",
+    [
+        {
+            "config": {"weight_bits": 8, "num_train_timesteps": 9, "timestep_bins": 1, "quantize_attention": True}
+            | {"rules": [], "\x1b[2J": 1}
+        },
+        {"rows": [call("y", "aten.to.device", X, {"device": "\x1b[2J"}, {"dtype": "float32"})]},
+        {"attributes": {"\x1b[2J": 1}},
+        {"source": "\x1b[2J", "dtype": "\x1b[2J"},
+    ],
+)
+def test_a_traceback_holds_nothing_that_a_terminal_would_obey(tmp_path, manifest):
+    manifest = dict(manifest)
+    folder = write(tmp_path / "net", manifest.pop("rows", ()), **manifest)
+    with pytest.raises(ArtifactError) as caught:
+        load_artifact(folder)
+    text = "".join(traceback.format_exception(caught.value))
+    assert "\x1b" not in text
+    assert "\\x1b[2J" in text
 
 
 @pytest.mark.parametrize("name", [MANIFEST, GRAPH, WEIGHTS])
