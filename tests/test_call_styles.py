@@ -81,7 +81,7 @@ def network() -> DropIn:
         ({"x": X.to("meta")}, "'x': is on the meta device"),
         ({"x": X.to_sparse()}, "'x': is of layout torch.sparse_coo"),
         ({"t": T.to("meta")}, "'t': is on the meta device"),
-        ({"t": T.to(torch.complex64)}, "a timestep cannot be complex64"),
+        ({"t": T.to(torch.complex64)}, "a timestep cannot be a complex64 tensor"),
     ],
 )
 def test_calls_that_do_not_fit(network: DropIn, changes: dict[str, Any], message: str) -> None:

@@ -116,16 +116,14 @@ def as_timestep(value: Any, name: str, dtype: torch.dtype, batch: int, device: t
 
     Raises InputError for another shape, or a fractional timestep where the network takes whole ones.
     """
-    tensor = isinstance(value, torch.Tensor)
-    unreal = (value.dtype == torch.bool or value.is_complex()) if tensor else isinstance(value, bool)
-    if unreal or not (tensor or isinstance(value, Real)):
-        raise InputError(f"a timestep cannot be a {type(value).__name__}", where=f"argument '{name}'")
     if isinstance(value, torch.Tensor):
         check_plain(name, value)
+        kind = f"a {dtype_name(value.dtype)} tensor" if value.dtype == torch.bool or value.is_complex() else ""
+    else:
+        kind = f"a {type(value).__name__}" if isinstance(value, bool) or not isinstance(value, Real) else ""
+    if kind:
+        raise InputError(f"a timestep cannot be {kind}", where=f"argument '{name}'", fix="Pass a real number")
     timestep = torch.as_tensor(value, device=device)
-    if timestep.is_complex():
-        what = f"a timestep cannot be {dtype_name(timestep.dtype)}"
-        raise InputError(what, where=f"argument '{name}'", fix="Pass a real number")
     if timestep.numel() not in (1, batch) or timestep.dim() > 1:
         raise InputError(
             f"timestep of shape {tuple(timestep.shape)} with a batch of {batch}",
