@@ -34,6 +34,12 @@ PROGRAMS = {
 }
 
 
+@pytest.fixture(autouse=True)
+def without_collecting_garbage(monkeypatch):
+    """Loading collects it, through all of torch: most of the time that these tests would take."""
+    monkeypatch.setattr(qdiff_fx.api, "release_unused", lambda: None)
+
+
 @pytest.mark.parametrize("name", PROGRAMS)
 def test_it_is_quantized_and_its_backends_agree(name):
     trial = attempt(PROGRAMS[name])
