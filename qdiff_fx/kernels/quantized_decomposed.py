@@ -12,6 +12,8 @@ import importlib
 import torch
 from torch import Tensor
 
+from qdiff_fx.kernels import checks
+
 NAMESPACE = "quantized_decomposed"
 _QUANTIZER = "int quant_min, int quant_max, ScalarType dtype"
 _DEQUANTIZER = f"{_QUANTIZER}, *, ScalarType? out_dtype=None"
@@ -68,6 +70,14 @@ def define(namespace: str) -> None:
 
 def _quantize(x: Tensor, scale: float, zero_point: int, low: int, high: int, dtype: torch.dtype) -> Tensor:
     """``clamp(round(x / scale) + zero_point)``, by the reciprocal, as torch has it."""
+    op = "quantize_per_tensor"
+    checks.plain(op, [x])
+    checks.positive(op, "the scale", scale)
+    if dtype.is_floating_point or dtype.is_complex or dtype == torch.bool:
+        raise checks.error(op, f"the dtype of codes must be of whole numbers, not {dtype}")
+    bounds = torch.iinfo(dtype)
+    if not bounds.min <= low <= high <= bounds.max:
+        raise checks.error(op, f"codes from {low} to {high} do not fit {dtype}")
     return torch.clamp(torch.round(x.to(torch.float32) * (1.0 / scale)) + zero_point, low, high).to(dtype)
 
 

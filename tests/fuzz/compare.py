@@ -31,6 +31,7 @@ PLAIN: dict[str, Callable[..., Any]] = {
 }
 OUT_OF_MEMORY = ("allocate", "bad_alloc", "not enough memory")
 BY_TORCH = ("qdiff::", "Overflow when unpacking")  # of what the schema does not allow: it does not reach us
+OPTIONAL = {"bias", "shift", "residual", "weight", "mask"}
 MOST_WORK = 1 << 25  # elements of images that are worth waiting for
 
 
@@ -90,6 +91,8 @@ def disagreement(problem: Problem) -> str:
     ):  # computes shapes, and what it says is all there is
         bad = isinstance(found, Refused) and not found.is_clear(operator)
         return f"raw error of a meta tensor: {found.text}" if bad else ""
+    if any(each is None and name not in OPTIONAL for name, each in arguments.items()):
+        return ""  # which is found out before it comes to plain torch
     expected = call(PLAIN[operator], plain_arguments)
     for each, who in ((found, "compiled"), (expected, "plain")):
         if isinstance(each, Refused) and each.for_memory:

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from qdiff_fx.errors import KernelError
-from qdiff_fx.kernels import integer, status
+from qdiff_fx.kernels import integer, quantized_decomposed, status
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
@@ -111,3 +111,19 @@ class TestPlans:
         overload = "dtype" if operator == "aten::to" else ""
         with pytest.raises(RuntimeError, match="qdiff: (another kind|a list)|cut off"):
             self.plan().add(operator, overload, code, [], [], 1, [])
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        (0.0, 0, 0, 255, torch.uint8),
+        (float("nan"), 0, 0, 255, torch.uint8),
+        (0.1, 0, 255, 0, torch.uint8),
+        (0.1, 0, -1, 255, torch.uint8),
+        (0.1, 0, 0, 255, torch.float32),
+        (0.1, 0, 0, 255, torch.bool),
+    ],
+)
+def test_the_quantizer_of_graphs_where_it_is_ours(arguments) -> None:
+    with pytest.raises(KernelError, match="quantize_per_tensor: "):
+        quantized_decomposed._quantize(torch.ones(3), *arguments)
