@@ -5,9 +5,13 @@ from __future__ import annotations
 from dataclasses import replace
 
 import pytest
+import torch
 
+from qdiff_fx import calibrate, convert_qdiff, prepare_qdiff
 from tests.fuzz import graphs
-from tests.fuzz.oracle import Trial
+from tests.fuzz.flips import where_it_is_no_rounding
+from tests.fuzz.network import build, call
+from tests.fuzz.oracle import Trial, config_of
 from tests.fuzz.program import Program, block, program
 
 SECONDS = 120
@@ -41,6 +45,21 @@ def test_what_fails_shrinks_to_what_it_takes(monkeypatch):
     )
     small, _ = graphs.shrink(large, attempt(large))
     assert small == program(block("mlp"), block("shift", how="view"), dtype="float16")
+
+
+def test_a_wrong_scale_is_no_rounding():
+    written = program(block("conv"), block("norm"), granularity="tensor", timestep="none")
+    batch = call(written, 2)
+    prepared = prepare_qdiff(build(written), config_of(written), batch)
+    calibrate(prepared, [batch], progress=False)
+    reference = convert_qdiff(prepared, "reference")
+    native = reference.with_backend("native", compute_dtype=torch.float32, reuse=False)
+    assert where_it_is_no_rounding(reference, native, batch) == ""
+    graph = native._lowered.module.graph_module.graph
+    layer = graph.find_nodes(op="call_function", target=torch.ops.qdiff.int_conv.default)[-1]
+    quantizer = layer.kwargs["codes"][0]
+    quantizer.kwargs = {**quantizer.kwargs, "scale": quantizer.kwargs["scale"] * 1.02}
+    assert "first of all" in where_it_is_no_rounding(reference, native, batch)
 
 
 @pytest.mark.slow

@@ -1,0 +1,61 @@
+"""Whether two backends differ by rounding alone: where they first do, a few codes have flipped to their neighbours."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, fx
+
+from qdiff_fx import QuantizedUNet
+
+CODES = (torch.uint8, torch.int8)
+MOST = 0.03  # of a tensor: one probability that flips changes a row of attention by a fraction of a step
+
+
+def where_it_is_no_rounding(reference: QuantizedUNet, native: QuantizedUNet, batch: Mapping[str, Tensor]) -> str:
+    """What in the first codes that differ is more than ties between neighbours; empty where nothing is.
+
+    Codes are compared as multisets, as native may quantize before what reference quantizes behind: a permutation.
+
+    Args:
+        reference, native: one network on these two backends, without remembering.
+        batch: a call of both.
+    """
+    known: dict[int, list[Tensor]] = {}
+    for _, codes in _codes(reference._lowered.module, reference, batch):
+        known.setdefault(codes.numel(), []).append(_sorted(codes))
+    program: Any = native._lowered.module
+    for node, codes in _codes(program.graph_module, native, batch):
+        if codes.numel() not in known:
+            continue
+        ours = _sorted(codes)
+        steps = min((ours - theirs).abs().sum().item() for theirs in known[codes.numel()])
+        if steps:
+            most = max(2, int(MOST * codes.numel()))
+            return "" if steps <= most else f"{node.name} is {steps} steps off in {codes.numel()} codes, first of all"
+    return ""
+
+
+def _sorted(codes: Tensor) -> Tensor:
+    return codes.flatten().int().sort().values
+
+
+def _codes(module: Any, network: QuantizedUNet, batch: Mapping[str, Tensor]) -> Iterator[tuple[fx.Node, Tensor]]:
+    """Every tensor of codes that a graph computes, in order."""
+    run = _Recorded(module)
+    run.run(*network.flatten_inputs((), dict(batch)))
+    for node, made in run.made.items():
+        if node.op == "call_function" and isinstance(made, Tensor) and made.dtype in CODES:
+            yield node, made
+
+
+class _Recorded(fx.Interpreter):
+    def __init__(self, module: Any):
+        super().__init__(module, garbage_collect_values=False)
+        self.made: dict[fx.Node, Any] = {}
+
+    def run_node(self, n: fx.Node) -> Any:
+        self.made[n] = super().run_node(n)
+        return self.made[n]
