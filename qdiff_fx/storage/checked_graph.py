@@ -140,6 +140,7 @@ class _Run:
 
     def _call(self, node: fx.Node, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
         _check_pieces(node, args, kwargs)
+        _check_quotient(node, args, kwargs)
         if node.target is torch.ops.aten.item.default:
             return 1.0 if args[0].is_floating_point() else 1  # only the call knows it
         target = function_of(node)
@@ -246,6 +247,25 @@ def _check_pieces(node: fx.Node, args: Sequence[Any], kwargs: Mapping[str, Any])
         pieces //= max(given[by], 1)
     if pieces > MOST_RESULTS:
         raise ArtifactError(f"it cuts a tensor into {pieces} pieces, more than {MOST_RESULTS}", where=_place(node))
+
+
+def _check_quotient(node: fx.Node, args: Sequence[Any], kwargs: Mapping[str, Any]) -> None:
+    """The smallest whole number divided by -1 stops the process, where torch leaves it to the processor."""
+    row = ops.row_of(node.target)
+    if row is None or row.packet != "aten.div" or kwargs.get("rounding_mode") != "trunc":
+        return
+    divisor = args[1]
+    whole = all(isinstance(each, int) or not (isinstance(each, float) or _has_fractions(each)) for each in args[:2])
+    if whole and (not isinstance(divisor, int) or divisor == -1):
+        raise ArtifactError(
+            "it divides whole numbers by some that may be -1, and cuts off",
+            where=_place(node),
+            fix="Round down instead, or divide by a number that is not -1",
+        )
+
+
+def _has_fractions(tensor: torch.Tensor) -> bool:
+    return tensor.is_floating_point() or tensor.is_complex()
 
 
 def _length(tensor: torch.Tensor, dim: int) -> int:

@@ -8,9 +8,10 @@ from dataclasses import dataclass
 import torch
 from torch import fx
 
-from qdiff_fx.backends.common.base import weight_codes, weight_of, weight_tensors
+from qdiff_fx.backends.common.base import DEQUANTIZE_WEIGHT, weight_codes, weight_of, weight_tensors
 from qdiff_fx.backends.common.memory import trim
 from qdiff_fx.backends.native.fusion.limits import WeightReach
+from qdiff_fx.ir import ops
 from qdiff_fx.ir.annotations import put
 from qdiff_fx.ir.arguments import operand
 from qdiff_fx.ir.edit import add_buffer, get_attr_tensor
@@ -78,7 +79,7 @@ class WeightPacker:
         codes = self._codes[layer]
         name = str(codes.target)
         self._waiting[name] -= 1
-        if not self._release or self._readers[name] > 1 or self._waiting[name]:
+        if not self._release or self._readers[name] > 1 or self._waiting[name] or _read_elsewhere(codes, layer):
             return
         storage = get_attr_tensor(self._gm, codes).untyped_storage()
         self._untrimmed += storage.nbytes()
@@ -86,6 +87,19 @@ class WeightPacker:
         if self._untrimmed >= TRIM_EVERY:
             trim()
             self._untrimmed = 0
+
+
+def _read_elsewhere(codes: fx.Node, layer: fx.Node) -> bool:
+    """Whether anybody but the layer reads the codes, as they are or dequantized."""
+    pending, seen = [codes], {layer}
+    while pending:
+        for user in pending.pop().users:
+            if user not in seen and user.target is not DEQUANTIZE_WEIGHT and user.target not in ops.CASTS:
+                return True
+            if user not in seen:
+                seen.add(user)
+                pending.append(user)
+    return False
 
 
 def _pack(gm: fx.GraphModule, layer: fx.Node, codes_node: fx.Node) -> PackedWeight:
