@@ -251,6 +251,16 @@ class TestRowsThatAreAsManyAsSamples:
             inputs = call(3, c=torch.randn(rows, CHANNELS))
             torch.testing.assert_close(DropIn(graph.module, graph.signature)(**inputs), model(**inputs))
 
+    def test_of_samples_that_only_unread_results_have_to_do_with(self) -> None:
+        def unread(h: Tensor, c: Tensor) -> Tensor:
+            _ = h.mean((2, 3)) + c
+            return h
+
+        model, graph = captured_with(unread)
+        assert graph.signature.sample.dims[0] == self.spec(graph).dims[0] == Size("batch")
+        inputs = call(3, c=torch.randn(3, CHANNELS))
+        torch.testing.assert_close(DropIn(graph.module, graph.signature)(**inputs), model(**inputs))
+
     def test_of_a_table_of_this_length(self) -> None:
         model, graph = captured_with(a_weight)
         assert self.spec(graph).dims == (BATCH, CHANNELS)

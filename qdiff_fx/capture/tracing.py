@@ -29,7 +29,7 @@ from qdiff_fx.ir.edit import is_op
 from qdiff_fx.ir.shapes import same_sizes
 from qdiff_fx.signature.attributes import READ_BY_PIPELINES
 from qdiff_fx.signature.call import CallSignature
-from qdiff_fx.signature.inputs import Constant, TensorInput
+from qdiff_fx.signature.inputs import BATCH, Constant, Size, TensorInput
 from qdiff_fx.signature.outputs import Structure, flatten_output
 
 _aten = torch.ops.aten
@@ -74,8 +74,10 @@ def capture(model: nn.Module, example_inputs: Mapping[str, Any], *, dynamic: boo
     traced = trace_open(trace, plan) if dynamic else trace_exactly(trace, example)
     module = flat_module(traced.program, traced.inputs)
     if tables := unrelated_rows(module, traced.inputs, example):
-        traced = trace_open(trace, replace(plan, rows=dict.fromkeys(tables)))
-        module = flat_module(traced.program, traced.inputs)
+        apart = trace_open(trace, replace(plan, rows=dict.fromkeys(tables)))
+        # Code whose result nobody reads, and the graph lacks, may still want as many rows as samples.
+        if _leaves_batch_open(apart.inputs):
+            traced, module = apart, flat_module(apart.program, apart.inputs)
     inputs = traced.inputs
     _require_batch(module, inputs)
     signature = CallSignature(
@@ -89,6 +91,11 @@ def capture(model: nn.Module, example_inputs: Mapping[str, Any], *, dynamic: boo
         batched_outputs=_batched_outputs(module, inputs),
     )
     return CapturedGraph(module, signature)
+
+
+def _leaves_batch_open(inputs: Sequence[TensorInput]) -> bool:
+    sample = next(spec for spec in inputs if spec.role == "sample")
+    return sample.dims[:1] == (Size(BATCH),)
 
 
 def _batched_outputs(module: fx.GraphModule, inputs: Sequence[TensorInput]) -> tuple[bool, ...]:
