@@ -128,3 +128,34 @@ def test_no_value_exceeds_its_bound(size):
     with torch.no_grad():
         bounded.run(size * images, T)
     assert bounded.checked >= 8
+
+
+def bound_of(build) -> float:
+    """Of what `build(graph, x, w)` returns; x is any tensor, w a weight [2, 3] whose larger row sums to 6."""
+    graph = fx.Graph()
+    x, w = graph.placeholder("x"), graph.get_attr("w")
+    made = build(lambda target, *args: graph.call_function(target, args), x, w)
+    graph.output(made)
+    return Magnitudes(fx.GraphModule({"w": torch.tensor([[1.0, -2.0, 3.0], [1.0, 1.0, 1.0]])}, graph)).of(made)
+
+
+ATEN = torch.ops.aten
+
+
+@pytest.mark.parametrize(
+    ("build", "expected"),
+    [
+        (lambda call, x, w: call(ATEN.sin.default, x), 1.0),
+        (lambda call, x, w: call(ATEN.exp.default, x), math.inf),
+        (lambda call, x, w: call(ATEN.linear.default, call(ATEN.sigmoid.default, x), w), 6.0),
+        (lambda call, x, w: call(ATEN.linear.default, w, x), math.inf),  # by a weight that is computed
+        (lambda call, x, w: call(ATEN.embedding.default, w, x), 3.0),
+        (lambda call, x, w: call(ATEN.constant_pad_nd.default, w, [1, 1], -7.0), 7.0),
+        (lambda call, x, w: call(ATEN.mul.Tensor, x, 0.0), 0.0),
+        (lambda call, x, w: call(ATEN.div.Tensor, w, -2.0), 1.5),
+        (lambda call, x, w: call(ATEN.div.Tensor, w, 0.0), math.inf),
+        (lambda call, x, w: call(ATEN.cat.default, [w, call(ATEN.div.Tensor, w, x)]), math.inf),
+    ],
+)
+def test_bounds_of_calls_small_enough_to_check_by_hand(build, expected):
+    assert bound_of(build) == expected

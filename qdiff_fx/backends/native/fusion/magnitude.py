@@ -100,7 +100,8 @@ class Magnitudes:
 
     def _quotient(self, node: fx.Node) -> float:
         divisor = _number(node.args[1])
-        return self._argument(node.args[0]) / abs(divisor) if divisor else UNBOUNDED
+        # A tensor may be as small as it likes; its NaN would be lost where the larger of two bounds is taken.
+        return self._argument(node.args[0]) / abs(divisor) if abs(divisor) > 0 else UNBOUNDED
 
     def _padded(self, node: fx.Node) -> float:
         return max(self._argument(node.args[0]), abs(_number(bound(node).get("value") or 0)))
