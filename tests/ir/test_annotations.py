@@ -28,7 +28,8 @@ from qdiff_fx.ir.annotations import (
     value,
     value_or_none,
 )
-from qdiff_fx.ir.edit import copy_graph
+from qdiff_fx.ir.arguments import function_of, operand, operator_of
+from qdiff_fx.ir.edit import ancestors, copy_graph, fake_mode, get_attr_tensor
 from qdiff_fx.ir.facts import Input, LayerPlan, Part, QuantizedLayer, StaticQParams, layer_id, new_layer_ids
 from qdiff_fx.quant.qparams import LayerInfo
 
@@ -171,3 +172,30 @@ def test_layers_that_share_a_path_are_numbered_and_those_outside_every_module_go
     assert list(new_layer_ids(layers).values()) == ids
     assert [facts.whole_layer(each) for each in ids[:4]] == ["conv", "conv#2", "conv", "conv#2"]
     assert facts.whole_layer("conv[0:4]#2[rest]") == "conv#2"
+
+
+def test_what_a_node_depends_on_is_found_once():
+    made = fx.Graph()
+    x, unread = made.placeholder("x"), made.placeholder("unread")
+    y = made.call_function(torch.ops.aten.relu.default, (x,))
+    z = made.call_function(torch.ops.aten.add.Tensor, (y, x))
+    assert ancestors(z) == {x, y}
+    assert ancestors(unread) == set()
+
+
+def test_what_a_node_is_not_is_said_by_its_name():
+    gm = graph()
+    x, node = next(iter(gm.graph.nodes)), relu(gm)
+    with pytest.raises(TypeError, match="x is a placeholder, not a get_attr"):
+        get_attr_tensor(gm, x)
+    gm.inner = torch.nn.Identity()
+    with pytest.raises(TypeError, match="inner is a Identity, not a tensor"):
+        get_attr_tensor(gm, gm.graph.get_attr("inner"))
+    with pytest.raises(TypeError, match="x is a placeholder, not a call"):
+        function_of(x)
+    with pytest.raises(TypeError, match="not an operator of torch"):
+        operator_of(gm.graph.call_function(len, (x,)))
+    with pytest.raises(TypeError, match="argument 1 of relu_default is None, not a node"):
+        operand(node, 1)
+    with pytest.raises(ValueError, match="was it captured"):
+        fake_mode(gm.graph)

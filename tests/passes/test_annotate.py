@@ -172,6 +172,15 @@ class TestReasons:
         gm = export(Inner(Attention()), torch.randn(TOKENS))
         assert self.reason(gm, "block", quantize_attention=False) == "quantize_attention is off"
 
+    def test_attention_has_no_activations_of_16_bits(self, export):
+        gm = export(Inner(Attention()), torch.randn(TOKENS))
+        assert self.reason(gm, "block", rules=(Rule("block", act_bits=16),)) == "attention has no 16-bit activations"
+
+    def test_attention_whose_values_have_another_size(self, export):
+        x = torch.randn(2, 2, 5, 4)
+        gm = export(lambda x: F.scaled_dot_product_attention(x, x, x[..., :2]), x)
+        assert self.reason(gm) == "its values have another size than its keys"
+
 
 def test_only_a_canonical_graph_is_annotated(export):
     with pytest.raises(PassError, match="the graph is not canonical"):

@@ -17,6 +17,7 @@ from qdiff_fx.quant.numerics import (
     weight_range,
     weight_scales,
 )
+from qdiff_fx.quant.parameters import WeightParameters
 
 qd = torch.ops.quantized_decomposed
 
@@ -253,3 +254,21 @@ class TestSqnr:
             return sqnr_db(x, fake_quantize(x, scale, zero_point, *integer_range(bits, signed=False)))
 
         assert at(8) - at(4) == pytest.approx(4 * 6.02, abs=1)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"codes": torch.zeros(2, 3)}, "are no weight"),
+        ({"scales": torch.ones(3)}, "are no weight"),
+        ({"axis": 2}, "are no weight"),
+        ({"codes": torch.full((2, 3), 8, dtype=torch.int8), "bits": 4}, "codes of 4 bits"),
+        ({"scales": torch.tensor([1.0, 0.0])}, "no.*positive|not a positive"),
+        ({"bias": torch.zeros(3)}, "does not fit 2 output channels"),
+    ],
+)
+def test_parameters_that_do_not_fit_each_other_are_no_weight(change, message):
+    fitting = {"codes": torch.zeros(2, 3, dtype=torch.int8), "scales": torch.ones(2), "bits": 8}
+    WeightParameters(**fitting)
+    with pytest.raises(ConversionError, match=message):
+        WeightParameters(**(fitting | change))
