@@ -186,24 +186,24 @@ def test_no_plan_is_left():
 
 
 GOLDEN_LAYER = """
-%0: f32[?,3,8,8] = input x
-%1: u8[?,3,8,8] = quantized_decomposed.quantize_per_tensor.default(%0, 0.0235292, 128, 0, 255, torch.uint8)
-%2: f32[?,3,8,8] = quantized_decomposed.dequantize_per_tensor.default(%1, 0.0235292, 128, 0, 255, torch.uint8)
+%0: f32[?,3,?,?] = input x
+%1: u8[?,3,?,?] = quantized_decomposed.quantize_per_tensor.default(%0, 0.0235292, 128, 0, 255, torch.uint8)
+%2: f32[?,3,?,?] = quantized_decomposed.dequantize_per_tensor.default(%1, 0.0235292, 128, 0, 255, torch.uint8)
 %3: f32[4,3,3,3] = quantized_decomposed.dequantize_per_channel.default(layer.weight_codes, layer.weight_scales, None, 0, -127, 127, torch.int8)  # layer
-%4: f32[?,4,6,6] = aten.conv2d.default(%2, %3, layer.bias, [1, 1], [0, 0], [1, 1], 1)  # layer
+%4: f32[?,4,?,?] = aten.conv2d.default(%2, %3, layer.bias, [1, 1], [0, 0], [1, 1], 1)  # layer
 return [%4]
 """  # noqa: E501
 GOLDEN_WIDE = """
-%0: f32[?,3,8,8] = input x
-%1: u8[?,3,8,8] = quantized_decomposed.quantize_per_tensor.default(%0, 0.0235292, 128, 0, 255, torch.uint8)
-%2: f32[?,3,8,8] = quantized_decomposed.dequantize_per_tensor.default(%1, 0.0235292, 128, 0, 255, torch.uint8)
-%3: f32[?,3,8,8] = aten.sub.Tensor(%0, %2)
-%4: u8[?,3,8,8] = quantized_decomposed.quantize_per_tensor.default(%3, 9.22712e-05, 127, 0, 255, torch.uint8)
-%5: f32[?,3,8,8] = quantized_decomposed.dequantize_per_tensor.default(%4, 9.22712e-05, 127, 0, 255, torch.uint8)
+%0: f32[?,3,?,?] = input x
+%1: u8[?,3,?,?] = quantized_decomposed.quantize_per_tensor.default(%0, 0.0235292, 128, 0, 255, torch.uint8)
+%2: f32[?,3,?,?] = quantized_decomposed.dequantize_per_tensor.default(%1, 0.0235292, 128, 0, 255, torch.uint8)
+%3: f32[?,3,?,?] = aten.sub.Tensor(%0, %2)
+%4: u8[?,3,?,?] = quantized_decomposed.quantize_per_tensor.default(%3, 9.22712e-05, 127, 0, 255, torch.uint8)
+%5: f32[?,3,?,?] = quantized_decomposed.dequantize_per_tensor.default(%4, 9.22712e-05, 127, 0, 255, torch.uint8)
 %6: f32[4,3,3,3] = quantized_decomposed.dequantize_per_channel.default(layer.weight_codes, layer.weight_scales, None, 0, -127, 127, torch.int8)  # layer
-%7: f32[?,4,6,6] = aten.conv2d.default(%2, %6, layer.bias, [1, 1], [0, 0], [1, 1], 1)  # layer
-%8: f32[?,4,6,6] = aten.conv2d.default(%5, %6, None, [1, 1], [0, 0], [1, 1], 1)  # layer
-%9: f32[?,4,6,6] = aten.add.Tensor(%7, %8)  # layer
+%7: f32[?,4,?,?] = aten.conv2d.default(%2, %6, layer.bias, [1, 1], [0, 0], [1, 1], 1)  # layer
+%8: f32[?,4,?,?] = aten.conv2d.default(%5, %6, None, [1, 1], [0, 0], [1, 1], 1)  # layer
+%9: f32[?,4,?,?] = aten.add.Tensor(%7, %8)  # layer
 return [%9]
 """  # noqa: E501
 GOLDEN_ATTENTION = """
