@@ -66,9 +66,9 @@ def positive(op: str, what: str, number: float) -> None:
 
 
 def epsilon(op: str, number: float) -> None:
-    """What is added to a variance."""
-    if not (number >= 0 and math.isfinite(number)):
-        raise error(op, f"epsilon must be a finite number of at least 0, not {number}")
+    """What is added to a variance; one that float32 rounds to nothing would be so in one kernel and not in another."""
+    if number != 0 and not LEAST_SCALE <= number <= MOST_SCALE:
+        raise error(op, f"epsilon must be 0 or a positive finite number of float32, not {number}")
 
 
 def activation(op: str, number: int, known: Sequence[int]) -> None:

@@ -40,7 +40,7 @@ def test_the_table_of_problems(operator: str) -> None:
         ("int_linear 9 weight_sums[0]=most", "int_linear: weight sums must be those of pack_weight"),
         ("pack_weight 9 codes=most bits=4", "pack_weight: codes of 4 bits are -8 to 7"),
         ("group_norm_act 8 activation=2", "group_norm_act: there is no activation 2"),
-        ("group_norm_act 8 epsilon=NaN", "group_norm_act: epsilon must be a finite number"),
+        ("group_norm_act 8 epsilon=NaN", "group_norm_act: epsilon must be 0 or a positive finite number"),
         (
             "act_quantize 6 out_dtype=torch.uint8 scale=1e-46",
             "act_quantize: the scale must be a positive finite number",

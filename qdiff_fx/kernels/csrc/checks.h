@@ -83,8 +83,10 @@ inline void check_positive(double number, const char* what, const char* op) {
               number);
 }
 
+// One that float32 rounds to nothing would be so in one kernel and not in another.
 inline void check_epsilon(double number, const char* op) {
-  TORCH_CHECK(number >= 0 && std::isfinite(number), op, ": epsilon must be a finite number of at least 0, not ", number);
+  TORCH_CHECK(number == 0 || (FLT_MIN <= number && number <= FLT_MAX), op,
+              ": epsilon must be 0 or a positive finite number of float32, not ", number);
 }
 
 inline void check_float(const at::Tensor& x, const char* what, const char* op) {
