@@ -118,7 +118,8 @@ def _compute(node: fx.Node, types: Types) -> int:
     def wide(argument: Any) -> Any:
         return types.get(argument, argument) if isinstance(argument, torch.dtype) else argument
 
-    node.args, node.kwargs = (fx.node.map_aggregate(each, wide) for each in (node.args, node.kwargs))  # type: ignore[assignment]
+    node.args = fx.node.map_aggregate(node.args, wide)
+    node.kwargs = fx.node.map_aggregate(node.kwargs, wide)
     if node.target is aten._softmax.default:
         node.args = (*node.args[:2], False)  # from half precision to float32
     before = any_value(node)
