@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
 from itertools import groupby
 
 import torch
 
 from benchmarks.coverage.outcome import Outcome
+from qdiff_fx.kernels import status
 
 
 def terminal(rows: Iterable[Outcome]) -> str:
@@ -43,7 +45,9 @@ python -m benchmarks.coverage --out docs/coverage.md
 def document(rows: list[Outcome]) -> str:
     """The table in Markdown."""
     text = HEAD.format(
-        count=len(rows), families=len({row.family for row in rows}), machine=f"Torch {torch.__version__}."
+        count=len(rows),
+        families=len({row.family for row in rows}),
+        machine=f"Torch {torch.__version__}, kernels {status().kernel or 'in plain torch'}.",
     )
     for family, members in groupby(rows, key=lambda row: row.family):
         for index, row in enumerate(members):
@@ -62,4 +66,5 @@ def _cells(row: Outcome) -> str:
 
 
 def _plain(text: str) -> str:
-    return " ".join(text.split()).replace("|", "\\|")[:300]
+    without_places = re.sub(r"\S+\.(cpp|h):\d+: ", "", text)  # of somebody's build of torch
+    return " ".join(without_places.split()).replace("|", "\\|")[:300]
