@@ -29,6 +29,7 @@ LONGEST_LABEL = 200
 """Bytes of a name that staging names repeat; file systems allow 255 for a whole name."""
 NEW, OLD = "new", "old"
 _DRAFT = re.compile(rf"\..*\.[0-9a-f]{{8}}\.{NEW}", re.DOTALL)  # see `_beside`
+_TAKEN = (errno.ENOTEMPTY, errno.EEXIST)
 _ATTEMPTS = 8
 _ABANDONED_AFTER = 24 * 60 * 60
 _RENAME_EXCHANGE = 2
@@ -173,13 +174,15 @@ def _place(staging: Path, target: Path) -> None:
             os.rename(staging, target)  # an empty folder gives way
             return
         except OSError as error:
-            if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
+            if error.errno not in _TAKEN:
                 raise
-        with suppress(FileNotFoundError):
-            if _exchange(staging, target):
-                return
-            _replace_in_two_steps(staging, target)
+        try:
+            if not _exchange(staging, target):
+                _replace_in_two_steps(staging, target)
             return
+        except OSError as error:
+            if error.errno not in (errno.ENOENT, *_TAKEN):
+                raise
     raise OSError(errno.EBUSY, "other processes keep writing it")
 
 

@@ -12,6 +12,7 @@ import time
 import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -231,6 +232,21 @@ class TestFolder:
             assert os.waitpid(writer, 0)[1] == 0
         assert len(set(texts(path))) == 1
         assert list(tmp_path.iterdir()) == [path]
+
+    def test_another_writer_may_come_between_the_two_steps(self, tmp_path: Path, renames: str, monkeypatch) -> None:
+        path, rename, others = tmp_path / "saved", os.rename, ["theirs"]
+        fill(path, "old")
+
+        def interrupted(source: Any, target: Any) -> None:
+            rename(source, target)
+            if os.fspath(source) == os.fspath(path) and others:
+                fill(path, others.pop())
+
+        monkeypatch.setattr(os, "rename", interrupted)
+        fill(path, "ours")
+        assert set(texts(path)) == {"ours"}
+        assert list(tmp_path.iterdir()) == [path]
+        assert (not others) == (renames == "two steps")
 
     def test_what_another_name_left_is_not_taken(self, tmp_path: Path) -> None:
         fill(tmp_path / ".saved.more.01234567.old", "another's")
