@@ -100,6 +100,11 @@ def value_or_none(node: fx.Node) -> torch.Tensor | None:
     return found if isinstance(found, torch.Tensor) else None
 
 
+def dtypes_of(nodes: Iterable[fx.Node]) -> set[torch.dtype]:
+    """The types of the tensors that some nodes produce."""
+    return {found.dtype for found in map(value_or_none, nodes) if found is not None}
+
+
 def any_value(node: fx.Node) -> Any:
     """What a node produces: a fake tensor, a (symbolic) number, a tuple of these; None when it is not known."""
     return node.meta.get("val")

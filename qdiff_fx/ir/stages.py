@@ -32,7 +32,7 @@ class Stage:
         foreign: namespaces of operators there may not be.
         layer: what every weight layer and attention carries.
         gone: facts of earlier stages that no node carries any more.
-        more: lists what is wrong with one node beyond that.
+        more: lists what is wrong with one layer beyond that.
     """
 
     node_ops: frozenset[str] = PLAIN
@@ -111,7 +111,7 @@ def _problems(node: fx.Node, stage: Stage) -> Iterator[str]:
     for kind in stage.gone:
         if kind in carried:
             yield f"{node.name} still carries a {kind.__name__}"
-    if carried:
+    if stage.layer in carried:
         yield from stage.more(node)
 
 

@@ -10,7 +10,7 @@ from torch import Tensor, fx, nn
 from torch.utils._pytree import tree_map
 
 from qdiff_fx.ir import ops
-from qdiff_fx.ir.annotations import any_value, describe_like, set_value, value_or_none
+from qdiff_fx.ir.annotations import any_value, describe_like, dtypes_of, set_value, value_or_none
 from qdiff_fx.ir.edit import get_attr_tensor, replace_tensor
 from qdiff_fx.ir.facts import is_timestep
 from qdiff_fx.ir.ops import Kind
@@ -20,7 +20,7 @@ aten = torch.ops.aten
 
 HALF = {torch.float16: torch.float32, torch.bfloat16: torch.float32, torch.complex32: torch.complex64}
 DOUBLE = {torch.float64: torch.float32, torch.complex128: torch.complex64}
-LAYERS = frozenset({Kind.LAYER, Kind.ATTENTION})
+LAYERS = ops.where(lambda row: row.kind in (Kind.LAYER, Kind.ATTENTION))
 Types = dict[torch.dtype, torch.dtype]
 
 
@@ -54,8 +54,8 @@ class ComputeInFloat32(Pass):
 
 def _types_to_replace(gm: fx.GraphModule) -> Types:
     """What layers of half or double precision make of the types; empty where all compute in float32."""
-    layers = {_dtype(node) for node in gm.graph.nodes if _is_layer(node)}
-    weights = {_dtype(node) for node in gm.graph.nodes if node.op == "get_attr"}
+    layers = dtypes_of([node for node in gm.graph.nodes if _is_layer(node)])
+    weights = dtypes_of([node for node in gm.graph.nodes if node.op == "get_attr"])
     types: Types = {}
     if (layers | weights) & HALF.keys():
         types |= HALF
@@ -198,8 +198,7 @@ def _widened(known: Any, types: Types) -> Any:
 
 
 def _is_layer(node: fx.Node) -> bool:
-    row = ops.row_of(node.target) if node.op == "call_function" else None
-    return row is not None and row.kind in LAYERS
+    return node.op == "call_function" and node.target in LAYERS
 
 
 def _dtype(node: fx.Node) -> torch.dtype | None:
