@@ -120,6 +120,11 @@ def path_of(node: fx.Node) -> str:
     return cast(str, node.meta.get("path", ""))
 
 
+def paths_of(nodes: Iterable[fx.Node]) -> list[str]:
+    """`path_of` of each."""
+    return [path_of(node) for node in nodes]
+
+
 def set_path(node: fx.Node, path: str) -> None:
     """Write down which module made a node."""
     node.meta["path"] = path

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, TypeGuard
 
 import torch
@@ -50,6 +50,11 @@ def get_attr_tensor(gm: fx.GraphModule, node: fx.Node) -> torch.Tensor:
     if not isinstance(value, torch.Tensor):
         raise TypeError(f"{node.target} is a {type(value).__name__}, not a tensor")
     return value
+
+
+def tensors_of(gm: fx.GraphModule, nodes: Iterable[fx.Node]) -> dict[fx.Node, torch.Tensor]:
+    """The parameters and buffers that those of `nodes` read which are a get_attr."""
+    return {node: get_attr_tensor(gm, node) for node in nodes if node.op == "get_attr"}
 
 
 def add_buffer(gm: fx.GraphModule, name: str, tensor: torch.Tensor) -> str:

@@ -9,7 +9,7 @@ from typing import Any, Generic, Literal, TypeVar
 from torch import fx
 
 from qdiff_fx.errors import PassError
-from qdiff_fx.ir.annotations import fact, path_of
+from qdiff_fx.ir.annotations import fact, path_of, paths_of
 from qdiff_fx.ir.edit import drop_dead, is_mutable
 from qdiff_fx.ir.facts import QuantizedLayer
 from qdiff_fx.passes.framework import Change, Pass, PassReport, Refusal
@@ -140,21 +140,23 @@ def _sweep(
     gm: fx.GraphModule, dispatch: _Dispatch, nodes: list[fx.Node], refused: dict[tuple[fx.Node, str], Refusal]
 ) -> tuple[list[Change], set[fx.Node]]:
     """The changes made in one walk, and the nodes they were made at; `refused` is brought up to date."""
-    changes: list[Change] = []
-    fired: set[fx.Node] = set()
+    made: list[tuple[fx.Node, str, str]] = []
     for node, rule, found in _matches(gm, dispatch, nodes):
         key = (node, type(rule).__name__)
         reason = rule.refuse(gm, found)
         if reason:
             refused[key] = Refusal(node.name, _reported_as(rule.subject(node, found)), reason)
         else:
-            name, path = node.name, path_of(node)
-            changes.append(Change(name, path, rule.rewrite(gm, found)))
-            fired.add(node)
+            name = node.name
+            made.append((node, name, rule.rewrite(gm, found)))
             refused.pop(key, None)
-    if changes:
-        drop_dead(gm.graph)
-    return changes, fired
+    if not made:
+        return [], set()
+    drop_dead(gm.graph)
+    # Erased nodes too remember which module they were of.
+    paths = paths_of([node for node, _, _ in made])
+    changes = [Change(name, path, what) for (_, name, what), path in zip(made, paths, strict=True)]
+    return changes, {node for node, _, _ in made}
 
 
 def _matches(

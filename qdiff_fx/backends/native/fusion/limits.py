@@ -20,8 +20,8 @@ def sums_refusal(layer: fx.Node) -> str:
     codes, gm = weight.args[0] if weight else None, layer.graph.owning_module
     if not isinstance(codes, fx.Node) or gm is None:
         return ""
-    out, *inputs = value(codes).shape
-    if inputs and 128 * value(codes).numel() <= MOST_WEIGHTS * out:
+    shape = value(codes).shape
+    if len(shape) > 1 and 128 * shape.numel() <= MOST_WEIGHTS * shape[0]:
         return ""
     return overflow(weight_codes(gm, codes), bits=8)
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -10,7 +10,6 @@ from torch import Tensor, fx
 
 from qdiff_fx.backends.native.fusion.hoist_size import SIZE
 from qdiff_fx.ir.arguments import operand, operator_of
-from qdiff_fx.ir.edit import get_attr_tensor
 from qdiff_fx.kernels import status
 
 # Kinds of arguments, as plan.cpp numbers them.
@@ -64,16 +63,20 @@ class PlanWriter:
     """Turns nodes into a plan.
 
     Args:
-        gm: where their constants are.
+        constants: the tensor behind each get_attr they read.
         inputs: the nodes whose values the plan is given, in order.
         nodes: what it computes, in order.
         results: those of them that are read elsewhere.
     """
 
     def __init__(
-        self, gm: fx.GraphModule, inputs: Sequence[fx.Node], nodes: Sequence[fx.Node], results: Sequence[fx.Node]
+        self,
+        constants: Mapping[fx.Node, Tensor],
+        inputs: Sequence[fx.Node],
+        nodes: Sequence[fx.Node],
+        results: Sequence[fx.Node],
     ):
-        self._gm = gm
+        self._constants = constants
         self._slots = {node: slot for slot, node in enumerate((*inputs, *nodes))}
         self.plan = torch.classes.qdiff_native.Plan(len(self._slots))
         last = {each: node for node in nodes for each in node.all_input_nodes}
@@ -98,7 +101,7 @@ class PlanWriter:
                 code.extend((SLOT, self._slots[value]))
             elif isinstance(value, fx.Node):
                 code.extend((TENSOR, len(tensors)))
-                tensors.append(get_attr_tensor(self._gm, value))
+                tensors.append(self._constants[value])
             elif isinstance(value, torch.dtype):
                 code.extend((DTYPE, len(tensors)))
                 tensors.append(torch.empty(0, dtype=value))

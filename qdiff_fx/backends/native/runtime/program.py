@@ -9,7 +9,7 @@ import torch
 from torch import fx, nn
 
 from qdiff_fx.backends.native.runtime.plan import PlanWriter, plannable
-from qdiff_fx.ir.edit import get_attr_tensor
+from qdiff_fx.ir.edit import tensors_of
 
 
 class Program(nn.Module):
@@ -83,6 +83,7 @@ def _read_by(piece: fx.Node | list[fx.Node]) -> list[fx.Node]:
 class _Writer:
     def __init__(self, gm: fx.GraphModule):
         self.gm = gm
+        self.tensors = tensors_of(gm, gm.graph.nodes)
         self.inputs: list[str] = []
         self.lines: list[str] = []
         self.constants: dict[str, Any] = {}
@@ -91,7 +92,7 @@ class _Writer:
 
     def write(self, node: fx.Node) -> None:
         if node.op == "get_attr":
-            self.names[node] = self._constant(get_attr_tensor(self.gm, node))
+            self.names[node] = self._constant(self.tensors[node])
             return
         name = self._name(node)
         if node.op == "placeholder":
@@ -110,7 +111,7 @@ class _Writer:
         inside = set(nodes)
         inputs = [each for each in _read_by(nodes) if each not in inside and each.op != "get_attr"]
         results = [node for node in nodes if not inside.issuperset(node.users)]
-        plan = PlanWriter(self.gm, inputs, nodes, results)
+        plan = PlanWriter(self.tensors, inputs, nodes, results)
         given = ", ".join(self.names[each] for each in inputs)
         names = "".join(f"{self._name(node)}, " for node in results)
         self.lines.append(f"{names}= {self._constant(plan.run)}([{given}])")
