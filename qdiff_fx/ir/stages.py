@@ -6,7 +6,7 @@ Each check is one walk over the nodes: it costs next to nothing beside the pass 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cache
 
@@ -14,13 +14,15 @@ import torch
 from torch import fx
 
 from qdiff_fx.ir import ops
-from qdiff_fx.ir.annotations import FACTS, Fact, fact, has, nodes_with
+from qdiff_fx.ir.annotations import FACTS, Fact, fact, nodes_with
 from qdiff_fx.ir.facts import LayerPlan, Observed, QuantizedLayer, WeightCodes, layer_id
 
 PLAIN = frozenset({"placeholder", "get_attr", "call_function", "output"})
 OBSERVED = PLAIN | {"call_module"}  # an observer is a module
 ON_CODES = frozenset({"quantized_decomposed", "qdiff"})
 KERNELS = frozenset({"onednn", "quantized"})  # what backends lower to
+
+Facts = Mapping[type[Fact], Fact]  # what one node carries, by kind
 
 
 @dataclass(frozen=True)
@@ -39,15 +41,15 @@ class Stage:
     foreign: frozenset[str] = frozenset()
     layer: type[Fact] | None = None
     gone: tuple[type[Fact], ...] = ()
-    more: Callable[[fx.Node], Iterator[str]] = lambda node: iter(())
+    more: Callable[[fx.Node, Facts], Iterator[str]] = lambda node, carried: iter(())
 
 
-def _wrongly_observed(node: fx.Node) -> Iterator[str]:
+def _wrongly_observed(node: fx.Node, carried: Facts) -> Iterator[str]:
     """Every input that is to be quantized is read through an observer."""
-    plan = fact(node, LayerPlan)
-    if plan is None or not plan.info.quantized:
+    plan = carried.get(LayerPlan)
+    if not isinstance(plan, LayerPlan) or not plan.info.quantized:
         return
-    if not has(node, Observed):
+    if Observed not in carried:
         yield f"{node.name} is to be quantized and is not observed"
     for index in plan.inputs:
         source = node.args[index]
@@ -55,10 +57,10 @@ def _wrongly_observed(node: fx.Node) -> Iterator[str]:
             yield f"input {index} of {node.name} is not read through an observer"
 
 
-def _wrongly_quantized(node: fx.Node) -> Iterator[str]:
+def _wrongly_quantized(node: fx.Node, carried: Facts) -> Iterator[str]:
     """The weight of a quantized layer is dequantized from codes of as many bits as its info says."""
-    layer = fact(node, QuantizedLayer)
-    if layer is None or not layer.info.quantized or layer.info.kind == "attention":
+    layer = carried.get(QuantizedLayer)
+    if not isinstance(layer, QuantizedLayer) or not layer.info.quantized or layer.info.kind == "attention":
         return
     codes = _weight_codes(node)
     if codes is None:
@@ -105,14 +107,14 @@ def _problems(node: fx.Node, stage: Stage) -> Iterator[str]:
         yield f"{node.name} calls {node.target}, which has no place yet"
     if _makes_tensor(node) and node.meta.get("val") is None:
         yield f"{node.name} has no value"
-    carried = node.meta.get(FACTS, {})  # by their types
+    carried: Facts = node.meta.get(FACTS, {})
     if stage.layer is not None and _is_layer(node) and stage.layer not in carried:
         yield f"the layer {node.name} carries no {stage.layer.__name__}"
     for kind in stage.gone:
         if kind in carried:
             yield f"{node.name} still carries a {kind.__name__}"
     if stage.layer in carried:
-        yield from stage.more(node)
+        yield from stage.more(node, carried)
 
 
 def _namespace(node: fx.Node) -> str:

@@ -9,15 +9,17 @@ from typing import ClassVar
 import torch
 from torch import Tensor, fx
 
-from qdiff_fx.backends.common.base import weight_codes, weight_of
+from qdiff_fx.backends.common.base import weight_codes
 from qdiff_fx.ir.annotations import Fact, value
 from qdiff_fx.kernels.accumulator import MOST_WEIGHTS, overflow, signed_sums
 
 
-def sums_refusal(layer: fx.Node) -> str:
-    """Why a layer's sums might exceed the 32 bits kernels add them in; empty when they cannot."""
-    weight = weight_of(layer)
-    codes, gm = weight.args[0] if weight else None, layer.graph.owning_module
+def sums_refusal(weight: fx.Node) -> str:
+    """Why the sums of the layer that reads the dequantized `weight` might exceed the 32 bits kernels add them in.
+
+    Empty when they cannot.
+    """
+    codes, gm = weight.args[0], weight.graph.owning_module
     if not isinstance(codes, fx.Node) or gm is None:
         return ""
     shape = value(codes).shape

@@ -21,11 +21,11 @@ def why_float(layer: fx.Node) -> str:
     is_conv = layer.target in CONVS
     if not is_conv and layer.target is not aten.linear.default:
         return f"there is no integer kernel for {info.kind} ({layer.target})"
-    activation = activation_of(layer)
-    if activation is None or weight_of(layer) is None:
+    activation, weight = activation_of(layer), weight_of(layer)
+    if activation is None or weight is None:
         return "its input or weight is not a dequantized tensor"
     if activation.args[5] != torch.uint8:
         return "its input is not quantized to uint8"
     if is_conv and conv_geometry(layer, CONVS[layer.target])[3] != 1:
         return "grouped convolutions have no integer kernel"
-    return sums_refusal(layer)
+    return sums_refusal(weight)
