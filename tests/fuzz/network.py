@@ -38,7 +38,7 @@ class Network(nn.Module):
         emb = None if t is None else self.embedded(t)
         if labels is not None:
             emb = self.labels(labels) if emb is None else emb + self.labels(labels)
-        inputs = x if image is None else torch.cat([x, image], dim=1)
+        inputs = torch.cat([x, x if image is None else image], dim=1) if self.condition == "image" else x
         h = self.blocks(self.first(inputs), State(emb, tokens, x))
         y = self.last(F.silu(h))
         if scalar is not None:
@@ -57,14 +57,14 @@ class Plain(Network):
         return self.run(x, None)
 
 
-class WithTokens(Network):
-    def forward(self, x: Tensor, t: Tensor, tokens: Tensor) -> Any:
-        return self.run(x, t, tokens=tokens)
-
-
 class Timed(Network):
     def forward(self, x: Tensor, t: Tensor) -> Any:
         return self.run(x, t)
+
+
+class WithTokens(Network):
+    def forward(self, x: Tensor, t: Tensor, tokens: Tensor) -> Any:
+        return self.run(x, t, tokens=tokens)
 
 
 class WithLabels(Network):
@@ -82,26 +82,58 @@ class WithScalar(Network):
         return self.run(x, t, scalar=scalar)
 
 
+class MaybeTokens(Network):
+    def forward(self, x: Tensor, t: Tensor, tokens: Tensor | None = None) -> Any:
+        return self.run(x, t, tokens=tokens)
+
+
+class MaybeLabels(Network):
+    def forward(self, x: Tensor, t: Tensor, labels: Tensor | None = None) -> Any:
+        return self.run(x, t, labels=labels)
+
+
+class MaybeImage(Network):
+    def forward(self, x: Tensor, t: Tensor, image: Tensor | None = None) -> Any:
+        return self.run(x, t, image=image)
+
+
+class MaybeScalar(Network):
+    def forward(self, x: Tensor, t: Tensor, scalar: Tensor | None = None) -> Any:
+        return self.run(x, t, scalar=scalar)
+
+
+# By what conditions a network: where it has to be given, and where it is optional.
 KINDS = {
-    "none": Timed,
-    "tokens": WithTokens,
-    "labels": WithLabels,
-    "image": WithImage,
-    "scalar": WithScalar,
+    "none": (Timed, Timed),
+    "tokens": (WithTokens, MaybeTokens),
+    "labels": (WithLabels, MaybeLabels),
+    "image": (WithImage, MaybeImage),
+    "scalar": (WithScalar, MaybeScalar),
 }
 
 
 def build(program: Program) -> nn.Module:
     """The network in eval mode, random weights by the program's seed."""
     torch.manual_seed(program.seed)
-    kind = Plain if program.timestep == "none" else KINDS[program.condition]
+    kind = Plain if program.timestep == "none" else KINDS[program.condition][program.given != "always"]
     if kind is Plain:
         program = Program(**{**vars(program), "condition": "none"})
     return kind(program).eval().requires_grad_(False).to(getattr(torch, program.dtype))
 
 
-def call(program: Program, batch: int, *, scale: int = 1, mixed: bool = False, tokens: int = 5) -> dict[str, Any]:
-    """Random arguments; all samples have one timestep unless they are `mixed`."""
+def call(
+    program: Program,
+    batch: int,
+    *,
+    scale: int = 1,
+    mixed: bool = False,
+    tokens: int = 5,
+    condition: bool | None = None,
+) -> dict[str, Any]:
+    """Random arguments; all samples have one timestep unless they are `mixed`.
+
+    What conditions the network is among them where it is captured with it, or as `condition` says.
+    """
     dtype = getattr(torch, program.dtype)
     size = [SIZES[program.rank] * scale] * program.rank
     made: dict[str, Any] = {"x": torch.randn(batch, CHANNELS, *size).to(dtype)}
@@ -115,6 +147,6 @@ def call(program: Program, batch: int, *, scale: int = 1, mixed: bool = False, t
         "image": lambda: torch.randn(batch, CHANNELS, *size).to(dtype),
         "scalar": lambda: torch.tensor(1.5, dtype=dtype),
     }
-    if program.condition in more:
+    if program.condition in more and (program.given != "later" if condition is None else condition):
         made[program.condition] = more[program.condition]()
     return made

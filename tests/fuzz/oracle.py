@@ -8,7 +8,7 @@ import time
 import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeGuard
 
 import torch
 from torch import Tensor
@@ -41,7 +41,7 @@ class Finding:
     """What is wrong with one program.
 
     Attributes:
-        kind: "crash", "unfaithful", "disagree", "reuse", "saved", "mixed", "type".
+        kind: "crash", "unfaithful", "disagree", "reuse", "saved", "mixed", "type", "refused".
         what: one line.
         at: what was being done.
     """
@@ -132,6 +132,7 @@ class _Job:
         for name, batch in self.calls().items():
             trial.begin(f"run {name}")
             self.other_call(batch, name)
+        self.optional_calls()
         if program.timestep != "none":
             trial.begin("mixed")
             self.mixed(call(program, 3, mixed=True))
@@ -172,6 +173,35 @@ class _Job:
             self.compare_backends(batch, name)
         except QDiffError as error:
             self.trial.refused = f"{name}: {error}"
+
+    def optional_calls(self) -> None:
+        """Calls with and without an optional argument."""
+        program, trial = self.program, self.trial
+        if program.given == "always" or "none" in (program.timestep, program.condition):
+            return
+        given = call(program, 2, condition=True)
+        bare = {name: each for name, each in given.items() if name != program.condition}
+        captured = program.given == "captured"
+        trial.begin("run optional")
+        self.optional_call("given", given, bare, captured)
+        self.optional_call("left out", bare, given, not captured)
+        self.optional_call("None", {**bare, program.condition: None}, given, not captured)
+
+    def optional_call(self, name: str, batch: dict[str, Any], other: dict[str, Any], like_captured: bool) -> None:
+        """A call is computed as by the network, not as the `other`, or refused where it is unlike what was captured."""
+        want, ignored = (flat(self.exact(**widened(each))) for each in (batch, other))
+        for kind, network in (("reference", self.reference), ("native", self.native)):
+            try:
+                got = flat(network(**batch))
+            except QDiffError as error:
+                self.trial.refused = f"{name}: {error}"
+                if like_captured:
+                    self.trial.fail("refused", f"{name}: {error}", error)
+                continue
+            db = self.trial.db[f"{kind} {name}"] = least(want, got)
+            confused = least(want, ignored) < self.trial.db["faithful"] and db < least(ignored, got)
+            if db < min(FAITHFUL, self.trial.db["faithful"]) or confused:
+                self.trial.fail("unfaithful", f"{kind}, {name}, has {db:.1f} dB against float")
 
     def compare_with_float(self, batch: dict[str, Tensor]) -> None:
         want, db = flat(self.exact(**widened(batch))), self.trial.db
@@ -260,8 +290,13 @@ def flat(result: Any) -> list[Tensor]:
     return [each for part in parts for each in flat(part)]
 
 
-def widened(batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    return {name: each.float() if each.is_floating_point() else each for name, each in batch.items()}
+def widened(batch: Mapping[str, Tensor | None]) -> dict[str, Tensor | None]:
+    """The same call in float32."""
+    return {name: each.float() if _is_real(each) else each for name, each in batch.items()}
+
+
+def _is_real(each: Tensor | None) -> TypeGuard[Tensor]:
+    return each is not None and each.is_floating_point()
 
 
 def least(want: list[Tensor], got: list[Tensor]) -> float:

@@ -103,6 +103,7 @@ class Program:
         dtype: of weights, inputs and outputs.
         timestep: its type, "none" where the network has no such argument.
         condition: what else the network is given.
+        given: when: "always", or it is optional and "captured", left out in one call, or "later", only in one call.
         outputs: how it returns what.
         weight_bits, act_bits, softmax_bits: of the configuration.
         granularity: "timestep" or "tensor".
@@ -115,6 +116,7 @@ class Program:
     dtype: str = "float32"
     timestep: str = "long"
     condition: str = "none"
+    given: str = "always"
     outputs: str = "tensor"
     weight_bits: int = 8
     act_bits: int = 8
@@ -168,6 +170,7 @@ SETTINGS: dict[str, tuple[Any, ...]] = {
     "softmax_bits": (16, 8),
     "granularity": ("timestep", "timestep", "tensor"),
 }
+GIVEN = ("always", "always", "captured", "later")
 
 
 @dataclass
@@ -179,7 +182,9 @@ class Draw:
 
     def program(self, seed: int) -> Program:
         settings = {name: self.random.choice(values) for name, values in SETTINGS.items()}
-        return Program(self.blocks(1, 4), seed=seed, **settings)
+        blocks = self.blocks(1, 4)
+        given = self.random.choice(GIVEN) if settings["condition"] != "none" else GIVEN[0]
+        return Program(blocks, seed=seed, given=given, **settings)
 
     def blocks(self, least: int, most: int) -> tuple[Block, ...]:
         return tuple(self.block() for _ in range(self.random.randint(least, most)))

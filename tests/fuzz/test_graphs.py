@@ -7,9 +7,9 @@ from dataclasses import replace
 import pytest
 import torch
 
-from qdiff_fx import calibrate, convert_qdiff, prepare_qdiff
+from qdiff_fx import QuantizedUNet, calibrate, convert_qdiff, prepare_qdiff
 from tests.fuzz import graphs
-from tests.fuzz.flips import where_it_is_no_rounding
+from tests.fuzz.flips import steps_apart, where_it_is_no_rounding
 from tests.fuzz.network import build, call
 from tests.fuzz.oracle import Trial, config_of
 from tests.fuzz.program import Program, block, program
@@ -60,6 +60,30 @@ def test_a_wrong_scale_is_no_rounding():
     quantizer = layer.kwargs["codes"][0]
     quantizer.kwargs = {**quantizer.kwargs, "scale": quantizer.kwargs["scale"] * 1.02}
     assert "first of all" in where_it_is_no_rounding(reference, native, batch)
+
+
+def test_codes_that_reference_quantizes_behind_an_expansion_are_compared_with_as_many():
+    """Native quantizes the keys of learned tokens once; of the tokens themselves there are as many codes."""
+    keys, tokens = torch.tensor([[-3, 5], [7, 0]]), torch.tensor([100, 101, 102, 103])
+    known = {4: [tokens], 12: [keys.flatten().repeat(3).sort().values]}
+    assert steps_apart(keys, known) == 0
+    assert steps_apart(keys + 1, known) == 4
+
+
+@pytest.mark.parametrize("given", ["captured", "later"])
+def test_an_optional_condition_that_is_ignored_is_found(given, monkeypatch):
+    """A network that takes every call, and computes what it was captured with."""
+    written = program(timestep="float", condition="scalar", given=given, granularity="tensor", seed=1)
+    assert graphs.attempt(written).finding is None
+    plain = QuantizedUNet.forward
+
+    def ignoring(self, x, t, **condition):
+        return plain(self, x, t, **({"scalar": torch.tensor(1.5)} if given == "captured" else {}))
+
+    monkeypatch.setattr(QuantizedUNet, "forward", ignoring)
+    finding = graphs.attempt(written).finding
+    assert finding is not None
+    assert finding.kind == "unfaithful"
 
 
 @pytest.mark.slow
