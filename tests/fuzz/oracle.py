@@ -132,7 +132,7 @@ class _Job:
         for name, batch in self.calls().items():
             trial.begin(f"run {name}")
             self.other_call(batch, name)
-        self.optional_calls()
+        self.optional_calls(batches[0])
         if program.timestep != "none":
             trial.begin("mixed")
             self.mixed(call(program, 3, mixed=True))
@@ -174,12 +174,12 @@ class _Job:
         except QDiffError as error:
             self.trial.refused = f"{name}: {error}"
 
-    def optional_calls(self) -> None:
-        """Calls with and without an optional argument."""
+    def optional_calls(self, batch: dict[str, Any]) -> None:
+        """A call with and without an optional argument, the others as they were calibrated with."""
         program, trial = self.program, self.trial
         if program.given == "always" or "none" in (program.timestep, program.condition):
             return
-        given = call(program, 2, condition=True)
+        given = call(program, 2, condition=True) | batch
         bare = {name: each for name, each in given.items() if name != program.condition}
         captured = program.given == "captured"
         trial.begin("run optional")
