@@ -536,7 +536,8 @@ class Odd(nn.Module):
         return torch.roll(self.conv(torch.roll(h, 1, -1)), -1, dims=-1)
 
     def where(self, h: Tensor, state: State) -> Tensor:
-        return torch.where(h > 0, self.conv(h), self.other(h))
+        # Times h: what float16 between kernels makes of a number next to zero may not choose between two results.
+        return h * torch.where(h > 0, self.conv(h), self.other(h))
 
     def clamp(self, h: Tensor, state: State) -> Tensor:
         return self.conv(h.clamp(-1, 1)) / math.sqrt(2)
