@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -30,8 +29,18 @@ from qdiff_fx.storage.checked_signature import signature_from_json
 from qdiff_fx.storage.fields import Fields, is_whole, shown
 from qdiff_fx.storage.graph_json import graph_to_json
 from qdiff_fx.storage.graph_reading import add_stored, graph_from_json
-from qdiff_fx.storage.sealed import FolderKind, check_replaceable, read_manifest, read_tensors, reading, seal, unshared
-from qdiff_fx.storage.strict_json import read_json
+from qdiff_fx.storage.sealed import (
+    FolderKind,
+    check_replaceable,
+    manifest_text,
+    read_manifest,
+    read_tensors,
+    reading,
+    seal,
+    unshared,
+    will_load,
+)
+from qdiff_fx.storage.strict_json import json_text, parse_json, read_json
 
 FORMAT_VERSION = 1
 MANIFEST, GRAPH, WEIGHTS = "qdiff.json", "graph.json", "weights.safetensors"
@@ -60,22 +69,26 @@ def save_artifact(artifact: Artifact, folder: str | os.PathLike[str]) -> Path:
     An existing artifact there is replaced, and only once the new one is complete; so is an empty folder.
 
     Raises:
-        ArtifactError: the folder holds something else, the disk is full, or the graph cannot be saved.
+        ArtifactError: the folder holds something else, the disk is full, the graph cannot be saved, or what would be
+            written would not load.
     """
     target = Path(folder)
     check_replaceable(target, KIND)
     tensors, packed = _pack(artifact.graph_module)
-    graph = {"nodes": graph_to_json(artifact.graph_module.graph), "packed": packed}
+    graph = json_text({"nodes": graph_to_json(artifact.graph_module.graph), "packed": packed})
+    manifest = {
+        "format_version": FORMAT_VERSION,
+        "torch_version": torch.__version__,
+        "config": artifact.config.to_json(),
+        "signature": artifact.signature.to_json(),
+        "source": printable(artifact.source),
+    }
+    with will_load(KIND):
+        manifest_read = Fields(parse_json(manifest_text(manifest), MANIFEST), MANIFEST)
+        _described(manifest_read, Fields(parse_json(graph, GRAPH), GRAPH), tensors, keep_packed=True)
     with replacing_folder(target, expected_bytes=sum(tensor.nbytes for tensor in tensors.values())) as staging:
         save_file(tensors, staging / WEIGHTS, metadata={"format": "qdiff_fx"})
-        (staging / GRAPH).write_text(json.dumps(graph, separators=(",", ":")))
-        manifest = {
-            "format_version": FORMAT_VERSION,
-            "torch_version": torch.__version__,
-            "config": artifact.config.to_json(),
-            "signature": artifact.signature.to_json(),
-            "source": printable(artifact.source),
-        }
+        (staging / GRAPH).write_text(graph)
         seal(staging, KIND, manifest)
     return target
 
@@ -94,12 +107,17 @@ def load_artifact(folder: str | os.PathLike[str], *, keep_packed: bool = False) 
     path = current(folder)
     with reading(path):
         manifest = Fields(read_manifest(path, KIND), MANIFEST)
-        config = config_from_json(manifest.get("config"))
-        signature = signature_from_json(manifest.get("signature"))
-        module = _read_graph(path, signature, keep_packed)
-        return Artifact(
-            module, signature, config, printable(str(manifest.get("source"))), manifest.text("manifest_sha256")
-        )
+        graph, tensors = Fields(read_json(path / GRAPH), GRAPH), dict(read_tensors(path / WEIGHTS))
+        found = _described(manifest, graph, tensors, keep_packed=keep_packed)
+        return replace(found, digest=manifest.text("manifest_sha256"))
+
+
+def _described(manifest: Fields, graph: Fields, tensors: Mapping[str, torch.Tensor], *, keep_packed: bool) -> Artifact:
+    """What the contents of a folder stand for, everything checked."""
+    config = config_from_json(manifest.get("config"))
+    signature = signature_from_json(manifest.get("signature"))
+    module = _read_graph(graph, tensors, signature, keep_packed)
+    return Artifact(module, signature, config, printable(str(manifest.get("source"))))
 
 
 def read_again(folder: Path, digest: str) -> Artifact:
@@ -145,9 +163,10 @@ def _pack(gm: fx.GraphModule) -> tuple[dict[str, torch.Tensor], dict[str, list[A
     return unshared(tensors), packed
 
 
-def _read_graph(path: Path, signature: CallSignature, keep_packed: bool) -> fx.GraphModule:
-    graph, mode = Fields(read_json(path / GRAPH), GRAPH), FakeTensorMode()
-    tensors = dict(read_tensors(path / WEIGHTS))
+def _read_graph(
+    graph: Fields, tensors: Mapping[str, torch.Tensor], signature: CallSignature, keep_packed: bool
+) -> fx.GraphModule:
+    mode = FakeTensorMode()
     packed = _packed_from(graph.object("packed"), tensors)
     root = fx.GraphModule(nn.Module(), fx.Graph())
     for name, tensor in tensors.items():

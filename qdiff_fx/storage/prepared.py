@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields, replace
@@ -36,8 +35,18 @@ from qdiff_fx.storage.fields import Fields
 from qdiff_fx.storage.graph_json import graph_to_json
 from qdiff_fx.storage.graph_reading import add_stored, check_path, graph_from_json
 from qdiff_fx.storage.parameters_json import parameters_from_json, parameters_to_json
-from qdiff_fx.storage.sealed import FolderKind, check_replaceable, read_manifest, read_tensors, reading, seal, unshared
-from qdiff_fx.storage.strict_json import read_json
+from qdiff_fx.storage.sealed import (
+    FolderKind,
+    check_replaceable,
+    manifest_text,
+    read_manifest,
+    read_tensors,
+    reading,
+    seal,
+    unshared,
+    will_load,
+)
+from qdiff_fx.storage.strict_json import json_text, parse_json, read_json
 
 FORMAT_VERSION = 1
 MANIFEST, GRAPH, TENSORS = "prepared.json", "graph.json", "prepared.safetensors"
@@ -62,7 +71,8 @@ def save_prepared_artifact(artifact: PreparedArtifact, folder: str | os.PathLike
     """Write ``folder``; a prepared network that is there is replaced, and only once the new one is complete.
 
     Raises:
-        ArtifactError: the folder holds something else, the disk is full, or an observer is of a kind of your own.
+        ArtifactError: the folder holds something else, the disk is full, an observer is of a kind of your own, or what
+            would be written would not load.
     """
     target, gm = Path(folder), artifact.graph_module
     check_replaceable(target, KIND)
@@ -74,24 +84,30 @@ def save_prepared_artifact(artifact: PreparedArtifact, folder: str | os.PathLike
     for path, observer in observers.items():
         tensors |= {f"{OBSERVER}{path}:{name}": buffer for name, buffer in observer.named_buffers()}
     stored = unshared({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()})
-    graph = {
-        "nodes": graph_to_json(gm.graph),
-        "observers": {path: _observer_to_json(path, observer) for path, observer in observers.items()},
-        "split_of": {node.name: part.split_of for node in gm.graph.nodes if (part := fact(node, Part))},
-        "observed": {node.name: each.output_observer for node in gm.graph.nodes if (each := fact(node, Observed))},
-        "decided": decided,
+    graph = json_text(
+        {
+            "nodes": graph_to_json(gm.graph),
+            "observers": {path: _observer_to_json(path, observer) for path, observer in observers.items()},
+            "split_of": {node.name: part.split_of for node in gm.graph.nodes if (part := fact(node, Part))},
+            "observed": {node.name: each.output_observer for node in gm.graph.nodes if (each := fact(node, Observed))},
+            "decided": decided,
+        }
+    )
+    manifest = {
+        "format_version": FORMAT_VERSION,
+        "torch_version": torch.__version__,
+        "config": artifact.config.to_json(),
+        "signature": artifact.signature.to_json(),
+        "properties": sorted(properties(gm)),
+        "reports": [asdict(report) for report in artifact.reports],
     }
+    with will_load(KIND):
+        manifest_read = Fields(parse_json(manifest_text(manifest), MANIFEST), MANIFEST)
+        config_from_json(manifest_read.get("config"))
+        _graph_and_signature(manifest_read, Fields(parse_json(graph, GRAPH), GRAPH), stored, observers)
     with replacing_folder(target, expected_bytes=sum(tensor.nbytes for tensor in stored.values())) as staging:
         save_file(stored, staging / TENSORS, metadata={"format": "qdiff_fx"})
-        (staging / GRAPH).write_text(json.dumps(graph, separators=(",", ":")))
-        manifest = {
-            "format_version": FORMAT_VERSION,
-            "torch_version": torch.__version__,
-            "config": artifact.config.to_json(),
-            "signature": artifact.signature.to_json(),
-            "properties": sorted(properties(gm)),
-            "reports": [asdict(report) for report in artifact.reports],
-        }
+        (staging / GRAPH).write_text(graph)
         seal(staging, KIND, manifest)
     return target
 
@@ -105,14 +121,12 @@ def load_prepared_artifact(folder: str | os.PathLike[str]) -> PreparedArtifact:
     path = current(folder)
     with reading(path):
         manifest = Fields(read_manifest(path, KIND), MANIFEST)
-        config = config_from_json(manifest.get("config"))
-        signature = signature_from_json(manifest.get("signature"))
         data, tensors = Fields(read_json(path / GRAPH), GRAPH), dict(read_tensors(path / TENSORS))
-        mode = FakeTensorMode()
-        gm = _graph_from(data, tensors, mode)
-        for observer in _observers_of(gm).values():
+        config = config_from_json(manifest.get("config"))
+        observers = _observers_from(data.object("observers"), tensors)
+        for observer in observers.values():
             observer.schedule = replace(observer.schedule, span=config.timestep_range)
-        check_graph(gm, signature, mode)
+        gm, signature = _graph_and_signature(manifest, data, tensors, observers)
         from qdiff_fx.storage.symbolic import open_sizes  # brings all of sympy
 
         open_sizes(gm, signature.inputs)
@@ -177,16 +191,35 @@ def _is_sound(stats: Statistics) -> bool:
     return counted and bool(exponents.all()) and bool((low.isfinite() & high.isfinite() & (low <= high)).all())
 
 
-def _graph_from(data: Fields, tensors: Mapping[str, Tensor], mode: FakeTensorMode) -> fx.GraphModule:
+def _observers_from(data: Fields, tensors: Mapping[str, Tensor]) -> dict[str, Observer]:
+    found = {}
+    for path in data.data:
+        check_path(path)
+        found[path] = _observer_from(path, data.object(path), tensors)
+    return found
+
+
+def _graph_and_signature(
+    manifest: Fields, data: Fields, tensors: Mapping[str, Tensor], observers: Mapping[str, Observer]
+) -> tuple[fx.GraphModule, CallSignature]:
+    """The graph that calls these observers, all of it checked but what they hold and what was decided."""
+    signature, mode = signature_from_json(manifest.get("signature")), FakeTensorMode()
+    gm = _graph_from(data, tensors, observers, mode)
+    check_graph(gm, signature, mode)
+    return gm, signature
+
+
+def _graph_from(
+    data: Fields, tensors: Mapping[str, Tensor], observers: Mapping[str, Observer], mode: FakeTensorMode
+) -> fx.GraphModule:
     root = fx.GraphModule(nn.Module(), fx.Graph())
     for name, tensor in tensors.items():
         if name.startswith(WEIGHT):
             add_stored(root, name.removeprefix(WEIGHT), tensor)
-    observers = data.object("observers")
-    for path in observers.data:
+    for path, observer in observers.items():
         check_path(path)
-        root.add_submodule(path, _observer_from(path, observers.object(path), tensors))
-    graph = graph_from_json(data.get("nodes"), observers.data.keys(), mode)
+        root.add_submodule(path, observer)
+    graph = graph_from_json(data.get("nodes"), observers.keys(), mode)
     split_of, observed = data.object("split_of"), data.object("observed")
     for node in graph.nodes:
         part = fact(node, Part)

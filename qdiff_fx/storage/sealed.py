@@ -93,6 +93,19 @@ def reading(path: Path) -> Iterator[None]:
         ) from _shown_as_cause(error)
 
 
+@contextmanager
+def will_load(kind: FolderKind) -> Iterator[None]:
+    """Whatever is found wrong with what is about to be written would be found by whoever loads it: too late."""
+    try:
+        yield
+    except QDiffError as error:
+        raise ArtifactError(
+            f"the {kind.noun} would not load again: {error.what}",
+            where=error.where,
+            fix=error.fix or "Compute it otherwise",
+        ) from error
+
+
 def _shown_as_cause(error: BaseException) -> BaseException | None:
     """The error, unless it or a cause of it quotes what a terminal would obey: a traceback prints it as it is."""
     each: BaseException | None = error

@@ -32,6 +32,11 @@ def parse_json(text: str, where: str) -> Any:
     return found
 
 
+def json_text(data: Any) -> str:
+    """The text that `read_json` reads, without a space."""
+    return json.dumps(data, separators=(",", ":"))
+
+
 def read_json(file: Path) -> Any:
     """What a file says. Raises ArtifactError like `parse_json`, and for more than 256 MiB."""
     return parse_json(read_text(file), file.name)

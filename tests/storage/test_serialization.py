@@ -24,7 +24,17 @@ from tiny_graphs import reference_for
 from torch import nn
 
 from examples import examples
-from qdiff_fx import QDiffConfig, QuantizedUNet, Rule, calibrate, convert_qdiff, load_qdiff, prepare_qdiff, save_qdiff
+from qdiff_fx import (
+    QDiffConfig,
+    QuantizedUNet,
+    Rule,
+    calibrate,
+    convert_qdiff,
+    load_qdiff,
+    prepare_qdiff,
+    save_prepared,
+    save_qdiff,
+)
 from qdiff_fx.backends.inductor.backend import InductorOptions
 from qdiff_fx.errors import ArtifactError
 from qdiff_fx.quant.numerics import sqnr_db
@@ -471,3 +481,35 @@ class TestNothingIsOverwritten:
         (tmp_path / "file").write_text("mine")
         with pytest.raises(ArtifactError, match="it cannot be written"):
             save_qdiff(network, tmp_path / "file" / "saved")
+
+
+class Dividing(nn.Module):
+    """Labels divided as processors divide: the smallest number by -1 stops the process, so no folder may ask for it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(2, 2, 3, padding=1)
+        self.register_buffer("by", torch.tensor([2]))
+
+    def forward(self, x: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+        return self.conv(x) + torch.div(labels, self.by, rounding_mode="trunc")[:, None, None, None]
+
+
+@pytest.mark.parametrize(
+    ("config", "net", "named"),
+    [
+        (QDiffConfig(), Dividing(), "node div"),
+        (QDiffConfig(rules=(Rule("re:(conv|2d)+", quantize=True),)), nn.Conv2d(2, 2, 1), "config.rules"),
+    ],
+)
+def test_what_would_not_load_is_not_saved(config: QDiffConfig, net: nn.Module, named: str, tmp_path: Path) -> None:
+    """Both prepared and quantized; what had the name before stays."""
+    inputs = {"x": torch.randn(2, 2, 4, 4), "labels": torch.tensor([3, 4])}
+    batch = inputs if isinstance(net, Dividing) else {"input": inputs["x"]}
+    prepared = prepare_qdiff(net.eval(), config, batch)
+    calibrate(prepared, [batch], progress=False)
+    for save, each in ((save_prepared, prepared), (save_qdiff, convert_qdiff(prepared, "reference"))):
+        with pytest.raises(ArtifactError, match="would not load again") as error:
+            save(each, tmp_path / "net")
+        assert named in str(error.value)
+        assert not list(tmp_path.iterdir())
