@@ -12,6 +12,7 @@ from qdiff_fx import QuantizedUNet
 
 CODES = (torch.uint8, torch.int8)
 MOST = 0.03  # of a tensor
+LEAST = 3  # one of a row that three samples share: of a time embedding
 MOST_BEHIND_ATTENTION = (
     0.06  # one probability of 8 bits that flips changes a row by a fraction of a step: of 16 rows 3 did
 )
@@ -33,7 +34,7 @@ def where_it_is_no_rounding(reference: QuantizedUNet, native: QuantizedUNet, bat
     for node, codes in _codes(program.graph_module, native, batch):
         steps = steps_apart(codes, known) if codes.numel() in known else 0
         if steps:
-            most = max(2, int((MOST_BEHIND_ATTENTION if "attention" in node.name else MOST) * codes.numel()))
+            most = max(LEAST, int((MOST_BEHIND_ATTENTION if "attention" in node.name else MOST) * codes.numel()))
             return "" if steps <= most else f"{node.name} is {steps} steps off in {codes.numel()} codes, first of all"
     return ""
 
