@@ -114,7 +114,7 @@ class QDiffConfig:
         act_granularity: "timestep": a table of scales indexed by the timestep bin, or "tensor": one scale. A network
             without a timestep argument gets one scale either way.
         quantize_attention: put both attention matmuls in int8.
-        num_train_timesteps: length of the training schedule; timesteps lie in [0, num_train_timesteps).
+        num_train_timesteps: length of the training schedule; timesteps lie in [0, num_train_timesteps].
         timestep_bins: how many equal parts of the schedule get statistics of their own.
         timestep_range: the (smallest, largest) timestep of a network that is called with something else than the steps
             of a training schedule: log σ, a time in [0, 1]. ``calibrate`` finds it out where it is left None.

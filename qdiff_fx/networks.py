@@ -175,9 +175,13 @@ class PreparedUNet(_WithState):
     def merge(self, other: PreparedUNet) -> PreparedUNet:
         """Add what another calibration of the same network saw, exactly as if this one had seen it; returns itself.
 
+        Where calibrations found out the range of their timesteps, and other ones, the parts they counted by have other
+        ends, and nobody can tell any more how what one part saw divides among the other's: give the range beforehand.
+
         Raises:
-            CalibrationError: it is another network, prepared with another configuration, or both have decided codes and
-                step sizes, and other ones; the message names the difference.
+            CalibrationError: it is another network, prepared with another configuration, calibrated over another range
+                of timesteps, or both have decided codes and step sizes, and other ones; the message names the
+                difference.
         """
         check_mergeable(self, other)
         merge_observers(self.graph_module, other.graph_module)

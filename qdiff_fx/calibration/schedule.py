@@ -69,11 +69,11 @@ def timesteps_of(network: nn.Module, batch: Any) -> list[float]:
 
 def _shows_schedule(timesteps: Iterable[float], schedule: TimestepBins) -> bool:
     length = schedule.num_train_timesteps
-    return any(max(schedule.width, length / EARLY) <= timestep < length for timestep in timesteps)
+    return any(max(schedule.width, length / EARLY) <= timestep <= length for timestep in timesteps)
 
 
 def _span_of(timesteps: list[float], schedule: TimestepBins) -> Span | None:
     smallest, largest = min(timesteps, default=0.0), max(timesteps, default=0.0)
     fractions = any(timestep % 1 for timestep in timesteps)
-    inside = smallest >= 0 and 1 < largest < schedule.num_train_timesteps
+    inside = smallest >= 0 and 1 < largest <= schedule.num_train_timesteps
     return None if not fractions or inside or smallest == largest else (smallest, largest)

@@ -22,7 +22,7 @@ MOST_ELEMENTS = 1 << 34  # of one tensor
 MOST_EXTENT = 1 << 24  # rows or columns of a padded, enlarged image; also strides, dilations, paddings
 MOST_ENLARGE = 256  # of an image, along one side
 MOST_TAPS = 1024  # kernel height * width
-MOST_PARTS = 8  # of a group norm
+MOST_PARTS = 8  # of a group norm: kMaxParts of kernels.h
 
 CODES = (torch.uint8, torch.int8)
 FLOATS = (torch.float32, torch.float16, torch.bfloat16)

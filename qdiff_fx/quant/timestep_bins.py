@@ -50,7 +50,7 @@ class TimestepBins:
     """A schedule in `bins` equal parts; bin 0 holds the smallest timesteps, mostly the least noisy ones.
 
     Attributes:
-        num_train_timesteps: timesteps lie in [0, num_train_timesteps).
+        num_train_timesteps: timesteps lie in [0, num_train_timesteps].
         bins: how many parts.
         span: the range [start, stop] that timesteps lie in instead.
 
@@ -83,7 +83,7 @@ class TimestepBins:
 
     @property
     def width(self) -> float:
-        """Timesteps in a bin; bin i is [start + i * width, start + (i + 1) * width)."""
+        """Timesteps in a bin; bin i is [start + i * width, start + (i + 1) * width), the last one with its end."""
         start, stop = self.ends
         return (stop - start) / self.bins
 
@@ -94,7 +94,7 @@ class TimestepBins:
 
     def __str__(self) -> str:
         if self.span is None:
-            return f"the schedule [0, {self.num_train_timesteps})"
+            return f"the schedule [0, {self.num_train_timesteps}]"
         return f"the range [{self.span[0]:g}, {self.span[1]:g}]"
 
     def bin_of(self, timesteps: Tensor) -> Tensor:
@@ -117,20 +117,23 @@ class TimestepBins:
         return bins[:1].expand(count) if remainder or not repeats else bins.repeat_interleave(repeats)
 
     def outside(self, timesteps: Tensor) -> int | float | None:
-        """The first timestep that is not in the schedule (NaN included), if there is one."""
-        start, stop = self.ends
-        inside = (timesteps >= start) & (timesteps < stop if self.span is None else timesteps <= stop)
-        return None if bool(inside.all()) else timesteps[~inside].flatten()[0].item()
+        """The first timestep that is not in the schedule (NaN included), if there is one.
+
+        Its end is: samplers of flow matching begin there. It belongs to the last bin.
+        """
+        return _first_not_between(timesteps, *self.ends)
 
     def beyond(self, timesteps: Tensor) -> int | float | None:
         """The first timestep for which not even the nearest bin can serve, if there is one.
 
-        One that is not finite, or lies outside a schedule of training: its end is taken for its last bin. Of a range
-        that was measured, samplers of other steps go past the ends: it may be once its length.
+        Of a schedule of training, that is one `outside`. Of a range that was measured, samplers of other steps go past
+        the ends: it may be once its length.
         """
         start, stop = self.ends
         margin = 0.0 if self.span is None else stop - start
-        for timestep in timesteps.flatten().tolist():
-            if not start - margin <= timestep <= stop + margin:
-                return float(timestep) if isinstance(timestep, float) else int(timestep)
-        return None
+        return _first_not_between(timesteps, start - margin, stop + margin)
+
+
+def _first_not_between(timesteps: Tensor, low: float, high: float) -> int | float | None:
+    between = (timesteps >= low) & (timesteps <= high)
+    return None if bool(between.all()) else timesteps[~between].flatten()[0].item()

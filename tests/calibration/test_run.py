@@ -57,9 +57,16 @@ def test_non_finite_inputs(bad):
     assert prepared.observer.count.sum() == 18
 
 
-@pytest.mark.parametrize("timestep", [-1, 100, 999])
+def test_the_end_of_the_schedule_belongs_to_it():
+    """Samplers of flow matching begin there."""
+    prepared = Prepared()
+    calibrate(prepared, [batch(timestep=100)], progress=False)
+    assert prepared.observer.count.nonzero().tolist() == [[3]]
+
+
+@pytest.mark.parametrize("timestep", [-1, 101, 999])
 def test_timesteps_outside_the_schedule(timestep):
-    message = rf"batch 0, argument 'timestep': timestep {timestep} is outside the schedule \[0, 100\)\. Set num_train"
+    message = rf"batch 0, argument 'timestep': timestep {timestep} is outside the schedule \[0, 100\]\. Set num_train"
     with pytest.raises(CalibrationError, match=message):
         calibrate(Prepared(), [batch(timestep=timestep)], progress=False)
 

@@ -115,6 +115,7 @@ class TestLogSigma:
         ([0.5, 0.5], False),
         ([999.5, 428.57, 0.5], False),
         ([0.5, 428.57], False),
+        ([1000.0, 0.5], False),
         ([30.0, 2.5, 0.5], False),
         ([-1.0, 3.0], False),
         ([4000.0, 1.0], False),
@@ -155,7 +156,7 @@ class TestCallsOutsideOfIt:
             assert torch.equal(quantized(X, same), quantized(X, 7))
         assert torch.equal(quantized(X[:1], 100), quantized(X, torch.tensor([100, 3]))[:1])
         for wrong in (torch.nan, torch.inf, 1e9, -1, 101, torch.tensor([7.0, torch.nan])):
-            with pytest.raises(InputError, match=r"'c_noise': timestep .* outside the schedule \[0, 100\).*sampler"):
+            with pytest.raises(InputError, match=r"'c_noise': timestep .* outside the schedule \[0, 100\].*sampler"):
                 quantized(X, wrong)
         for unreal in (True, torch.tensor(True), torch.tensor([7j, 7j])):
             with pytest.raises(InputError, match="a timestep cannot be a"):

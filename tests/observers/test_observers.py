@@ -145,10 +145,10 @@ class TestTimesteps:
         seen(torch.ones(3, 2), timestep)
         assert seen.count.tolist() == [6, 0, 0, 0]
 
-    @pytest.mark.parametrize("timestep", [-1, 100, float("nan")])
+    @pytest.mark.parametrize("timestep", [-1, 101, float("nan")])
     def test_refuses_timesteps_outside_the_schedule(self, timestep):
         with pytest.raises(
-            CalibrationError, match=rf"down.conv: timestep {timestep} is outside the schedule \[0, 100\)"
+            CalibrationError, match=rf"down.conv: timestep {timestep} is outside the schedule \[0, 100\]"
         ):
             observer()(torch.ones(1), torch.tensor([timestep]))
 

@@ -158,8 +158,8 @@ def test_errors_name_the_layer(gm, call):
     observe(gm)
     with pytest.raises(CalibrationError, match="to_q input: the activation holds NaN or infinity"):
         call(gm, X * torch.nan, T)
-    with pytest.raises(CalibrationError, match=r"to_q input: timestep 1000.0 is outside the schedule \[0, 1000\)"):
-        call(gm, X, T + 1000)
+    with pytest.raises(CalibrationError, match=r"to_q input: timestep 1001.0 is outside the schedule \[0, 1000\]"):
+        call(gm, X, T + 1001)
 
 
 def test_only_an_annotated_graph_is_observed(gm):

@@ -58,7 +58,7 @@ def test_rows_follow_the_sample_they_were_made_from() -> None:
 
 
 @pytest.mark.parametrize(
-    ("timesteps", "outside"), [([0, 999], None), ([5, 1000], 1000), ([-1.0, 5.0], -1.0), ([0.5, math.nan], math.nan)]
+    ("timesteps", "outside"), [([0, 1000], None), ([5, 1001], 1001), ([-1.0, 5.0], -1.0), ([0.5, math.nan], math.nan)]
 )
 def test_outside_names_the_first_timestep_that_is(timesteps: list[float], outside: float | None) -> None:
     assert SCHEDULE.outside(torch.tensor(timesteps)) == pytest.approx(outside, nan_ok=True)

@@ -8,10 +8,10 @@ import torch
 from torch import fx
 
 from qdiff_fx.backends.native.fusion.kernels import GROUP_NORM, read_elsewhere
+from qdiff_fx.kernels.checks import MOST_PARTS
 from qdiff_fx.passes.rule import Rule
 
 aten = torch.ops.aten
-MAX_PARTS = 8  # kMaxParts of kernels.h
 
 
 class Concat(NamedTuple):
@@ -37,8 +37,8 @@ class FuseConcatIntoNorm(Rule[Concat]):
         parts, dim = _arguments(found.concat)
         if dim != 1:
             return f"its concat is along dimension {dim}, the kernel joins channels, dimension 1"
-        if len(parts) > MAX_PARTS:
-            return f"its concat has {len(parts)} parts, the kernel takes {MAX_PARTS}"
+        if len(parts) > MOST_PARTS:
+            return f"its concat has {len(parts)} parts, the kernel takes {MOST_PARTS}"
         return read_elsewhere("concat", found.concat, *found.norms)
 
     def rewrite(self, gm: fx.GraphModule, found: Concat) -> str:
