@@ -27,6 +27,9 @@ AS_FAITHFUL = 4.0
 # Two backends are in the end two roundings of one value, each with the error of reference: their difference has at most
 # twice its energy, 3 dB, and 1 for chance. docs/kernels.md, "Native and reference".
 INDEPENDENT = 4.0
+# Other calls have timesteps and numbers that nobody calibrated with. Where reference is less faithful in them, native may
+# be farther from it too, by so much at most.
+UNCALIBRATED = 6.0
 # Nearer than that, and all is said. Else it is looked up whether it began with a few codes that flipped.
 FEW_FLIPS = 6.0
 NOTHING = 1e-4  # a network whose results are as small as that has no signal to compare
@@ -215,13 +218,15 @@ class _Job:
     def compare_backends(self, batch: dict[str, Tensor], name: str) -> None:
         theirs, want = self.in_float(batch), flat(self.reference(**batch))
         self.check_types(want, theirs, "reference")
+        faithful = self.trial.db["faithful"]
+        in_this_call = least(flat(self.exact(**widened(batch))), want)
+        bar = min(faithful, max(in_this_call, faithful - UNCALIBRATED)) - INDEPENDENT
         for kind, network in (("native", self.native), ("plain", self.plain)):
             ours = flat(network(**batch))
             self.check_types(ours, theirs, kind)
             found = self.trial.db[f"{kind} {name}"] = least(want, ours)
-            faithful = self.trial.db["faithful"]
-            if not found >= faithful - INDEPENDENT:
-                self.trial.fail("disagree", f"{kind} has {found:.1f} dB against reference, which has {faithful:.1f}")
+            if not found >= bar:
+                self.trial.fail("disagree", f"{kind} has {found:.1f} dB against reference, less than {bar:.1f}")
             elif kind == "plain" and not found >= faithful + FEW_FLIPS:
                 reason = where_it_is_no_rounding(self.reference, self.plain, batch)
                 self.trial.db["flips looked up"] = found
