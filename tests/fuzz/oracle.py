@@ -27,8 +27,8 @@ AS_FAITHFUL = 4.0
 # Two backends are in the end two roundings of one value, each with the error of reference: their difference has at most
 # twice its energy, 3 dB, and 1 for chance. docs/kernels.md, "Native and reference".
 INDEPENDENT = 4.0
-# Other calls have timesteps and numbers that nobody calibrated with. Where reference is less faithful in them, native may
-# be farther from it too, by so much at most.
+# Other calls have timesteps and numbers that nobody calibrated with. Where reference is less faithful in them, native
+# may be farther from it too, by so much at most.
 UNCALIBRATED = 6.0
 # Nearer than that, and all is said. Else it is looked up whether it began with a few codes that flipped.
 FEW_FLIPS = 6.0
