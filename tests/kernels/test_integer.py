@@ -93,7 +93,7 @@ def test_convolution(data):
     for _ in range(draw(st.integers(1, 3))):
         channels = draw(st.sampled_from([1, 3, 4, 8, 13, 64]))
         codes = torch.randint(0, 256, (batch, channels, *size), dtype=torch.uint8)
-        widths.append(draw(st.sampled_from([8, 8, 4, 3])))
+        widths.append(draw(st.sampled_from([8, 8, 6, 5, 4, 3])))
         largest = 2 ** (widths[-1] - 1)
         weight = torch.randint(-largest, largest, (out_channels, channels, *kernel), dtype=torch.int8)
         scale, zero_point = draw(st.floats(0.001, 0.1)), draw(st.integers(0, 255))
@@ -244,6 +244,23 @@ def test_extremes_do_not_overflow(bits, features, outputs):
             operands = ([packed], [torch.ones(outputs)], [sums], outputs, None, None)
             out = ops.int_linear(codes, 1.0, zero_point, *operands, 0, torch.float32, 1.0, 0, 0, 0)
             assert (out == float((code - zero_point) * features * value)).all()
+
+
+@given(st.data())
+@examples(25)
+def test_sums_are_exact_at_the_extremes(data):
+    """Codes of 0 and 255 and weights at their limits, as many as fit into 16 bits and more, to the last bit."""
+    draw = data.draw
+    torch.manual_seed(draw(seeds))
+    bits, rows = draw(st.integers(2, 8)), draw(st.sampled_from([1, 5, 6, 23, 24, 31]))
+    features = draw(st.one_of(st.integers(1, 80), st.sampled_from([1020, 1023, 1028, 2071])))
+    outputs, limit = draw(st.sampled_from([1, 16, 40, 64, 130])), 2 ** (bits - 1)
+    codes = torch.randint(0, 2, (rows, features)) * 255
+    weight = torch.where(torch.rand(outputs, features) < draw(st.sampled_from([0.0, 0.5, 1.0])), -limit, limit - 1)
+    packed, sums = ops.pack_weight(weight.to(torch.int8), bits)
+    operands = ([packed], [padded(torch.ones(outputs), sums)], [sums], outputs, None, None)
+    out = ops.int_linear(codes.to(torch.uint8), 1.0, 0, *operands, 0, torch.float32, 1.0, 0, 0, 0)
+    assert torch.equal(out, (codes @ weight.T).float())
 
 
 def test_misaligned_and_huge_strides():

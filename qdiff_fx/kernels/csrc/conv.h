@@ -21,15 +21,7 @@ constexpr int32_t kCodeOffset = QDIFF_CODE_OFFSET;  // see Kernels::code_offset
 constexpr int64_t kTileRows = 6;      // pixels: 6 x 4 accumulators + 4 operands + 1 broadcast fit in 32 registers
 constexpr int64_t kTilesPerTask = 8;  // packed weights stay in L2 over all of them
 
-// acc[row][64] = start + sum over taps and quads of rows[tap][row] * weight; `vectors` of 16 channels are computed.
 using Rows = const uint8_t* [kTileRows];
-void dot_tile(const Rows* rows, int64_t taps, int64_t quads, const int8_t* weight, int64_t row_count,
-              int64_t vectors, const int32_t* start, int32_t* acc);
-#if QDIFF_READS_NIBBLES
-// The same of weights that are two to a byte; sums have 28 bits.
-void dot_tile_of_nibbles(const Rows* rows, int64_t taps, int64_t quads, const int8_t* weight, int64_t row_count,
-                         int64_t vectors, const int32_t* start, int32_t* acc);
-#endif
 
 int64_t pixel_count(const Conv& p) { return p.batch * p.out_h * p.out_w; }
 int64_t row_chunks(const Conv& p) { return ceil_div(pixel_count(p), kTileRows * kTilesPerTask); }
@@ -124,75 +116,69 @@ struct Place {
   int64_t vectors() const { return ceil_div(channels, kLanes); }
 };
 
-// Weights as the tile reads them. Where it cannot read 4-bit codes they are unpacked into memory of the thread, block by
-// block or all at once, and stay there for all the pixels the thread multiplies with them.
-class Weights {
+// Memory of a thread for weights in another form than they are stored in, of one block of output channels or of all.
+// `Form::bytes(p, source)` says how much of it a block of a source takes, a whole number of lines; none where it is read as
+// it is stored.
+template <typename Form>
+class WeightMemory {
  public:
-  Weights(const Conv& p, bool all_blocks) : p_(p), all_blocks_(all_blocks), kept_(all_blocks ? blocks_of(p) : 1) {
-    int64_t bytes = 0;
-    for (int64_t i = 0; i < p.source_count; ++i) bytes += unpacked_bytes(i);
+  WeightMemory(const Conv& p, bool all_blocks) : p_(p), all_blocks_(all_blocks) {
+    const int64_t bytes = first_byte(p.source_count);
     memory_ = bytes ? static_cast<int8_t*>(std::aligned_alloc(64, size_t(bytes))) : nullptr;
     if (bytes && !memory_) throw std::bad_alloc();
-    if (!memory_ || !all_blocks) return;
-    for (int64_t block = 0; block < kept_; ++block) unpack_block(block);
   }
-  ~Weights() { std::free(memory_); }
-  Weights(const Weights&) = delete;
-  Weights& operator=(const Weights&) = delete;
+  ~WeightMemory() { std::free(memory_); }
+  WeightMemory(const WeightMemory&) = delete;
+  WeightMemory& operator=(const WeightMemory&) = delete;
 
-  void choose(int64_t block) {
-    if (memory_ && !all_blocks_ && block != block_) unpack_block(block);
+  // Calls with each block that is to be made now that `block` is next: (block). At first with all, where all are kept.
+  template <typename Make>
+  void choose(int64_t block, const Make& make) {
+    if (!memory_ || block == block_ || (all_blocks_ && block_ >= 0)) return;
     block_ = block;
+    if (!all_blocks_) return make(block);
+    for (int64_t each = 0; each < blocks_of(p_); ++each) make(each);
   }
 
-  const int8_t* of(int64_t source, int64_t block) const {
-    return unpacks(source) ? unpacked(source, block) : stored(source, block);
+  int8_t* of(int64_t source, int64_t block) const {
+    return memory_ + first_byte(source) + (all_blocks_ ? block : 0) * Form::bytes(p_, source);
   }
 
  private:
-  bool unpacks(int64_t source) const { return p_.sources[source].nibbles && !stay_nibbles(p_, source); }
-
-  int64_t unpacked_bytes(int64_t source) const {
-    return unpacks(source) ? kept_ * panel_bytes(p_, source, kBlockVectors) : 0;
-  }
-
-  const int8_t* stored(int64_t source, int64_t block) const {
-    const ConvSource& s = p_.sources[source];
-    return s.weight + p_.kernel_h * p_.kernel_w * s.quads * quad_bytes(block * kBlockChannels, s.nibbles);
-  }
-
-  int8_t* unpacked(int64_t source, int64_t block) const {
-    int8_t* to = memory_;
-    for (int64_t i = 0; i < source; ++i) to += unpacked_bytes(i);
-    return to + (all_blocks_ ? block : 0) * panel_bytes(p_, source, kBlockVectors);
-  }
-
-  void unpack_block(int64_t block) {
-    const int64_t channels = std::min(kBlockChannels, p_.out_channels - block * kBlockChannels);
-    for (int64_t i = 0; i < p_.source_count; ++i) {
-      if (!unpacks(i)) continue;
-      const int64_t groups = p_.kernel_h * p_.kernel_w * p_.sources[i].quads;
-      unpack(stored(i, block), groups, ceil_div(channels, kLanes), unpacked(i, block));
-    }
-  }
-
-  static void unpack(const int8_t* from, int64_t groups, int64_t vectors, int8_t* to) {
-    for (int64_t group = 0; group < groups; ++group) {
-      for (int64_t v = 0; v < vectors; ++v, to += kVectorBytes) {
-        const int8_t* pair = from + v / 2 * kVectorBytes;
-        const int shift = v % 2 * 4;
-        for (int64_t i = 0; i < kVectorBytes; ++i) to[i] = int8_t((((pair[i] >> shift) & 15) ^ 8) - 8);
-      }
-      from += nibble_bytes(vectors);
-    }
+  int64_t first_byte(int64_t source) const {
+    int64_t bytes = 0;
+    for (int64_t i = 0; i < source; ++i) bytes += (all_blocks_ ? blocks_of(p_) : 1) * Form::bytes(p_, i);
+    return bytes;
   }
 
   const Conv& p_;
   const bool all_blocks_;
-  const int64_t kept_;
   int8_t* memory_;
   int64_t block_ = -1;
 };
+
+// Where the weights of a block are stored.
+QDIFF_INLINE const int8_t* stored_weights(const Conv& p, int64_t source, int64_t block) {
+  const ConvSource& s = p.sources[source];
+  return s.weight + p.kernel_h * p.kernel_w * s.quads * quad_bytes(block * kBlockChannels, s.nibbles);
+}
+
+QDIFF_INLINE int64_t vectors_of_block(const Conv& p, int64_t block) {
+  return ceil_div(std::min(kBlockChannels, p.out_channels - block * kBlockChannels), kLanes);
+}
+
+}  // namespace
+}  // namespace qdiff
+
+// `Weights`, which multiplies with them.
+#if defined(QDIFF_WEIGHTS)
+#include QDIFF_WEIGHTS
+#else
+#include "weights.h"
+#endif
+
+namespace qdiff {
+namespace {
 
 // Where the pixels of a tile are read, source after source.
 struct Places {
@@ -213,12 +199,7 @@ void dot_source(const Conv& p, int64_t source, const Weights& weights, const Pla
   const ConvSource& s = p.sources[source];
   Rows* rows = places.of(p, source);
   if (!places.kept) find_rows(p, s, at.first, at.rows, rows);
-  auto dot = &dot_tile;
-#if QDIFF_READS_NIBBLES
-  if (stay_nibbles(p, source)) dot = &dot_tile_of_nibbles;
-#endif
-  dot(rows, p.kernel_h * p.kernel_w, s.quads, weights.of(source, at.block), at.rows, at.vectors(), s.start + at.channel,
-      tile.acc);
+  weights.dot(source, at.block, rows, at.rows, s.start + at.channel, tile.acc);
 }
 
 // sum (+)= acc * scale of each channel.
