@@ -22,8 +22,9 @@ BATCHES = 3
 
 # In dB. Random networks, calibrated on three batches: of a thousand none that was right had less.
 FAITHFUL = 6.0
-# Native's error against float exceeds that of reference by chance only; on the few numbers here by so much at most.
-AS_FAITHFUL = 4.0
+# Native's error against float exceeds that of reference by chance only; on the few numbers here by so much at most:
+# of 6000 networks one had 4.2, behind norms over four numbers.
+AS_FAITHFUL = 5.0
 # Two backends are in the end two roundings of one value, each with the error of reference: their difference has at most
 # twice its energy, 3 dB, and 1 for chance. docs/kernels.md, "Native and reference".
 INDEPENDENT = 4.0
