@@ -35,6 +35,7 @@ sanitize: .venv/.ready
 		tests/kernels/test_attention_vnni.py tests/kernels/test_hostile_arguments.py tests/backends/test_native.py \
 		tests/backends/test_plan.py
 	$(SANITIZE) OMP_NUM_THREADS=2 $(BIN)/python -m tests.fuzz.operators --count $(COUNT) --seed $(SEED)
+	$(SANITIZE) OMP_NUM_THREADS=2 $(BIN)/python -m tests.fuzz.folders --count 1000 --seed $(SEED)
 
 # Random and hostile calls, networks and folders; COUNT and SEED choose how many and which.
 COUNT ?= 20000

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import argparse
 import random
-import resource
 import shutil
 import sys
 import tempfile
@@ -37,7 +36,6 @@ from tests.fuzz import watchdog  # noqa: E402
 from tests.fuzz.base_folders import WEIGHTS, write_all  # noqa: E402
 from tests.fuzz.folder_mutations import mutate  # noqa: E402
 
-MEMORY = 6 << 30  # bytes a worker may ask for beyond what it has when it starts
 MOST_ELEMENTS = 1 << 20  # of an input that a changed signature asks for
 PATIENCE = 60.0
 
@@ -110,8 +108,7 @@ def work(bases: Path, seed: int, file: str, first: int, last: int) -> None:
     worker = watchdog.Worker.open(file)
     status()
     warnings.simplefilter("ignore")
-    used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
-    resource.setrlimit(resource.RLIMIT_AS, (used + MEMORY, used + MEMORY))
+    watchdog.limit_memory()
     came: Counter[str] = Counter()
     with tempfile.TemporaryDirectory(dir="/dev/shm" if Path("/dev/shm").is_dir() else None) as scratch:
         for number in range(first, last):

@@ -13,7 +13,6 @@ from __future__ import annotations
 import argparse
 import itertools
 import random
-import resource
 import sys
 import time
 import warnings
@@ -31,7 +30,6 @@ from tests.fuzz.problems import VALID, Move, Problem, valid  # noqa: E402
 from tests.fuzz.table import TABLE  # noqa: E402
 from tests.fuzz.tensors import KINDS  # noqa: E402
 
-MEMORY = 6 << 30  # bytes a worker may ask for beyond what it has when it starts
 INTEGERS = (
     *(-(2**63), 2**63 - 1, 6148914691236517206, 2**62, -(2**62), 2**40, 2**32, -(2**32), 2**31, 2**24 + 1, 2**20),
     *(1025, 257, 256, 255, 128, 17, 3, 2, 1, 0, -1, -128, -129),
@@ -83,7 +81,7 @@ def work(seed: int, file: str, first: int, last: int) -> None:
     worker = watchdog.Worker.open(file)
     status()  # loads what was built
     warnings.simplefilter("ignore")
-    _limit_memory()
+    watchdog.limit_memory()
     for number, problem in zip(range(last), problems(seed)):
         if number < first:
             continue
@@ -97,12 +95,6 @@ def _fault(problem: Problem) -> str:
         return disagreement(problem)
     except Exception as error:  # of the move itself: there is no such tensor (a transposed one of sparse rows)
         return "" if problem.moves else f"{type(error).__name__}: {error}"
-
-
-def _limit_memory() -> None:
-    used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
-    if used < 1 << 40:  # AddressSanitizer reserves terabytes for itself; it has a limit of its own
-        resource.setrlimit(resource.RLIMIT_AS, (used + MEMORY, used + MEMORY))
 
 
 def main() -> int:

@@ -7,6 +7,7 @@ is about to try by `Worker.trying`, and what it found by `Worker.found`.
 from __future__ import annotations
 
 import os
+import resource
 import signal
 import subprocess
 import sys
@@ -18,6 +19,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 LINE = 4096  # bytes of what is being tried
+MEMORY = 6 << 30  # bytes a worker may ask for beyond what it has when it starts
 
 
 @dataclass
@@ -38,6 +40,13 @@ class Worker:
     def found(self, fault: str) -> None:
         """Something to report."""
         os.pwrite(self.file.fileno(), fault.encode() + b"\n", max(LINE, os.fstat(self.file.fileno()).st_size))
+
+
+def limit_memory() -> None:
+    """What a worker calls before its first trial, once it has loaded what it needs."""
+    used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+    if used < 1 << 40:  # AddressSanitizer reserves terabytes for itself; it has a limit of its own
+        resource.setrlimit(resource.RLIMIT_AS, (used + MEMORY, used + MEMORY))
 
 
 def watch(command: Sequence[str], count: int, *, patience: float = 30.0) -> list[str]:
