@@ -8,12 +8,12 @@
 #include "norm.h"
 #include "pointwise.h"
 
-#include "attention_tile.h"
+#include "attention_avx2.h"
 
 namespace qdiff {
 namespace {
 
-const Kernel kAttention = {"avx2", 512, kMostKeys, 255, tile_plan, tile_pack, tile_attend};
+const Kernel kAttention = {"avx2", kMostDims, kMostKeys, 255, attention_plan, attention_pack, attention_attend};
 
 }  // namespace
 
