@@ -28,6 +28,7 @@ activations = st.sampled_from([a for a in Activation if a != Activation.GEGLU])
 seeds = st.integers(0, 10_000)
 
 
+FILES = ("test_integer.py", "test_winograd.py", "test_attention_vnni.py")  # of every instruction set
 NORM_RESOLUTION = 3e-5  # a mean far from zero is subtracted, which costs digits
 
 
@@ -345,12 +346,12 @@ class TestRefusals:
 
 @pytest.mark.parametrize("isa", [isa for isa in supported_isas() if isa != status().kernel])
 def test_other_instruction_sets(isa):
-    """These tests and those of attention, with each other instruction set this processor has, forced."""
+    """These tests, those of Winograd and of attention, with each other instruction set this processor has, forced."""
     if "QDIFF_KERNELS" in os.environ:
         pytest.skip("this is such a run")
     environment = os.environ | {"QDIFF_KERNELS": isa, "OMP_NUM_THREADS": "1"}
     root = Path(__file__).parents[2]
-    files = [str(Path(__file__).with_name(name)) for name in ("test_integer.py", "test_attention_vnni.py")]
+    files = [str(Path(__file__).with_name(name)) for name in FILES]
     program = f"""
 import pytest, sys
 from qdiff_fx.kernels import status

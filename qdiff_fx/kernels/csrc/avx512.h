@@ -21,6 +21,15 @@ QDIFF_INLINE void dot_accumulate(__m512i& acc, __m512i u8, __m512i s8) {
 #endif
 }
 
+// acc += dot products of pairs of 16-bit numbers; sums wrap.
+QDIFF_INLINE void dot_pairs(__m512i& acc, __m512i x, __m512i y) {
+#if defined(__GNUC__) && !defined(__clang__)
+  asm("vpdpwssd %2, %1, %0" : "+v"(acc) : "v"(x), "v"(y));
+#else
+  acc = _mm512_dpwssd_epi32(acc, x, y);
+#endif
+}
+
 QDIFF_INLINE __m512i broadcast_quad(const uint8_t* bytes) {
   int32_t quad;
   std::memcpy(&quad, bytes, sizeof(quad));

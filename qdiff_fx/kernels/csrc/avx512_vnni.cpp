@@ -8,6 +8,7 @@
 #include "conv.h"
 #include "norm.h"
 #include "pointwise.h"
+#include "winograd.h"
 
 namespace qdiff {
 namespace {
@@ -108,9 +109,63 @@ void dot_tile_of_nibbles(const Rows* rows, int64_t taps, int64_t quads, const in
   tile_of_rows<Nibbles>(row_count, vectors, rows, taps, quads, weight, start, acc);
 }
 
+template <int R, int V>
+__attribute__((noinline)) void multiply_rows(const int16_t* a, int64_t a_stride, const int16_t* b, int64_t pairs, int32_t* m,
+                                             bool add, const char* ahead) {
+  __m512i acc[R][V];
+#pragma GCC unroll 6
+  for (int r = 0; r < R; ++r) {
+#pragma GCC unroll 4
+    for (int v = 0; v < V; ++v) {
+      acc[r][v] = add ? _mm512_loadu_si512(m + r * kPanel + v * kLanes) : _mm512_setzero_si512();
+    }
+  }
+  for (int64_t k = 0; k < pairs; ++k, a += 2, b += 2 * kPanel, ahead += 64) {
+    __builtin_prefetch(ahead);
+    __m512i operand[V];
+#pragma GCC unroll 4
+    for (int v = 0; v < V; ++v) operand[v] = _mm512_loadu_si512(b + v * 2 * kLanes);
+#pragma GCC unroll 6
+    for (int r = 0; r < R; ++r) {
+      const __m512i pair = broadcast_quad(reinterpret_cast<const uint8_t*>(a + r * a_stride));
+#pragma GCC unroll 4
+      for (int v = 0; v < V; ++v) dot_pairs(acc[r][v], pair, operand[v]);
+    }
+  }
+#pragma GCC unroll 6
+  for (int r = 0; r < R; ++r) {
+#pragma GCC unroll 4
+    for (int v = 0; v < V; ++v) _mm512_storeu_si512(m + r * kPanel + v * kLanes, acc[r][v]);
+  }
+}
+
+template <int R, typename... Arguments>
+QDIFF_INLINE void multiply_vectors(int64_t vectors, Arguments... arguments) {
+  switch (vectors) {
+    case 1: return multiply_rows<R, 1>(arguments...);
+    case 2: return multiply_rows<R, 2>(arguments...);
+    case 3: return multiply_rows<R, 3>(arguments...);
+    default: return multiply_rows<R, 4>(arguments...);
+  }
+}
+
+void multiply_pairs(const int16_t* a, int64_t a_stride, int64_t rows, const int16_t* b, int64_t pairs, int64_t vectors, int32_t* m,
+                    bool add, const char* ahead) {
+  switch (rows) {
+    case 1: return multiply_vectors<1>(vectors, a, a_stride, b, pairs, m, add, ahead);
+    case 2: return multiply_vectors<2>(vectors, a, a_stride, b, pairs, m, add, ahead);
+    case 3: return multiply_vectors<3>(vectors, a, a_stride, b, pairs, m, add, ahead);
+    case 4: return multiply_vectors<4>(vectors, a, a_stride, b, pairs, m, add, ahead);
+    case 5: return multiply_vectors<5>(vectors, a, a_stride, b, pairs, m, add, ahead);
+    default: return multiply_vectors<6>(vectors, a, a_stride, b, pairs, m, add, ahead);
+  }
+}
+
+const Rates kRates = {125, 125, 62, 4.5, 10, 0.8, 8};
+
 }  // namespace
 
-const Kernels kKernels = {"avx512_vnni", kCodeOffset, conv_tasks, conv,           norm_splits,
-                          group_norm,    layer_norm,  pointwise,  &kVnniAttention};
+const Kernels kKernels = {"avx512_vnni", kCodeOffset, conv_tasks, conv,      &kWinograd,
+                          norm_splits,   group_norm,  layer_norm, pointwise, &kVnniAttention};
 
 }  // namespace qdiff

@@ -25,6 +25,7 @@ struct ConvSource {
   bool nibbles;            // the weight has two 4-bit codes to a byte
   const float* weight_scale;
   const int32_t* start;    // (code_offset - zero_point) * sum of the weights of each output channel
+  const int32_t* centred_start;  // (128 - zero_point) * the same sum
   float scale;
 };
 
@@ -117,6 +118,19 @@ struct Tasks {
   }
 };
 
+// The same convolutions with fewer multiplications, to the same bit, where they are of 3x3 and stride 1: first all inputs
+// are transformed, then all results are made of them. Memory is 64-byte aligned.
+struct Winograd {
+  // Whether it is likely to be faster.
+  bool (*pays)(const Conv&, int64_t threads);
+  int64_t (*shared_bytes)(const Conv&, int64_t threads);
+  int64_t (*thread_bytes)(const Conv&, int64_t threads);  // of each thread
+  int64_t (*input_tasks)(const Conv&, int64_t threads);
+  void (*transform_input)(const Conv&, void* shared, int64_t threads, Tasks&);
+  int64_t (*tasks)(const Conv&, int64_t threads);
+  void (*multiply)(const Conv&, const void* shared, void* of_thread, int64_t threads, Tasks&);
+};
+
 // One implementation of everything for one instruction set. What takes Tasks is called by every thread at once.
 struct Kernels {
   const char* name;
@@ -125,6 +139,7 @@ struct Kernels {
   // Tasks are numbered 0 .. conv_tasks; each writes its own part of the output.
   int64_t (*conv_tasks)(const Conv&);
   void (*conv)(const Conv&, Tasks&);
+  const Winograd* winograd;
 
   // Tasks of a group norm are batch * splits.
   int64_t (*norm_splits)(const Norm&, int64_t threads);

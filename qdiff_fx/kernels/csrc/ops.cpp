@@ -12,6 +12,7 @@
 
 #include <algorithm>
 #include <array>
+#include <atomic>
 #include <cfloat>
 #include <cmath>
 #include <cstdlib>
@@ -160,7 +161,7 @@ std::tuple<Tensor, Tensor> pack_weight(const Tensor& codes, int64_t bits) {
 
 // What one source of a convolution needs besides its tensors.
 struct SourceMemory {
-  Tensor codes, outside, start;
+  Tensor codes, outside, start, centred_start;
   std::vector<int64_t> rows, cols;
 };
 
@@ -287,7 +288,12 @@ qdiff::ConvSource source_of(const Tensor& codes, double scale, int64_t zero_poin
   memory.start = at::empty({channels}, weight_sum.options());
   const int32_t* sums = weight_sum.const_data_ptr<int32_t>();
   int32_t* start = memory.start.data_ptr<int32_t>();
-  for (int64_t c = 0; c < channels; ++c) start[c] = (kKernels.code_offset - int32_t(zero_point)) * sums[c];
+  memory.centred_start = at::empty({channels}, weight_sum.options());
+  int32_t* centred = memory.centred_start.data_ptr<int32_t>();
+  for (int64_t c = 0; c < channels; ++c) {
+    start[c] = (kKernels.code_offset - int32_t(zero_point)) * sums[c];
+    centred[c] = (128 - int32_t(zero_point)) * sums[c];
+  }
   memory.rows = index_map(codes.size(2), codes.size(2) * w.enlarge[0], w.pad[0], w.reach(out[2], 0));
   memory.cols = index_map(codes.size(3), codes.size(3) * w.enlarge[1], w.pad[2], w.reach(out[3], 1));
   qdiff::ConvSource s{};
@@ -300,6 +306,7 @@ qdiff::ConvSource source_of(const Tensor& codes, double scale, int64_t zero_poin
   s.nibbles = nibbles;
   s.weight_scale = weight_scale.const_data_ptr<float>();
   s.start = start;
+  s.centred_start = centred;
   s.scale = float(scale);
   return s;
 }
@@ -350,6 +357,39 @@ std::array<int64_t, 4> check_call(const ConvCall& call) {
   return sizes;
 }
 
+// Which way convolutions of 3x3 are computed; the results are the same.
+enum class Algorithm { cheapest, direct, winograd };
+std::atomic<Algorithm> algorithm{Algorithm::cheapest};
+
+void set_convolution_algorithm(c10::string_view name) {
+  if (name == "cheapest") return algorithm.store(Algorithm::cheapest);
+  if (name == "direct") return algorithm.store(Algorithm::direct);
+  if (name == "winograd") return algorithm.store(Algorithm::winograd);
+  TORCH_CHECK(false, "set_convolution_algorithm: cheapest, direct or winograd, not ", name);
+}
+
+bool by_winograd(const qdiff::Conv& p) {
+  const Algorithm chosen = algorithm.load(std::memory_order_relaxed);
+  if (chosen == Algorithm::direct || p.kernel_h != 3 || p.kernel_w != 3 || p.stride_h != 1 || p.stride_w != 1 ||
+      p.dilation_h != 1 || p.dilation_w != 1) {
+    return false;
+  }
+  return chosen == Algorithm::winograd || kKernels.winograd->pays(p, at::get_num_threads());
+}
+
+void run_winograd(const qdiff::Conv& p, int64_t work) {
+  const qdiff::Winograd& winograd = *kKernels.winograd;
+  const int64_t threads = std::min<int64_t>(at::get_num_threads(), qdiff::TaskPool::kMaxThreads);
+  const int64_t shared = winograd.shared_bytes(p, threads), each = winograd.thread_bytes(p, threads);
+  const Tensor scratch = qdiff::pooled({shared + threads * each}, at::kByte);
+  uint8_t* memory = scratch.mutable_data_ptr<uint8_t>();
+  parallel(winograd.input_tasks(p, threads), work, false,
+           [&](qdiff::Tasks& tasks) { winograd.transform_input(p, memory, threads, tasks); });
+  parallel(winograd.tasks(p, threads), work, true, [&](qdiff::Tasks& tasks) {
+    winograd.multiply(p, memory, memory + shared + tasks.thread * each, threads, tasks);
+  });
+}
+
 Tensor run_conv(const ConvCall& call) {
   const auto sizes = check_call(call);
   const Window& window = call.window;
@@ -384,12 +424,16 @@ Tensor run_conv(const ConvCall& call) {
   }
   p.out = out.data_ptr(), p.out_type = type_of(call.out_dtype), p.out_stride = call.out_channels;
   p.quantizer = call.quantizer;
-  const int64_t tasks = kKernels.conv_tasks(p);
   double quads = 0;
   for (const auto& source : sources) quads += double(source.quads);
   // Dots are of four products each, some 64 a nanosecond.
   const double nanoseconds = double(out.numel()) * double(p.kernel_h * p.kernel_w) * quads / 64;
-  parallel(tasks, int64_t(std::min(nanoseconds, 1e15)), false, [&](qdiff::Tasks& each) { kKernels.conv(p, each); });
+  const int64_t work = int64_t(std::min(nanoseconds, 1e15));
+  if (by_winograd(p)) {
+    run_winograd(p, work);
+  } else {
+    parallel(kKernels.conv_tasks(p), work, false, [&](qdiff::Tasks& each) { kKernels.conv(p, each); });
+  }
   return out;
 }
 
@@ -602,6 +646,10 @@ Tensor act_quantize_rest(const Tensor& x, int64_t activation, double scale, int6
 }
 
 }  // namespace
+
+TORCH_LIBRARY_FRAGMENT(qdiff, library) {
+  library.def("set_convolution_algorithm(str name) -> ()", set_convolution_algorithm);
+}
 
 TORCH_LIBRARY_IMPL(qdiff, CPU, library) {
   library.impl("pack_weight", pack_weight);

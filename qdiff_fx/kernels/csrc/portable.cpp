@@ -15,6 +15,7 @@
 #include "conv.h"
 #include "norm.h"
 #include "pointwise.h"
+#include "winograd.h"
 
 #include "attention_tile.h"
 
@@ -84,11 +85,33 @@ void dot_tile(const Rows* rows, int64_t taps, int64_t quads, const int8_t* weigh
   }
 }
 
+void multiply_pairs(const int16_t* a, int64_t a_stride, int64_t rows, const int16_t* b, int64_t pairs, int64_t vectors, int32_t* m,
+                    bool add, const char*) {
+  for (int64_t v = 0; v < vectors * kLanes; v += kLanes) {
+    Words acc[kWinogradRows];
+    for (int64_t r = 0; r < rows; ++r) acc[r] = add ? load_raw<Words>(m + r * kPanel + v) : Words{};
+    for (int64_t k = 0; k < pairs; ++k) {
+      const Ints both = load_raw<Ints>(b + (k * kPanel + v) * 2);
+      const Words even = Words((both << 16) >> 16), odd = Words(both >> 16);
+      for (int64_t r = 0; r < rows; ++r) {
+        acc[r] += even * uint32_t(int32_t(a[r * a_stride + 2 * k])) + odd * uint32_t(int32_t(a[r * a_stride + 2 * k + 1]));
+      }
+    }
+    for (int64_t r = 0; r < rows; ++r) store_raw(m + r * kPanel + v, acc[r]);
+  }
+}
+
+#if defined(__ARM_FEATURE_DOTPROD) || defined(__ARM_FEATURE_MATMUL_INT8)
+const Rates kRates = {30, 30, 7, 20, 40, 5, 4};  // not measured: two pipes of dot products, two of 16-bit products
+#else
+const Rates kRates = {0.9, 0.9, 1, 10, 40, 5, 1};
+#endif
+
 const Kernel kAttention = {"portable", 512, kMostKeys, 255, tile_plan, tile_pack, tile_attend};
 
 }  // namespace
 
-const Kernels kKernels = {"portable", kCodeOffset, conv_tasks, conv,       norm_splits,
-                          group_norm, layer_norm,  pointwise,  &kAttention};
+const Kernels kKernels = {"portable",  kCodeOffset, conv_tasks, conv,      &kWinograd,
+                          norm_splits, group_norm,  layer_norm, pointwise, &kAttention};
 
 }  // namespace qdiff
