@@ -25,8 +25,10 @@ from qdiff_fx.signature.outputs import output_names
 from qdiff_fx.storage.checked_arguments import target_name
 from qdiff_fx.storage.checked_numbers import check_numbers
 
-# Of one result at the sizes of the example. 256 GiB of float32 is beyond what attention over a large image takes.
+# Of one result at the sizes the graph was captured with: 256 GiB of float32, or the square of the largest input, which
+# is what attention over all of it takes. A capture stands on sizes of its own, far beyond those of any example.
 MOST_ELEMENTS = 1 << 36
+MOST_ADDRESSED = 1 << 62
 # Of one computed from the stored tensors alone, or from nothing: such values are made while loading.
 MOST_CONSTANT_ELEMENTS = 1 << 26
 MOST_RESULTS = 1 << 14
@@ -107,6 +109,9 @@ class _Run:
         self.results: dict[fx.Node, Any] = {}
         self._known: dict[object, Any] = {}
         self._constant: set[fx.Node] = set()
+        inputs = [value_or_none(node) for node in gm.graph.find_nodes(op="placeholder")]
+        largest = max((each.numel() for each in inputs if each is not None), default=0)
+        self._most = min(max(MOST_ELEMENTS, largest**2), MOST_ADDRESSED)
 
     @torch.no_grad()
     def all(self) -> None:
@@ -160,14 +165,14 @@ class _Run:
     def _check(self, node: fx.Node, found: Any) -> None:
         if node.op == "get_attr" or (ops.is_pure(node) and self._constant.issuperset(node.all_input_nodes)):
             self._constant.add(node)
-        most = MOST_CONSTANT_ELEMENTS if node in self._constant and node.op != "get_attr" else MOST_ELEMENTS
+        most = MOST_CONSTANT_ELEMENTS if node in self._constant and node.op != "get_attr" else self._most
         for each in _tensors(found):
             if each.numel() > most:
                 raise ArtifactError(
                     f"its result of {list(each.shape)} has {each.numel()} elements, more than {most}",
                     where=_place(node),
                 )
-        if isinstance(found, int) and abs(found) > MOST_ELEMENTS:
+        if isinstance(found, int) and abs(found) > self._most:
             raise ArtifactError("its result is a number beyond all sizes", where=_place(node))
         stored = value_or_none(node)
         if stored is None:

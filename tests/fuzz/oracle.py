@@ -141,7 +141,10 @@ class _Job:
             trial.begin("mixed")
             self.mixed(call(program, 3, mixed=True))
         trial.begin("save")
-        self.saved(batches[0])
+        try:
+            self.saved(batches[0])
+        except QDiffError as error:  # what runs can be kept
+            trial.fail("saved", str(error), error)
         trial.begin("end")
 
     def build(self) -> None:

@@ -483,6 +483,27 @@ class TestNothingIsOverwritten:
             save_qdiff(network, tmp_path / "file" / "saved")
 
 
+class AllOfAVideo(nn.Module):
+    """Attention over every pixel of sizes that are multiples of 4: captured with more than 200 000 of them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.coarse, self.fine = nn.Conv3d(2, 4, 4, stride=4), nn.ConvTranspose3d(4, 4, 4, stride=4)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        h = self.fine(self.coarse(x))
+        tokens = h.flatten(2)
+        return (tokens @ torch.softmax(tokens.transpose(1, 2) @ tokens, -1)).view(h.shape)
+
+
+def test_attention_over_all_of_a_video_is_saved(tmp_path: Path) -> None:
+    batch = {"x": torch.randn(2, 2, 4, 4, 4)}
+    prepared = prepare_qdiff(AllOfAVideo().eval(), QDiffConfig(), batch)
+    calibrate(prepared, [batch], progress=False)
+    quantized = convert_qdiff(prepared, "reference")
+    assert torch.equal(load_qdiff(save_qdiff(quantized, tmp_path / "net"), "reference")(**batch), quantized(**batch))
+
+
 class Dividing(nn.Module):
     """Labels divided as processors divide: the smallest number by -1 stops the process, so no folder may ask for it."""
 

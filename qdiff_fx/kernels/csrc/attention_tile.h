@@ -73,7 +73,7 @@ void tile_scores(const Attention& p, const TileLayout& l, const uint8_t* head, c
     for (int64_t r = 0; r < rows; ++r) {
       for (int64_t v = 0; v < vectors; ++v) {
         const Ints dots = load_raw<Ints>(acc + r * kBlockChannels + v * kLanes);
-        store(scores + r * l.keys + first + v * kLanes, __builtin_convertvector(dots, Floats) * p.score_scale);
+        store(scores + r * l.keys + first + v * kLanes, to_floats(dots) * p.score_scale);
       }
     }
   }
@@ -94,8 +94,10 @@ int64_t tile_probabilities(const Attention& p, const TileLayout& l, float* score
     const Floats x = (load_some(scores + first, count) - peak) * kLog2E;
     // Below 2^-126 it is 0 as far as codes are concerned.
     const Ints codes = nearest(exponential2(x) * float(p.levels));
-    store_codes(probs + first, __builtin_convertvector(codes, Bytes), count);
-    for (int64_t lane = 0; lane < count; ++lane) sum += codes[lane];
+    store_codes(probs + first, to_bytes(codes), count);
+    alignas(64) int32_t each[kLanes];
+    store_raw(each, codes);
+    for (int64_t lane = 0; lane < count; ++lane) sum += each[lane];
   }
   return sum;
 }
@@ -104,7 +106,7 @@ void tile_store(const Attention& p, const int32_t* acc, int64_t sum, int64_t at,
   const float factor = sum == 0 ? 0.0f : p.v_scale / float(sum);
   with_output(p.out, p.out_type, p.quantizer, [&](const auto& out) {
     for (int64_t d = 0; d < dims; d += kLanes) {
-      const Floats x = __builtin_convertvector(load_raw<Ints>(acc + d), Floats) * factor;
+      const Floats x = to_floats(load_raw<Ints>(acc + d)) * factor;
       out.write(at + first + d, x, std::min(kLanes, dims - d));
     }
   });

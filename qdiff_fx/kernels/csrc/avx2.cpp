@@ -9,7 +9,7 @@
 #include "pointwise.h"
 #include "winograd.h"
 
-#include "attention_tile.h"
+#include "attention_avx2.h"
 
 namespace qdiff {
 namespace {
@@ -60,7 +60,7 @@ void multiply_pairs(const int16_t* a, int64_t a_stride, int64_t rows, const int1
 
 const Rates kRates = {24, 42, 27, 10, 23, 3, 2};
 
-const Kernel kAttention = {"avx2", 512, kMostKeys, 255, tile_plan, tile_pack, tile_attend};
+const Kernel kAttention = {"avx2", kMostDims, kMostKeys, 255, attention_plan, attention_pack, attention_attend};
 
 }  // namespace
 

@@ -208,7 +208,7 @@ QDIFF_INLINE void add_to(float* sum, bool first_source, const Tile& t, const Con
     const Floats scale = load(s.weight_scale + at.channel + v * kLanes) * s.scale;
     for (int64_t r = 0; r < at.rows; ++r) {
       const int64_t index = r * kBlockChannels + v * kLanes;
-      const Floats value = __builtin_convertvector(load_raw<Ints>(t.acc + index), Floats) * scale;
+      const Floats value = to_floats(load_raw<Ints>(t.acc + index)) * scale;
       store(sum + index, first_source ? value : value + load(sum + index));
     }
   }
@@ -227,7 +227,7 @@ QDIFF_INLINE void finish_stretch(const Conv& p, const ConvSource& last, bool mor
   if constexpr (A == Activation::geglu) gate_bias = p.bias ? load_some(p.bias + p.out_channels + c, count) : Floats{};
   for (int64_t r = 0; r < at.rows; ++r) {
     const int64_t index = r * kBlockChannels + v, pixel = at.first + r;
-    Floats x = multiply_add(__builtin_convertvector(load_raw<Ints>(t.acc + index), Floats), scale, bias);
+    Floats x = multiply_add(to_floats(load_raw<Ints>(t.acc + index)), scale, bias);
     if (more) x += load(t.sum + index);
     if (shifted) x += load_some(shift[r] + c, count);
     if (added) x += residual.read(pixel * residual_stride + c, count);

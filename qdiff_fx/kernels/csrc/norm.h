@@ -65,9 +65,11 @@ void norm_sums(const Norm& p, const Range& range, double* sums) {
       const Source in{p.parts[part], p.type};
       Floats all, squares;
       sum_pixels(in, first * p.part_stride[part] + c, p.part_stride[part], count, lanes, all, squares);
+      alignas(64) float each[2][kLanes];
+      store(each[0], all), store(each[1], squares);
       for (int64_t lane = 0; lane < lanes; ++lane) {
-        sums[channel + lane] += all[lane];
-        sums[range.channels() + channel + lane] += squares[lane];
+        sums[channel + lane] += each[0][lane];
+        sums[range.channels() + channel + lane] += each[1][lane];
       }
     });
   }
@@ -159,7 +161,7 @@ QDIFF_INLINE float total(const Floats& x) {
 // Of the first `count` lanes of x; the others count as zero.
 QDIFF_INLINE Floats squared(const Floats& x, int64_t count) {
   if (count >= kLanes) return x * x;
-  const Ints lane = Ints{0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15} < int32_t(count);
+  const Ints lane = lane_numbers() < int32_t(count);
   return select(lane, x * x, Floats{});
 }
 

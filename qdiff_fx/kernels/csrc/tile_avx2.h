@@ -221,11 +221,5 @@ void dot_panel(const Rows* rows, int64_t taps, int64_t quads, const Panel& panel
   }
 }
 
-// Of weights as they are packed.
-void dot_tile(const Rows* rows, int64_t taps, int64_t quads, const int8_t* weight, int64_t row_count, int64_t vectors,
-              const int32_t* start, int32_t* acc) {
-  dot_panel(rows, taps, quads, {weight, kVectorBytes, vectors * kVectorBytes, 0}, row_count, vectors, start, acc);
-}
-
 }  // namespace
 }  // namespace qdiff

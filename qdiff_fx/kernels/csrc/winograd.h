@@ -350,17 +350,19 @@ int64_t largest_magnitudes(const Conv& p, const ConvSource& s, int64_t panel, in
   int64_t most = 0;
   const PackedPanel packed(p, s, panel);
   for (int64_t v = 0; v < vectors_of(p, panel); ++v) {
-    Ints sum{};
-    for (int64_t q = first; q < first + quads; ++q) {
-      for (int t = 0; t < 9; ++t) {
-        const Ints four = load_raw<Ints>(packed.at(v, q) + t * packed.tap);
-        for (int j = 0; j < 4; ++j) {
-          const Ints one = (four << (24 - 8 * j)) >> 24, sign = one >> 31;
-          sum += (one ^ sign) - sign;
+    for (int64_t byte = 0; byte < kVectorBytes; byte += kRegister) {
+      Wides sum{};
+      for (int64_t q = first; q < first + quads; ++q) {
+        for (int t = 0; t < 9; ++t) {
+          const Wides four = load_raw<Wides>(packed.at(v, q) + t * packed.tap + byte);
+          for (int j = 0; j < 4; ++j) {
+            const Wides one = (four << (24 - 8 * j)) >> 24, sign = one >> 31;
+            sum += (one ^ sign) - sign;
+          }
         }
       }
+      for (int64_t lane = 0; lane < kRegister / 4; ++lane) most = std::max<int64_t>(most, sum[lane]);
     }
-    for (int64_t lane = 0; lane < kLanes; ++lane) most = std::max<int64_t>(most, sum[lane]);
   }
   return most;
 }
