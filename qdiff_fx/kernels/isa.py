@@ -34,6 +34,8 @@ class Isa:
         return dict(self.flags).get(platform.machine(), ())
 
 
+_AVX2_FLAGS = ("-mavx2", "-mfma", "-mf16c")
+
 # Fastest first. A new instruction set adds a line here and its source.
 ISAS = (
     Isa(
@@ -42,7 +44,15 @@ ISAS = (
         ("avx512_f", "avx512_bw", "avx512_vl", "avx512_dq", "avx512_vnni", "fma3"),
         (("x86_64", ("-mavx512f", "-mavx512bw", "-mavx512vl", "-mavx512dq", "-mavx512vnni", "-mfma")),),
     ),
-    Isa("avx2", ("avx2.cpp",), ("avx2", "fma3", "f16c"), (("x86_64", ("-mavx2", "-mfma", "-mf16c")),)),
+    Isa("avx_vnni", ("avx_vnni.cpp",), ("avx2", "fma3", "f16c", "avx_vnni"), (("x86_64", _AVX2_FLAGS),)),
+    # The same source, as processors run it that have these instructions in the other encoding only.
+    Isa(
+        "avx_vnni_evex",
+        ("avx_vnni.cpp",),
+        ("avx2", "fma3", "f16c", "avx512_vl", "avx512_vnni"),
+        (("x86_64", (*_AVX2_FLAGS, "-DQDIFF_EVEX")),),
+    ),
+    Isa("avx2", ("avx2.cpp",), ("avx2", "fma3", "f16c"), (("x86_64", _AVX2_FLAGS),)),
     Isa("portable", ("portable.cpp",), flags=(("aarch64", ("-march=armv8.2-a+dotprod",)),)),
 )
 
@@ -59,7 +69,7 @@ def _capabilities() -> Mapping[str, object]:
         return torch.cpu.get_capabilities()
     # Older releases of torch tell less; processors that have the one have the others.
     avx2, vnni = torch.cpu._is_avx2_supported(), torch.cpu._is_vnni_supported()
-    return dict.fromkeys(ISAS[0].needs, vnni) | dict.fromkeys(ISAS[1].needs, avx2)
+    return dict.fromkeys(ISAS[0].needs, vnni) | dict.fromkeys(("avx2", "fma3", "f16c"), avx2)
 
 
 def choose_isa(name: str = "") -> Isa:

@@ -28,7 +28,7 @@ def without_capabilities(monkeypatch: pytest.MonkeyPatch, avx2: bool, vnni: bool
 def test_all_that_is_needed_must_be_there(monkeypatch: pytest.MonkeyPatch) -> None:
     everything = dict.fromkeys((need for isa in ISAS for need in isa.needs), True)
     monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: everything | {"f16c": False}, raising=False)
-    assert supported_isas() == ("avx512_vnni", "portable")
+    assert supported_isas() == ("avx512_vnni", "portable")  # the others convert half precision
     assert choose_isa().name == "avx512_vnni"
     assert choose_isa("portable").name == "portable"
     with pytest.raises(KernelError, match="avx2: this processor does not have it"):
@@ -38,7 +38,7 @@ def test_all_that_is_needed_must_be_there(monkeypatch: pytest.MonkeyPatch) -> No
 @pytest.mark.parametrize(
     ("avx2", "vnni", "expected"),
     [
-        (True, True, ("avx512_vnni", "avx2", "portable")),
+        (True, True, ("avx512_vnni", "avx_vnni_evex", "avx2", "portable")),
         (True, False, ("avx2", "portable")),
         (False, False, ("portable",)),
     ],
@@ -48,6 +48,17 @@ def test_older_releases_of_torch(
 ) -> None:
     without_capabilities(monkeypatch, avx2, vnni)
     assert supported_isas() == expected
+
+
+def test_dot_products_in_either_encoding(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Alder Lake has one, Ice Lake and Zen 4 the other."""
+    plain = dict.fromkeys(("avx2", "fma3", "f16c"), True)
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: plain | {"avx_vnni": True}, raising=False)
+    assert supported_isas() == ("avx_vnni", "avx2", "portable")
+    supported_isas.cache_clear()
+    other = {"avx512_vl": True, "avx512_vnni": True}
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: plain | other, raising=False)
+    assert supported_isas() == ("avx_vnni_evex", "avx2", "portable")
 
 
 def test_an_unknown_name_lists_the_known(monkeypatch: pytest.MonkeyPatch) -> None:
