@@ -16,6 +16,8 @@ struct Group {
 
 #if defined(__AVX512F__)
 constexpr int kGroup = 6;
+#elif defined(__AVX2__)
+constexpr int kGroup = 2;
 #else
 constexpr int kGroup = 1;  // a vector is several registers as it is
 #endif

@@ -18,6 +18,13 @@ struct Lanes {
   Part at[kParts];
 
   Lanes() = default;
+  // Part by part: copies of the whole are made in pieces that registers do not load back at once.
+  QDIFF_INLINE Lanes(const Lanes& x) { *this = x; }
+  QDIFF_INLINE Lanes& operator=(const Lanes& x) {
+#pragma GCC unroll 4
+    for (int i = 0; i < kParts; ++i) at[i] = x.at[i];
+    return *this;
+  }
   // The same bits.
   template <typename U, typename = std::enable_if_t<sizeof(U) == sizeof(T)>>
   QDIFF_INLINE explicit Lanes(const Lanes<U>& x) {
