@@ -99,12 +99,20 @@ QDIFF_INLINE __m256i load_ints(const int32_t* from) { return _mm256_loadu_si256(
 
 QDIFF_INLINE void store_ints(int32_t* to, const __m256i& x) { _mm256_storeu_si256(reinterpret_cast<__m256i*>(to), x); }
 
+// Weights come from the second cache, those of the steps after next ones soon enough.
+QDIFF_INLINE void fetch_ahead(const int8_t* weight, int steps, int64_t step) {
+  constexpr int64_t kAhead = 16;
+#pragma GCC unroll 8
+  for (int s = 0; s < steps; ++s) __builtin_prefetch(weight + (kAhead + s) * step);
+}
+
 // Eight channels of R rows: two partial sums of each lie side by side until the end.
 template <int R>
 __attribute__((noinline)) void wide_tile(const int16_t* codes, int64_t quads, const int8_t* weight, int64_t step,
                                          const int32_t* from, int64_t from_stride, int32_t* out) {
   __m256i acc[R][2] = {};
   for (int64_t k = 0; k < quads; ++k, weight += step, codes += 4) {
+    fetch_ahead(weight, 1, step);
     const __m256i a = _mm256_cvtepi8_epi16(_mm_loadu_si128(reinterpret_cast<const __m128i*>(weight)));
     const __m256i b = _mm256_cvtepi8_epi16(_mm_loadu_si128(reinterpret_cast<const __m128i*>(weight + 16)));
 #pragma GCC unroll 6
@@ -115,6 +123,72 @@ __attribute__((noinline)) void wide_tile(const int16_t* codes, int64_t quads, co
     // hadd works within 128-bit lanes: channels come out as 0 1 4 5 2 3 6 7.
     const __m256i sums = _mm256_permute4x64_epi64(_mm256_hadd_epi32(acc[r][0], acc[r][1]), 0xd8);
     store_ints(out + r * kBlockChannels, _mm256_add_epi32(sums, load_ints(from + r * from_stride)));
+  }
+}
+
+alignas(32) constexpr int16_t kOnes[16] = {1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1};
+
+// sum += products of bytes, of which two, or four of two steps, are added up in 16 bits. For so few it costs less to widen
+// each at once than to go through memory.
+QDIFF_INLINE void dot_one(__m256i& first, __m256i& second, const uint8_t* codes, const __m256i& a, const __m256i& b) {
+  __m256i product, other;
+  asm("vpbroadcastd %4, %2\n\t"
+      "vpmaddubsw %5, %2, %3\n\t"
+      "vpmaddubsw %6, %2, %2\n\t"
+      "vpmaddwd %7, %3, %3\n\t"
+      "vpmaddwd %7, %2, %2\n\t"
+      "vpaddd %3, %0, %0\n\t"
+      "vpaddd %2, %1, %1"
+      : "+x"(first), "+x"(second), "=&x"(other), "=&x"(product)
+      : "m"(*reinterpret_cast<const int32_t(*)>(codes)), "x"(a), "x"(b), "m"(kOnes));
+}
+
+QDIFF_INLINE void dot_two(__m256i& first, __m256i& second, const uint8_t* codes, const int8_t* weight, int64_t step) {
+  typedef const __m256i_u* Weight;
+  __m256i product, other, next, last;
+  asm("vpbroadcastd %[codes], %[other]\n\t"
+      "vpmaddubsw %[a], %[other], %[product]\n\t"
+      "vpmaddubsw %[b], %[other], %[other]\n\t"
+      "vpbroadcastd %[more], %[last]\n\t"
+      "vpmaddubsw %[c], %[last], %[next]\n\t"
+      "vpmaddubsw %[d], %[last], %[last]\n\t"
+      "vpaddw %[next], %[product], %[product]\n\t"
+      "vpaddw %[last], %[other], %[other]\n\t"
+      "vpmaddwd %[ones], %[product], %[product]\n\t"
+      "vpmaddwd %[ones], %[other], %[other]\n\t"
+      "vpaddd %[product], %[first], %[first]\n\t"
+      "vpaddd %[other], %[second], %[second]"
+      : [first] "+x"(first), [second] "+x"(second), [product] "=&x"(product), [other] "=&x"(other), [next] "=&x"(next),
+        [last] "=&x"(last)
+      : [codes] "m"(*reinterpret_cast<const int32_t(*)>(codes)), [more] "m"(*reinterpret_cast<const int32_t(*)>(codes + 4)),
+        [a] "m"(*Weight(weight)), [b] "m"(*Weight(weight + 32)), [c] "m"(*Weight(weight + step)),
+        [d] "m"(*Weight(weight + step + 32)), [ones] "m"(kOnes));
+}
+
+// Sixteen channels of R rows, added to `out`: windows of one or two steps.
+template <int R, int W>
+__attribute__((noinline)) void short_tile(const uint8_t* codes, int64_t windows, const int8_t* weight, int64_t step,
+                                          int32_t* out) {
+  __m256i acc[R][2];
+#pragma GCC unroll 6
+  for (int r = 0; r < R; ++r) {
+    acc[r][0] = load_ints(out + r * kBlockChannels), acc[r][1] = load_ints(out + r * kBlockChannels + 8);
+  }
+  for (; windows > 0; --windows, weight += W * step, codes += 4 * W) {
+    fetch_ahead(weight, W, step);
+    if constexpr (W == 1) {
+      const __m256i a = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(weight));
+      const __m256i b = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(weight + 32));
+#pragma GCC unroll 6
+      for (int r = 0; r < R; ++r) dot_one(acc[r][0], acc[r][1], codes + r * kNarrowStride, a, b);
+    } else {
+#pragma GCC unroll 6
+      for (int r = 0; r < R; ++r) dot_two(acc[r][0], acc[r][1], codes + r * kNarrowStride, weight, step);
+    }
+  }
+#pragma GCC unroll 6
+  for (int r = 0; r < R; ++r) {
+    store_ints(out + r * kBlockChannels, acc[r][0]), store_ints(out + r * kBlockChannels + 8, acc[r][1]);
   }
 }
 
@@ -129,11 +203,12 @@ QDIFF_INLINE void start_narrow(__m256i& first, __m256i& second, const uint8_t* c
 
 // Sixteen channels of R rows, added to `out`: windows of W steps, each of which fits into 16 bits.
 template <int R, int W>
-__attribute__((noinline)) void narrow_tile(const uint8_t* codes, int64_t windows, const int8_t* weight, int64_t step,
-                                           int32_t* out) {
+__attribute__((noinline)) void long_tile(const uint8_t* codes, int64_t windows, const int8_t* weight, int64_t step,
+                                         int32_t* out) {
   const __m256i ones = _mm256_set1_epi16(1);
   for (; windows > 0; --windows) {
     __m256i acc[R][2];
+    fetch_ahead(weight, W, step);
 #pragma GCC unroll 8
     for (int s = 0; s < W; ++s, weight += step, codes += 4) {
       const __m256i a = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(weight));
@@ -157,8 +232,12 @@ __attribute__((noinline)) void narrow_tile(const uint8_t* codes, int64_t windows
 template <int R, int W>
 QDIFF_INLINE void narrow_tiles(const uint8_t* codes, int64_t quads, const int8_t* weight, int64_t step, int32_t* out) {
   const int64_t windows = quads / W, rest = quads % W;
-  narrow_tile<R, W>(codes, windows, weight, step, out);
-  if (rest) narrow_tile<R, 1>(codes + 4 * windows * W, rest, weight + windows * W * step, step, out);
+  if constexpr (W <= 2) {
+    short_tile<R, W>(codes, windows, weight, step, out);
+  } else {
+    long_tile<R, W>(codes, windows, weight, step, out);
+  }
+  if (rest) short_tile<R, 1>(codes + 4 * windows * W, rest, weight + windows * W * step, step, out);
 }
 
 template <int R>
