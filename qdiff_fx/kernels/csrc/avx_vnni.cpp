@@ -14,8 +14,10 @@
 
 #if defined(QDIFF_EVEX)
 #define QDIFF_ENCODING "%{evex%} "
+#define QDIFF_NAME "avx_vnni_evex"
 #else
 #define QDIFF_ENCODING "%{vex%} "
+#define QDIFF_NAME "avx_vnni"
 #endif
 
 namespace qdiff {
@@ -86,11 +88,11 @@ void dot_tile(const Rows* rows, int64_t taps, int64_t quads, const int8_t* weigh
 
 const Rates kRates = {58, 58, 31, 10, 23, 3, 2};
 
-const Kernel kAttention = {"avx_vnni", 512, kMostKeys, 255, tile_plan, tile_pack, tile_attend};
+const Kernel kAttention = {QDIFF_NAME, 512, kMostKeys, 255, tile_plan, tile_pack, tile_attend};
 
 }  // namespace
 
-const Kernels kKernels = {"avx_vnni",  kCodeOffset, conv_tasks, conv,      &kWinograd,
+const Kernels kKernels = {QDIFF_NAME,  kCodeOffset, conv_tasks, conv,      &kWinograd,
                           norm_splits, group_norm,  layer_norm, pointwise, &kAttention};
 
 }  // namespace qdiff
