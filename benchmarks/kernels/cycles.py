@@ -180,8 +180,11 @@ def main() -> None:
     parser.add_argument("--cases", default=",".join(KINDS), help="comma-separated parts of the cases' names")
     parser.add_argument("--rounds", type=int, default=15)
     parser.add_argument("--torch", action="store_true", help="torch's float32 as well")
+    parser.add_argument("--algorithm", choices=["cheapest", "direct", "winograd"], default="cheapest")
     options = parser.parse_args()
     torch.set_num_threads(1)
+    if status().available:
+        torch.ops.qdiff.set_convolution_algorithm(options.algorithm)
     wanted = options.cases.split(",")
     kernels, torchs = status().kernel or status().reason, torch.backends.cpu.get_cpu_capability()
     print(f"{platform.machine()}, kernels {kernels}, torch {torchs}")

@@ -8,7 +8,12 @@
 
 #include "kernels.h"
 
+// Sanitizers look at every operation, and compilers take a quarter of an hour over it where all is one function.
+#if defined(__SANITIZE_ADDRESS__)
+#define QDIFF_INLINE inline
+#else
 #define QDIFF_INLINE inline __attribute__((always_inline))
+#endif
 
 #if defined(__AVX512F__)
 #include "vec_avx512.h"
