@@ -130,6 +130,12 @@ def test_any_number_of_threads(threads):
     assert torch.equal(direct, winograd)
 
 
+def test_inputs_too_large_to_be_transformed_at_once():
+    codes = torch.randint(0, 256, (1, 300, 162, 158), dtype=torch.uint8).contiguous(memory_format=torch.channels_last)
+    direct, winograd = both(*plain(codes, torch.randint(-128, 128, (16, 300, 3, 3), dtype=torch.int8)))
+    assert torch.equal(direct, winograd)
+
+
 def test_it_is_what_plain_torch_makes_of_it():
     codes = torch.randint(0, 256, (2, 40, 9, 7), dtype=torch.uint8)
     weight = torch.randint(-128, 128, (33, 40, 3, 3), dtype=torch.int8)

@@ -383,11 +383,14 @@ void run_winograd(const qdiff::Conv& p, int64_t work) {
   const int64_t shared = winograd.shared_bytes(p, threads), each = winograd.thread_bytes(p, threads);
   const Tensor scratch = qdiff::pooled({shared + threads * each}, at::kByte);
   uint8_t* memory = scratch.mutable_data_ptr<uint8_t>();
-  parallel(winograd.input_tasks(p, threads), work, false,
-           [&](qdiff::Tasks& tasks) { winograd.transform_input(p, memory, threads, tasks); });
-  parallel(winograd.tasks(p, threads), work, true, [&](qdiff::Tasks& tasks) {
-    winograd.multiply(p, memory, memory + shared + tasks.thread * each, threads, tasks);
-  });
+  const int64_t runs = winograd.runs(p, threads);
+  for (int64_t run = 0; run < runs; ++run) {
+    parallel(winograd.input_tasks(p, run, threads), work, false,
+             [&](qdiff::Tasks& tasks) { winograd.transform_input(p, run, memory, threads, tasks); });
+    parallel(winograd.tasks(p, threads), work, true, [&](qdiff::Tasks& tasks) {
+      winograd.multiply(p, run, memory, memory + shared + tasks.thread * each, threads, tasks);
+    });
+  }
 }
 
 Tensor run_conv(const ConvCall& call) {

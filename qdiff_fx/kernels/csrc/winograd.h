@@ -40,6 +40,8 @@ constexpr int64_t kChunkTiles = QDIFF_CHUNK_TILES;
 constexpr int64_t kBlockQuads = QDIFF_BLOCK_QUADS;
 constexpr int64_t kPanel = kBlockChannels;
 constexpr int64_t kWinogradRows = 6;  // tiles multiplied at once
+constexpr int64_t kKeptWeights = int64_t{3} << 19;    // bytes of transformed weights that stay in L2 from chunk to chunk
+constexpr int64_t kSharedInputs = int64_t{32} << 20;  // bytes of transformed inputs that there are at a time
 constexpr int64_t kReach = int64_t{1} << 25;
 
 // What an instruction set takes for each step: multiply-adds per cycle of the direct convolution and of the products, cycles
@@ -94,29 +96,6 @@ QDIFF_INLINE void output_transform(const V (&m)[kPatch], V (&out)[kOutputs]) {
 
 // -------------------------------------------------------------------------------------------------- the plan
 
-// How the work is cut and where its parts lie in scratch memory.
-struct WinogradPlan {
-  int64_t tile_rows, tile_cols, tiles;  // of 4x4 results, over the whole batch
-  int64_t chunk, chunks;                // tiles multiplied while their inputs stay in cache
-  int64_t panels, splits;               // a task is one panel of output channels over one of `splits` runs of chunks
-
-  WinogradPlan(const Conv& p, int64_t threads) {
-    tile_rows = ceil_div(p.out_h, kOutputs), tile_cols = ceil_div(p.out_w, kOutputs);
-    tiles = p.batch * tile_rows * tile_cols;
-    panels = ceil_div(p.out_channels, kPanel);
-    // Every thread should have a task.
-    chunks = std::max(ceil_div(tiles, kChunkTiles), std::min(ceil_div(threads, panels), ceil_div(tiles, kWinogradRows)));
-    chunk = ceil_div(ceil_div(tiles, chunks), kWinogradRows) * kWinogradRows;
-    chunks = ceil_div(tiles, chunk);
-    splits = 1;
-    while (panels * splits % threads != 0 && panels * splits < 8 * threads && 2 * splits <= chunks) splits *= 2;
-  }
-
-  int64_t tasks() const { return panels * splits; }
-
-  int64_t tiles_of(int64_t at) const { return std::min(chunk, tiles - at * chunk); }
-};
-
 // The input channels of a source in parts of nearly the same size, whole groups each.
 struct Blocks {
   int64_t quads, count, size;
@@ -151,27 +130,73 @@ int64_t input_chunk_size(const Conv& p, int64_t tiles) {
   return size;
 }
 
-int64_t weights_size(const Conv& p) {
-  int64_t size = 0;
-  for (int64_t i = 0; i < p.source_count; ++i) {
-    const Blocks blocks(p.sources[i].quads);
-    for (int64_t b = 0; b < blocks.count; ++b) size += kPositions * weight_position(blocks.quads_of(b));
+// Of all parts, and of the largest.
+struct WeightSizes {
+  int64_t all = 0, largest = 0;
+
+  explicit WeightSizes(const Conv& p) {
+    for (int64_t i = 0; i < p.source_count; ++i) {
+      const Blocks blocks(p.sources[i].quads);
+      for (int64_t b = 0; b < blocks.count; ++b) {
+        const int64_t size = kPositions * weight_position(blocks.quads_of(b));
+        all += size;
+        largest = std::max(largest, size);
+      }
+    }
   }
-  return size;
-}
+};
+
+// How the work is cut: into runs of chunks of tiles. Of a run first all inputs are transformed, then a task is one panel of
+// output channels over one of `splits` parts of its chunks.
+struct WinogradPlan {
+  int64_t tile_rows, tile_cols, tiles;  // of 4x4 results, over the whole batch
+  int64_t chunk, chunks;                // tiles multiplied while their inputs stay in cache
+  int64_t run, runs;                    // chunks
+  int64_t panels, splits;
+  int64_t weights;                      // elements of transformed weights that a thread has room for
+  bool keeps_weights;                   // from chunk to chunk
+
+  WinogradPlan(const Conv& p, int64_t threads) {
+    tile_rows = ceil_div(p.out_h, kOutputs), tile_cols = ceil_div(p.out_w, kOutputs);
+    tiles = p.batch * tile_rows * tile_cols;
+    panels = ceil_div(p.out_channels, kPanel);
+    // Every thread should have a task.
+    chunks = std::max(ceil_div(tiles, kChunkTiles), std::min(ceil_div(threads, panels), ceil_div(tiles, kWinogradRows)));
+    chunk = ceil_div(ceil_div(tiles, chunks), kWinogradRows) * kWinogradRows;
+    chunks = ceil_div(tiles, chunk);
+    const int64_t most = std::max<int64_t>(1, kSharedInputs / (input_chunk_size(p, chunk) * 2));
+    runs = ceil_div(chunks, most);
+    run = ceil_div(chunks, runs);
+    runs = ceil_div(chunks, run);
+    splits = 1;
+    while (panels * splits % threads != 0 && panels * splits < 8 * threads && 2 * splits <= run) splits *= 2;
+    const WeightSizes sizes(p);
+    keeps_weights = run > splits && sizes.all * 2 <= kKeptWeights;
+    weights = keeps_weights ? sizes.all : sizes.largest;
+  }
+
+  int64_t tasks() const { return panels * splits; }
+  int64_t tiles_of(int64_t at) const { return std::min(chunk, tiles - at * chunk); }
+  int64_t first_chunk(int64_t of_run) const { return of_run * run; }
+  int64_t last_chunk(int64_t of_run) const { return std::min(chunks, (of_run + 1) * run); }
+  int64_t first_tile(int64_t of_run) const { return first_chunk(of_run) * chunk; }
+  int64_t last_tile(int64_t of_run) const { return std::min(tiles, last_chunk(of_run) * chunk); }
+};
 
 constexpr int64_t kTileSums = kOutputs * kOutputs * kPanel;
 
 // Bytes of scratch memory, those of every thread, and those of the transformed inputs which all share.
 int64_t winograd_thread_bytes(const Conv& p, int64_t threads) {
   const WinogradPlan plan(p, threads);
-  return ceil_div(weights_size(p) * 2 + kPositions * product_position(plan.chunk) * 4 + 2 * plan.chunk * kTileSums * 4, 64) * 64;
+  return ceil_div(plan.weights * 2 + kPositions * product_position(plan.chunk) * 4 + 2 * plan.chunk * kTileSums * 4, 64) * 64;
 }
 
 int64_t winograd_shared_bytes(const Conv& p, int64_t threads) {
   const WinogradPlan plan(p, threads);
-  return ceil_div(plan.chunks * input_chunk_size(p, plan.chunk) * 2, 64) * 64;
+  return ceil_div(plan.run * input_chunk_size(p, plan.chunk) * 2, 64) * 64;
 }
+
+int64_t winograd_runs(const Conv& p, int64_t threads) { return WinogradPlan(p, threads).runs; }
 
 // ---------------------------------------------------------------------------------------------------- inputs
 
@@ -242,14 +267,15 @@ void transform_input(const Patch& patch, int64_t first, int64_t quads, int16_t* 
   }
 }
 
-// A task is a tile. [chunk][source][block][position][tile][channel].
-void winograd_input(const Conv& p, void* shared, int64_t threads, Tasks& tasks) {
+// A task is a tile of the run. [chunk][source][block][position][tile][channel].
+void winograd_input(const Conv& p, int64_t run, void* shared, int64_t threads, Tasks& tasks) {
   const WinogradPlan plan(p, threads);
+  const int64_t before = plan.first_tile(run);
   const int64_t chunk_size = input_chunk_size(p, plan.chunk);
   int64_t begin, end;
   while (tasks.take(begin, end)) {
-    for (int64_t tile = begin; tile < end; ++tile) {
-      int16_t* to = static_cast<int16_t*>(shared) + tile / plan.chunk * chunk_size;
+    for (int64_t tile = before + begin; tile < before + end; ++tile) {
+      int16_t* to = static_cast<int16_t*>(shared) + (tile - before) / plan.chunk * chunk_size;
       for (int64_t i = 0; i < p.source_count; ++i) {
         const Patch patch(p, p.sources[i], plan, tile);
         const Blocks blocks(p.sources[i].quads);
@@ -264,7 +290,10 @@ void winograd_input(const Conv& p, void* shared, int64_t threads, Tasks& tasks) 
   }
 }
 
-int64_t winograd_input_tasks(const Conv& p, int64_t threads) { return WinogradPlan(p, threads).tiles; }
+int64_t winograd_input_tasks(const Conv& p, int64_t run, int64_t threads) {
+  const WinogradPlan plan(p, threads);
+  return plan.last_tile(run) - plan.first_tile(run);
+}
 
 // --------------------------------------------------------------------------------------------------- weights
 
@@ -345,6 +374,24 @@ void transform_weights(const Conv& p, const ConvSource& s, int64_t panel, int64_
   }
 }
 
+// Sums of two neighbouring bytes' magnitudes, of nine taps: they fit into 16 bits.
+QDIFF_INLINE Shorts magnitudes_of(const int8_t* from, int64_t tap) {
+  Shorts sum{};
+  for (int t = 0; t < 9; ++t) {
+#if defined(__AVX512BW__)
+    const __m512i bytes = _mm512_abs_epi8(_mm512_loadu_si512(from + t * tap));
+    sum += Shorts(_mm512_maddubs_epi16(bytes, _mm512_set1_epi8(1)));
+#elif defined(__AVX2__)
+    const __m256i bytes = _mm256_abs_epi8(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(from + t * tap)));
+    sum += Shorts(_mm256_maddubs_epi16(bytes, _mm256_set1_epi8(1)));
+#else
+    const Shorts both = load_raw<Shorts>(from + t * tap), low = (both << 8) >> 8, high = both >> 8;
+    sum += (low ^ (low >> 15)) - (low >> 15) + (high ^ (high >> 15)) - (high >> 15);
+#endif
+  }
+  return sum;
+}
+
 // The largest sum of magnitudes over the output channels of a panel, of the same weights; they are whole bytes.
 int64_t largest_magnitudes(const Conv& p, const ConvSource& s, int64_t panel, int64_t first, int64_t quads) {
   int64_t most = 0;
@@ -353,13 +400,8 @@ int64_t largest_magnitudes(const Conv& p, const ConvSource& s, int64_t panel, in
     for (int64_t byte = 0; byte < kVectorBytes; byte += kRegister) {
       Wides sum{};
       for (int64_t q = first; q < first + quads; ++q) {
-        for (int t = 0; t < 9; ++t) {
-          const Wides four = load_raw<Wides>(packed.at(v, q) + t * packed.tap + byte);
-          for (int j = 0; j < 4; ++j) {
-            const Wides one = (four << (24 - 8 * j)) >> 24, sign = one >> 31;
-            sum += (one ^ sign) - sign;
-          }
-        }
+        const Wides two = Wides(magnitudes_of(packed.at(v, q) + byte, packed.tap));
+        sum += (two & 0xffff) + (two >> 16);
       }
       for (int64_t lane = 0; lane < kRegister / 4; ++lane) most = std::max<int64_t>(most, sum[lane]);
     }
@@ -396,9 +438,9 @@ struct WinogradMemory {
   int32_t* sums;       // [tile][4x4][kPanel], of the parts before
   float* float_sums;   // the same, of the sources before
 
-  WinogradMemory(const Conv& p, const WinogradPlan& plan, void* from) {
+  WinogradMemory(const WinogradPlan& plan, void* from) {
     weights = static_cast<int16_t*>(from);
-    products = reinterpret_cast<int32_t*>(weights + weights_size(p));
+    products = reinterpret_cast<int32_t*>(weights + plan.weights);
     sums = products + kPositions * product_position(plan.chunk);
     float_sums = reinterpret_cast<float*>(sums + plan.chunk * kTileSums);
   }
@@ -517,19 +559,21 @@ void winograd_chunk(const Conv& p, const WinogradPlan& plan, int64_t panel, int6
 // Tasks are numbered 0 .. panels * splits.
 int64_t winograd_tasks(const Conv& p, int64_t threads) { return WinogradPlan(p, threads).tasks(); }
 
-void winograd(const Conv& p, const void* shared, void* of_thread, int64_t threads, Tasks& tasks) {
+void winograd(const Conv& p, int64_t run, const void* shared, void* of_thread, int64_t threads, Tasks& tasks) {
   const WinogradPlan plan(p, threads);
-  const WinogradMemory memory(p, plan, of_thread);
+  const WinogradMemory memory(plan, of_thread);
   const int64_t chunk_size = input_chunk_size(p, plan.chunk);
   Tile tile;
   int64_t begin, end;
   while (tasks.take(begin, end)) {
     for (int64_t task = begin; task < end; ++task) {
       const int64_t panel = task / plan.splits, split = task % plan.splits;
-      const int64_t from = plan.chunks * split / plan.splits, to = plan.chunks * (split + 1) / plan.splits;
+      const int64_t before = plan.first_chunk(run), count = plan.last_chunk(run) - before;
+      const int64_t from = count * split / plan.splits, to = count * (split + 1) / plan.splits;
       for (int64_t chunk = from; chunk < to; ++chunk) {
-        const Use use = to - from == 1 ? Use::once : chunk == from ? Use::first : Use::again;
-        winograd_chunk(p, plan, panel, chunk, use, static_cast<const int16_t*>(shared) + chunk * chunk_size, memory, tile);
+        const Use use = !plan.keeps_weights ? Use::once : chunk == from ? Use::first : Use::again;
+        const int16_t* input = static_cast<const int16_t*>(shared) + chunk * chunk_size;
+        winograd_chunk(p, plan, panel, before + chunk, use, input, memory, tile);
       }
     }
   }
@@ -550,7 +594,7 @@ bool winograd_pays(const Conv& p, int64_t threads) {
     const double channels = double(p.sources[i].quads * 4);
     direct += results * channels * 9 / (p.sources[i].nibbles ? kRates.direct_nibbles : kRates.direct);
     products += kPositions * tiles * channels * outputs / (kRates.product * full);
-    weights += kRates.weight * channels * outputs * double(plan.splits);
+    weights += kRates.weight * channels * outputs * double(plan.keeps_weights ? plan.runs * plan.splits : plan.chunks);
     inputs += kRates.input * tiles * channels;
   }
   const double sums = kRates.output * kOutputs * kOutputs * tiles * outputs * double(p.source_count);
@@ -558,8 +602,8 @@ bool winograd_pays(const Conv& p, int64_t threads) {
   return inputs / double(threads) + (products + weights + sums) * rounds / tasks < 0.95 * direct / double(threads);
 }
 
-const Winograd kWinograd = {winograd_pays,  winograd_shared_bytes, winograd_thread_bytes, winograd_input_tasks,
-                            winograd_input, winograd_tasks,        winograd};
+const Winograd kWinograd = {winograd_pays,        winograd_runs,  winograd_shared_bytes, winograd_thread_bytes,
+                            winograd_input_tasks, winograd_input, winograd_tasks,        winograd};
 
 }  // namespace
 }  // namespace qdiff
