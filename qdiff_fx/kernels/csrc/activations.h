@@ -79,8 +79,9 @@ QDIFF_INLINE Group<N> exponential2(const Group<N>& x) {
   return each<N>([&](int i) { return Floats(_mm512_scalef_ps(__m512(p.at[i]), __m512(most.at[i]))); });
 #else
   const Group<N> most = each<N>([&](int i) { return at_most(at_least(x.at[i], -126.0f), 126.0f); });
-  const Group<N> n = each<N>([&](int i) { return round_even(most.at[i]); });
-  const Group<N> f = each<N>([&](int i) { return most.at[i] - n.at[i]; });
+  Ints n[N];
+  for (int i = 0; i < N; ++i) n[i] = nearest(most.at[i]);
+  const Group<N> f = each<N>([&](int i) { return most.at[i] - to_floats(n[i]); });
   // Minimax for |f| <= 0.5 (Cephes, exp2f).
   Group<N> p = multiply_add(each<N>([](int) { return splat(1.535336188319500e-4f); }), f, 1.339887440266574e-3f);
   p = multiply_add(p, f, 9.618437357674640e-3f);
@@ -88,7 +89,7 @@ QDIFF_INLINE Group<N> exponential2(const Group<N>& x) {
   p = multiply_add(p, f, 2.402264791363012e-1f);
   p = multiply_add(p, f, 6.931472028550421e-1f);
   p = multiply_add(p, f, 1.0f);
-  return each<N>([&](int i) { return Floats(Ints(p.at[i]) + (nearest(n.at[i]) << 23)); });
+  return each<N>([&](int i) { return Floats(Ints(p.at[i]) + (n[i] << 23)); });
 #endif
 }
 

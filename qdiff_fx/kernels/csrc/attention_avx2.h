@@ -169,15 +169,25 @@ QDIFF_INLINE void store_words(int16_t* to, const Ints& x) {
   _mm256_storeu_si256(reinterpret_cast<__m256i*>(to), _mm256_permute4x64_epi64(words, 0xd8));
 }
 
-// Probability codes of one row for the `vectors` of keys from `scores` on; returns their sum.
-QDIFF_INLINE int64_t find_codes(const float* scores, float peak, float levels, int64_t vectors, int16_t* to) {
-  Ints sums{};
-  for (int64_t v = 0; v < vectors; ++v) {
-    // Below 2^-126 it is 0 as far as codes are concerned.
-    const Ints codes = nearest(exponential2((load(scores + v * kLanes) - peak) * kLog2E) * levels);
+// Probability codes of `N` vectors of scores.
+template <int N>
+QDIFF_INLINE void find_codes(const float* scores, float peak, float levels, int16_t* to, Ints& sums) {
+  // Below 2^-126 it is 0 as far as codes are concerned.
+  const Group<N> e = exponential2(each<N>([&](int i) { return (load(scores + i * kLanes) - peak) * kLog2E; }));
+#pragma GCC unroll 2
+  for (int i = 0; i < N; ++i) {
+    const Ints codes = nearest(e.at[i] * levels);
     sums += codes;
-    store_words(to + v * kLanes, codes);
+    store_words(to + i * kLanes, codes);
   }
+}
+
+// Those of one row for the `vectors` of keys from `scores` on; returns their sum.
+QDIFF_INLINE int64_t find_row(const float* scores, float peak, float levels, int64_t vectors, int16_t* to) {
+  Ints sums{};
+  int64_t v = 0;
+  for (; v + kGroup <= vectors; v += kGroup) find_codes<kGroup>(scores + v * kLanes, peak, levels, to + v * kLanes, sums);
+  for (; v < vectors; ++v) find_codes<1>(scores + v * kLanes, peak, levels, to + v * kLanes, sums);
   alignas(64) int32_t each[kLanes];
   store_raw(each, sums);
   int64_t sum = 0;
@@ -202,7 +212,7 @@ void find_sums(const Attention& p, const AttentionLayout& l, const uint8_t* head
         std::memset(codes, 0, size_t(vectors * kLanes) * sizeof(int16_t));
         continue;
       }
-      sums[r] += find_codes(q.scores + r * l.score_stride + first, peaks[r], float(p.levels), vectors, codes);
+      sums[r] += find_row(q.scores + r * l.score_stride + first, peaks[r], float(p.levels), vectors, codes);
     }
     for (int64_t half = 0; half < l.halves; ++half) {
       int32_t* acc = q.acc + half / kHalf * kTileRows * kBlockChannels + half % kHalf * kHalf;
