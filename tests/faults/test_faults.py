@@ -87,9 +87,14 @@ def test_a_process_is_forked_while_a_thread_looks_up_what_is_remembered(
 
 
 def test_an_interrupted_call_leaves_it_whole(quantized: QuantizedUNet, expected: list[Tensor]) -> None:
-    threading.Timer(0.1, os.kill, (os.getpid(), signal.SIGINT)).start()
-    with pytest.raises(KeyboardInterrupt):
-        [same(quantized, expected) for _ in itertools.repeat(None)]
+    # Processes that run in the background are started with interrupts ignored.
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        threading.Timer(0.1, os.kill, (os.getpid(), signal.SIGINT)).start()
+        with pytest.raises(KeyboardInterrupt):
+            [same(quantized, expected) for _ in itertools.repeat(None)]
+    finally:
+        signal.signal(signal.SIGINT, before)
     assert same(quantized, expected)
 
 
