@@ -18,9 +18,13 @@ Sample = Callable[[], tuple[Any, ...]]
 
 
 def registered() -> list[str]:
-    """Of every operator its overloads, "int_attention_vnni.numbers"; the first of each is "default"."""
+    """Of every operator its overloads, "int_attention_vnni.numbers"; the first of each is "default".
+
+    But for the one that takes and returns no tensor: it chooses how the compiled kernels convolve.
+    """
     names = [name.removeprefix(PREFIX) for name in torch._C._dispatch_get_all_op_names() if name.startswith(PREFIX)]
-    return sorted(name if "." in name else f"{name}.default" for name in names)
+    tensors = [name for name in names if name != "set_convolution_algorithm"]
+    return sorted(name if "." in name else f"{name}.default" for name in tensors)
 
 
 def weight_codes(*shape: int, bits: int = 8) -> torch.Tensor:
