@@ -94,4 +94,4 @@ def test_calibrate_checks_the_timestep_and_not_the_label() -> None:
     labels = torch.tensor([500.0, 900.0])
     calibrate(Prepared(), [{"x": X, "c": labels, "t": WHOLE}], progress=False)
     with pytest.raises(CalibrationError, match=r"argument 't'"):
-        calibrate(Prepared(), [{"x": X, "c": WHOLE, "t": torch.tensor([100, 100])}], progress=False)
+        calibrate(Prepared(), [{"x": X, "c": WHOLE, "t": torch.tensor([101, 101])}], progress=False)
