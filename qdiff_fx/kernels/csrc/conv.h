@@ -255,6 +255,16 @@ QDIFF_INLINE void finish(const Conv& p, const ConvSource& last, bool more, const
   with_output(p.out, p.out_type, p.quantizer, [&](const auto& out) { finish<A>(p, last, more, t, at, out); });
 }
 
+void finish_tile(const Conv& p, const ConvSource& last, bool more, const Tile& t, const Place& at) {
+  switch (p.activation) {
+    case Activation::silu: return finish<Activation::silu>(p, last, more, t, at);
+    case Activation::gelu: return finish<Activation::gelu>(p, last, more, t, at);
+    case Activation::gelu_tanh: return finish<Activation::gelu_tanh>(p, last, more, t, at);
+    case Activation::geglu: return finish<Activation::geglu>(p, last, more, t, at);
+    default: return finish<Activation::none>(p, last, more, t, at);
+  }
+}
+
 constexpr int64_t bytes_of(Type type) { return type == Type::f32 ? 4 : type == Type::f16 || type == Type::bf16 ? 2 : 1; }
 
 // Lines of memory that the end of a tile reads and writes arrive while its products are summed: the stretches are too
@@ -286,13 +296,7 @@ void conv_tile(const Conv& p, const Weights& weights, const Place& at, Places& p
   }
   const ConvSource& last = p.sources[values - 1];
   dot_source(p, values - 1, weights, at, places, tile);
-  switch (p.activation) {
-    case Activation::silu: return finish<Activation::silu>(p, last, values > 1, tile, at);
-    case Activation::gelu: return finish<Activation::gelu>(p, last, values > 1, tile, at);
-    case Activation::gelu_tanh: return finish<Activation::gelu_tanh>(p, last, values > 1, tile, at);
-    case Activation::geglu: return finish<Activation::geglu>(p, last, values > 1, tile, at);
-    default: return finish<Activation::none>(p, last, values > 1, tile, at);
-  }
+  finish_tile(p, last, values > 1, tile, at);
 }
 
 Place place_of(const Conv& p, int64_t first, int64_t last, int64_t block) {

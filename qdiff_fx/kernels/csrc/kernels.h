@@ -25,7 +25,8 @@ struct ConvSource {
   bool nibbles;            // the weight has two 4-bit codes to a byte
   const float* weight_scale;
   const int32_t* start;    // (code_offset - zero_point) * sum of the weights of each output channel
-  const int32_t* centred_start;  // (128 - zero_point) * the same sum
+  const int32_t* sums;     // of the weights of each output channel
+  int32_t zero_point;
   float scale;
 };
 

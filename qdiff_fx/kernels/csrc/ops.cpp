@@ -161,7 +161,7 @@ std::tuple<Tensor, Tensor> pack_weight(const Tensor& codes, int64_t bits) {
 
 // What one source of a convolution needs besides its tensors.
 struct SourceMemory {
-  Tensor codes, outside, start, centred_start;
+  Tensor codes, outside, start;
   std::vector<int64_t> rows, cols;
 };
 
@@ -288,12 +288,7 @@ qdiff::ConvSource source_of(const Tensor& codes, double scale, int64_t zero_poin
   memory.start = at::empty({channels}, weight_sum.options());
   const int32_t* sums = weight_sum.const_data_ptr<int32_t>();
   int32_t* start = memory.start.data_ptr<int32_t>();
-  memory.centred_start = at::empty({channels}, weight_sum.options());
-  int32_t* centred = memory.centred_start.data_ptr<int32_t>();
-  for (int64_t c = 0; c < channels; ++c) {
-    start[c] = (kKernels.code_offset - int32_t(zero_point)) * sums[c];
-    centred[c] = (128 - int32_t(zero_point)) * sums[c];
-  }
+  for (int64_t c = 0; c < channels; ++c) start[c] = (kKernels.code_offset - int32_t(zero_point)) * sums[c];
   memory.rows = index_map(codes.size(2), codes.size(2) * w.enlarge[0], w.pad[0], w.reach(out[2], 0));
   memory.cols = index_map(codes.size(3), codes.size(3) * w.enlarge[1], w.pad[2], w.reach(out[3], 1));
   qdiff::ConvSource s{};
@@ -306,7 +301,7 @@ qdiff::ConvSource source_of(const Tensor& codes, double scale, int64_t zero_poin
   s.nibbles = nibbles;
   s.weight_scale = weight_scale.const_data_ptr<float>();
   s.start = start;
-  s.centred_start = centred;
+  s.sums = sums, s.zero_point = int32_t(zero_point);
   s.scale = float(scale);
   return s;
 }

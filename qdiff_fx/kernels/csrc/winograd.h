@@ -11,6 +11,8 @@
 // An instruction set includes this after conv.h and defines `multiply_pairs` and `kRates`.
 #pragma once
 
+#include <vector>
+
 #include "conv.h"
 
 namespace qdiff {
@@ -30,14 +32,8 @@ constexpr int64_t kPatch = 6, kOutputs = 4, kPositions = kPatch * kPatch;
 constexpr int64_t kGroupQuads = kRegister / 4;
 // What is multiplied together stays in L2: of so many tiles, input channels / 4 and the output channels of one packed block
 // the transformed inputs, the transformed weights and the products.
-#ifndef QDIFF_CHUNK_TILES
-#define QDIFF_CHUNK_TILES (kRegister == 64 ? 48 : 24)
-#endif
-#ifndef QDIFF_BLOCK_QUADS
-#define QDIFF_BLOCK_QUADS 16
-#endif
-constexpr int64_t kChunkTiles = QDIFF_CHUNK_TILES;
-constexpr int64_t kBlockQuads = QDIFF_BLOCK_QUADS;
+constexpr int64_t kChunkTiles = kRegister == 64 ? 48 : 24;
+constexpr int64_t kBlockQuads = 16;
 constexpr int64_t kPanel = kBlockChannels;
 constexpr int64_t kWinogradRows = 6;  // tiles multiplied at once
 constexpr int64_t kKeptWeights = int64_t{3} << 19;    // bytes of transformed weights that stay in L2 from chunk to chunk
@@ -297,21 +293,17 @@ int64_t winograd_input_tasks(const Conv& p, int64_t run, int64_t threads) {
 
 // --------------------------------------------------------------------------------------------------- weights
 
-int64_t vectors_of(const Conv& p, int64_t panel) {
-  return std::min(kBlockVectors, ceil_div(p.out_channels, kLanes) - panel * kBlockVectors);
-}
-
 // The packed weights of a panel: [tap][quad][vectors][16][4], in nibbles or not.
 struct PackedPanel {
   const int8_t* first;
   int64_t quad, tap;  // bytes from one to the next
   bool nibbles;
 
-  PackedPanel(const Conv& p, const ConvSource& s, int64_t panel) : nibbles(s.nibbles) {
-    const int64_t vectors = vectors_of(p, panel);
+  PackedPanel(const Conv& p, int64_t source, int64_t panel)
+      : first(stored_weights(p, source, panel)), nibbles(p.sources[source].nibbles) {
+    const int64_t vectors = vectors_of_block(p, panel);
     quad = nibbles ? nibble_bytes(vectors) : vectors * kVectorBytes;
-    tap = s.quads * quad;
-    first = s.weight + 9 * s.quads * quad_bytes(panel * kPanel, nibbles);
+    tap = p.sources[source].quads * quad;
   }
 
   const int8_t* at(int64_t vector, int64_t quad_index) const {
@@ -354,9 +346,9 @@ QDIFF_INLINE void transform_vector(const int8_t* from, int64_t tap, int16_t* eve
 }
 
 // [position][pair][kPanel][2] of `quads` quads from `first`; pairs are in the order of transform_input.
-void transform_weights(const Conv& p, const ConvSource& s, int64_t panel, int64_t first, int64_t quads, int16_t* to) {
-  const int64_t position = weight_position(quads), vectors = vectors_of(p, panel);
-  const PackedPanel packed(p, s, panel);
+void transform_weights(const Conv& p, int64_t source, int64_t panel, int64_t first, int64_t quads, int16_t* to) {
+  const int64_t position = weight_position(quads), vectors = vectors_of_block(p, panel);
+  const PackedPanel packed(p, source, panel);
   for (int64_t q = 0; q < quads; ++q) {
     const int64_t group = q / kGroupQuads * kGroupQuads, in_group = std::min(kGroupQuads, quads - group);
     int16_t* row = to + (group + q) * kPanel * 2;
@@ -393,10 +385,10 @@ QDIFF_INLINE Shorts magnitudes_of(const int8_t* from, int64_t tap) {
 }
 
 // The largest sum of magnitudes over the output channels of a panel, of the same weights; they are whole bytes.
-int64_t largest_magnitudes(const Conv& p, const ConvSource& s, int64_t panel, int64_t first, int64_t quads) {
+int64_t largest_magnitudes(const Conv& p, int64_t source, int64_t panel, int64_t first, int64_t quads) {
   int64_t most = 0;
-  const PackedPanel packed(p, s, panel);
-  for (int64_t v = 0; v < vectors_of(p, panel); ++v) {
+  const PackedPanel packed(p, source, panel);
+  for (int64_t v = 0; v < vectors_of_block(p, panel); ++v) {
     for (int64_t byte = 0; byte < kVectorBytes; byte += kRegister) {
       Wides sum{};
       for (int64_t q = first; q < first + quads; ++q) {
@@ -471,26 +463,21 @@ void finish_rows(const Conv& p, const ConvSource& s, const Part& part, const Pla
     add_to(tile.sum, part.first_source, tile, s, at);
     return each_sum(at, [&](int64_t i) { store(float_sums + i, load(tile.sum + i)); });
   }
-  switch (p.activation) {
-    case Activation::silu: return finish<Activation::silu>(p, s, !part.first_source, tile, at);
-    case Activation::gelu: return finish<Activation::gelu>(p, s, !part.first_source, tile, at);
-    case Activation::gelu_tanh: return finish<Activation::gelu_tanh>(p, s, !part.first_source, tile, at);
-    default: return finish<Activation::none>(p, s, !part.first_source, tile, at);
-  }
+  finish_tile(p, s, !part.first_source, tile, at);
 }
 
 void finish_chunk(const Conv& p, const ConvSource& s, const WinogradPlan& plan, int64_t chunk, int64_t panel, const Part& part,
                   const WinogradMemory& memory, Tile& tile) {
   const int64_t channel = panel * kPanel, channels = std::min(kPanel, p.out_channels - channel);
-  const int64_t row = kOutputs * kPanel, whole = vectors_of(p, panel) * kLanes;
-  const int32_t* start = s.centred_start + channel;
+  const int64_t row = kOutputs * kPanel, whole = vectors_of_block(p, panel) * kLanes;
+  const int32_t centre = 128 - s.zero_point;
   alignas(64) int32_t made[kTileSums];
   for (int64_t i = 0; i < plan.tiles_of(chunk); ++i) {
     const int64_t at = chunk * plan.chunk + i;
     const int64_t x = at % plan.tile_cols * kOutputs, y = at / plan.tile_cols % plan.tile_rows * kOutputs;
     const int64_t image = at / (plan.tile_cols * plan.tile_rows), across = std::min(kOutputs, p.out_w - x);
     for (int64_t c = 0; c < whole; c += kRegister / 4) {
-      const Wides from = part.first ? load_raw<Wides>(start + c) : Wides{};
+      const Wides from = part.first ? load_raw<Wides>(s.sums + channel + c) * centre : Wides{};
       transform_output(memory.products + i * kPanel + c, product_position(plan.chunk), from, made + c);
     }
     for (int64_t r = 0; r < std::min(kOutputs, p.out_h - y); ++r) {
@@ -525,29 +512,34 @@ void multiply_block(const WinogradPlan& plan, int64_t tiles, int64_t quads, int6
 // Whether a panel's transformed weights are there already, and whether they are needed again.
 enum class Use { once, first, again };
 
-// One panel of output channels of one chunk of tiles.
+// One panel of output channels of one chunk of tiles. `magnitudes` are those of the panel's blocks of weights, where it
+// matters; the first chunk finds them.
 void winograd_chunk(const Conv& p, const WinogradPlan& plan, int64_t panel, int64_t chunk, Use use, const int16_t* input,
-                    const WinogradMemory& memory, Tile& tile) {
+                    const WinogradMemory& memory, std::vector<int64_t>& magnitudes, Tile& tile) {
   int16_t* weights = memory.weights;
+  size_t block = 0;
   for (int64_t i = 0; i < p.source_count; ++i) {
     const ConvSource& s = p.sources[i];
     const Blocks blocks(s.quads);
     const int64_t most = s.nibbles ? 8 : 128;
     bool first = true, add = false;
-    int64_t magnitudes = 0;
+    int64_t sum = 0;
     const bool whole = s.quads * 4 * 9 * most * 128 < kReach;
     for (int64_t b = 0; b < blocks.count; ++b) {
       const int64_t quads = blocks.quads_of(b), from = b * blocks.size;
-      if (use != Use::again) transform_weights(p, s, panel, from, quads, weights);
+      if (use != Use::again) transform_weights(p, i, panel, from, quads, weights);
       if (!whole) {
-        const int64_t more = s.nibbles ? quads * 36 * most : largest_magnitudes(p, s, panel, from, quads);
-        if (add && (magnitudes + more) * 128 >= kReach) {
-          finish_chunk(p, s, plan, chunk, panel, {first, false, i == 0, i + 1 == p.source_count}, memory, tile);
-          first = false, add = false, magnitudes = 0;
+        if (block == magnitudes.size()) {
+          magnitudes.push_back(s.nibbles ? quads * 36 * most : largest_magnitudes(p, i, panel, from, quads));
         }
-        magnitudes += more;
+        const int64_t more = magnitudes[block++];
+        if (add && (sum + more) * 128 >= kReach) {
+          finish_chunk(p, s, plan, chunk, panel, {first, false, i == 0, i + 1 == p.source_count}, memory, tile);
+          first = false, add = false, sum = 0;
+        }
+        sum += more;
       }
-      multiply_block(plan, plan.tiles_of(chunk), quads, vectors_of(p, panel), input, weights, add, memory.products);
+      multiply_block(plan, plan.tiles_of(chunk), quads, vectors_of_block(p, panel), input, weights, add, memory.products);
       add = true;
       input += input_block_size(quads, plan.chunk);
       if (use != Use::once) weights += kPositions * weight_position(quads);
@@ -563,17 +555,19 @@ void winograd(const Conv& p, int64_t run, const void* shared, void* of_thread, i
   const WinogradPlan plan(p, threads);
   const WinogradMemory memory(plan, of_thread);
   const int64_t chunk_size = input_chunk_size(p, plan.chunk);
+  std::vector<int64_t> magnitudes;
   Tile tile;
   int64_t begin, end;
   while (tasks.take(begin, end)) {
     for (int64_t task = begin; task < end; ++task) {
+      magnitudes.clear();
       const int64_t panel = task / plan.splits, split = task % plan.splits;
       const int64_t before = plan.first_chunk(run), count = plan.last_chunk(run) - before;
       const int64_t from = count * split / plan.splits, to = count * (split + 1) / plan.splits;
       for (int64_t chunk = from; chunk < to; ++chunk) {
         const Use use = !plan.keeps_weights ? Use::once : chunk == from ? Use::first : Use::again;
         const int16_t* input = static_cast<const int16_t*>(shared) + chunk * chunk_size;
-        winograd_chunk(p, plan, panel, before + chunk, use, input, memory, tile);
+        winograd_chunk(p, plan, panel, before + chunk, use, input, memory, magnitudes, tile);
       }
     }
   }
