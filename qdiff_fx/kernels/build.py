@@ -32,7 +32,13 @@ _COMPILE_FLAGS = ("-std=c++20", "-O3", "-fPIC", "-fopenmp", "-ffp-contract=off",
 _COMPILE_SECONDS = 600
 
 
-_SOURCES = ("attention.cpp", "plan.cpp", "ops.cpp", "pool.cpp", "pack.cpp")  # of every instruction set
+_SOURCES = (
+    "ops/attention.cpp",
+    "ops/plan.cpp",
+    "ops/ops.cpp",
+    "ops/pool.cpp",
+    "core/pack.cpp",
+)  # of every instruction set
 
 
 @dataclass(frozen=True)
@@ -153,8 +159,8 @@ def _no_compiler() -> KernelError:
 def _key(isa: Isa) -> str:
     """Digest of everything the binary depends on but the compiler, which need not be there when it is loaded."""
     digest = hashlib.sha256()
-    for path in sorted((*_FOLDER.glob("*.h"), *_FOLDER.glob("*.cpp"))):
-        digest.update(path.name.encode() + path.read_bytes())
+    for path in sorted((*_FOLDER.rglob("*.h"), *_FOLDER.rglob("*.cpp"))):
+        digest.update(str(path.relative_to(_FOLDER)).encode() + path.read_bytes())
     parts = (torch.__version__, platform.machine(), _COMPILE_FLAGS, isa, _more_flags())
     digest.update(repr(parts).encode())
     return digest.hexdigest()[:16]
@@ -195,8 +201,20 @@ def _sources(isa: Isa) -> Iterator[tuple[str, list[str]]]:
 
 
 def _compile(compiler: str, source: str, flags: list[str], folder: Path) -> Path:
-    made = folder / f"{source}.o"
-    _run([compiler, *_COMPILE_FLAGS, *flags, *_more_flags(), "-c", str(_FOLDER / source), "-o", str(made)])
+    made = folder / f"{Path(source).stem}.o"
+    _run(
+        [
+            compiler,
+            *_COMPILE_FLAGS,
+            f"-I{_FOLDER}",
+            *flags,
+            *_more_flags(),
+            "-c",
+            str(_FOLDER / source),
+            "-o",
+            str(made),
+        ]
+    )
     return made
 
 

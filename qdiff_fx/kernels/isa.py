@@ -40,20 +40,20 @@ _AVX2_FLAGS = ("-mavx2", "-mfma", "-mf16c")
 ISAS = (
     Isa(
         "avx512_vnni",
-        ("attention_vnni.cpp", "avx512_vnni.cpp"),
+        ("isa/attention_vnni.cpp", "isa/avx512_vnni.cpp"),
         ("avx512_f", "avx512_bw", "avx512_vl", "avx512_dq", "avx512_vnni", "fma3"),
         (("x86_64", ("-mavx512f", "-mavx512bw", "-mavx512vl", "-mavx512dq", "-mavx512vnni", "-mfma")),),
     ),
-    Isa("avx_vnni", ("avx_vnni.cpp",), ("avx2", "fma3", "f16c", "avx_vnni"), (("x86_64", _AVX2_FLAGS),)),
+    Isa("avx_vnni", ("isa/avx_vnni.cpp",), ("avx2", "fma3", "f16c", "avx_vnni"), (("x86_64", _AVX2_FLAGS),)),
     # The same source, as processors run it that have these instructions in the other encoding only.
     Isa(
         "avx_vnni_evex",
-        ("avx_vnni.cpp",),
+        ("isa/avx_vnni.cpp",),
         ("avx2", "fma3", "f16c", "avx512_vl", "avx512_vnni"),
         (("x86_64", (*_AVX2_FLAGS, "-DQDIFF_EVEX")),),
     ),
-    Isa("avx2", ("avx2.cpp",), ("avx2", "fma3", "f16c"), (("x86_64", _AVX2_FLAGS),)),
-    Isa("portable", ("portable.cpp",), flags=(("aarch64", ("-march=armv8.2-a+dotprod",)),)),
+    Isa("avx2", ("isa/avx2.cpp",), ("avx2", "fma3", "f16c"), (("x86_64", _AVX2_FLAGS),)),
+    Isa("portable", ("isa/portable.cpp",), flags=(("aarch64", ("-march=armv8.2-a+dotprod",)),)),
 )
 
 

@@ -4,7 +4,7 @@
 
 #include <immintrin.h>
 
-#include "winograd.h"
+#include "core/winograd.h"
 
 namespace qdiff {
 namespace {

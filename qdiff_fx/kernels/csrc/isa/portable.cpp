@@ -1,7 +1,7 @@
 // Integer kernels for every other processor: plain C++, and the dot products of 64-bit ARM where the compiler may use
 // them.
 
-#include "kernels.h"
+#include "core/kernels.h"
 
 #if defined(__ARM_FEATURE_DOTPROD) || defined(__ARM_FEATURE_MATMUL_INT8)
 #include <arm_neon.h>
@@ -12,12 +12,12 @@
 #define QDIFF_CODE_OFFSET 128
 #endif
 
-#include "conv.h"
-#include "norm.h"
-#include "pointwise.h"
-#include "winograd.h"
+#include "core/conv.h"
+#include "core/norm.h"
+#include "core/pointwise.h"
+#include "core/winograd.h"
 
-#include "attention_tile.h"
+#include "core/attention_tile.h"
 
 namespace qdiff {
 namespace {

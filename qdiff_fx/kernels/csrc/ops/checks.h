@@ -15,7 +15,7 @@
 #include <initializer_list>
 #include <optional>
 
-#include "attention.h"
+#include "core/attention.h"
 
 namespace qdiff {
 

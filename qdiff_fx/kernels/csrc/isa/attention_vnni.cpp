@@ -4,15 +4,15 @@
 // maximum. Both products are the same register tile:
 // 6 rows of unsigned bytes (broadcast four at a time) times up to 4 vectors of signed bytes.
 
-#include "attention.h"
+#include "core/attention.h"
 
 #include <algorithm>
 #include <cmath>
 #include <cstring>
 #include <limits>
 
-#include "avx512.h"
-#include "probabilities_avx512.h"
+#include "isa/avx512.h"
+#include "isa/probabilities_avx512.h"
 
 // Tiles live apart from the code around them, so all 32 registers are theirs.
 #define QDIFF_NOINLINE __attribute__((noinline))

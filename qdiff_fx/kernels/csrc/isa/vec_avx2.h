@@ -10,7 +10,7 @@ constexpr int kRegisterBytes = 32;
 }  // namespace
 }  // namespace qdiff
 
-#include "lanes.h"
+#include "core/lanes.h"
 
 namespace qdiff {
 namespace {

@@ -6,7 +6,7 @@
 #include <cstdlib>
 #include <new>
 
-#include "activations.h"
+#include "core/activations.h"
 
 namespace qdiff {
 namespace {

@@ -1,16 +1,16 @@
 // Integer kernels for the dot products of 256-bit registers: AVX-VNNI (Alder Lake and later, Zen 5), and the same
 // instructions as AVX-512 encodes them (QDIFF_EVEX), which processors have that lack the other encoding.
 
-#include "kernels.h"
+#include "core/kernels.h"
 
 #include <immintrin.h>
 
-#include "conv.h"
-#include "norm.h"
-#include "pointwise.h"
+#include "core/conv.h"
+#include "core/norm.h"
+#include "core/pointwise.h"
 
-#include "attention_tile.h"
-#include "multiply_256.h"
+#include "core/attention_tile.h"
+#include "isa/multiply_256.h"
 
 #if defined(QDIFF_EVEX)
 #define QDIFF_ENCODING "%{evex%} "

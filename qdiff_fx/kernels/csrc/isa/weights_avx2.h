@@ -2,7 +2,7 @@
 // tile reads on and on; 4-bit codes become bytes, and the weights themselves tell how many products fit into 16 bits.
 #pragma once
 
-#include "tile_avx2.h"
+#include "isa/tile_avx2.h"
 
 namespace qdiff {
 namespace {

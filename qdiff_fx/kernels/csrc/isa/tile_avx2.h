@@ -12,7 +12,7 @@
 #include <cstdint>
 #include <cstring>
 
-#include "vec.h"
+#include "core/vec.h"
 
 namespace qdiff {
 namespace {

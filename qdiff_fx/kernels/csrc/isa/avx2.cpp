@@ -1,15 +1,15 @@
 // Integer kernels for AVX2.
 
-#include "kernels.h"
+#include "core/kernels.h"
 
-#define QDIFF_WEIGHTS "weights_avx2.h"
+#define QDIFF_WEIGHTS "isa/weights_avx2.h"
 
-#include "conv.h"
-#include "norm.h"
-#include "pointwise.h"
-#include "multiply_256.h"
+#include "core/conv.h"
+#include "core/norm.h"
+#include "core/pointwise.h"
+#include "isa/multiply_256.h"
 
-#include "attention_avx2.h"
+#include "isa/attention_avx2.h"
 
 namespace qdiff {
 namespace {

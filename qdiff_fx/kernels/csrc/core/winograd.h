@@ -13,7 +13,7 @@
 
 #include <vector>
 
-#include "conv.h"
+#include "core/conv.h"
 
 namespace qdiff {
 namespace {

@@ -7,7 +7,7 @@
 
 #include <cstdint>
 
-#include "attention.h"
+#include "core/attention.h"
 
 namespace qdiff {
 

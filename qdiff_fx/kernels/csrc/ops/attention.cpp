@@ -1,8 +1,8 @@
 // qdiff::int_attention_vnni on CPU: checks, memory layout, threads. The arithmetic is in a Kernel.
 
-#include "checks.h"
-#include "kernels.h"
-#include "pool.h"
+#include "ops/checks.h"
+#include "core/kernels.h"
+#include "ops/pool.h"
 
 #include <ATen/ExpandUtils.h>
 #include <ATen/Parallel.h>

@@ -7,8 +7,8 @@
 #include <cstring>
 #include <limits>
 
-#include "attention.h"
-#include "conv.h"
+#include "core/attention.h"
+#include "core/conv.h"
 
 namespace qdiff {
 namespace {

@@ -5,7 +5,7 @@
 #include <cstdlib>
 #include <new>
 
-#include "activations.h"
+#include "core/activations.h"
 
 #ifndef QDIFF_CODE_OFFSET
 #define QDIFF_CODE_OFFSET 0
@@ -174,7 +174,7 @@ QDIFF_INLINE int64_t vectors_of_block(const Conv& p, int64_t block) {
 #if defined(QDIFF_WEIGHTS)
 #include QDIFF_WEIGHTS
 #else
-#include "weights.h"
+#include "core/weights.h"
 #endif
 
 namespace qdiff {

@@ -4,8 +4,8 @@
 #include <algorithm>
 #include <cmath>
 
-#include "activations.h"
-#include "avx512.h"
+#include "core/activations.h"
+#include "isa/avx512.h"
 
 namespace qdiff {
 namespace {

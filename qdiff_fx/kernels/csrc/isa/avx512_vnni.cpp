@@ -1,14 +1,14 @@
 // Integer kernels for AVX-512 VNNI.
 
-#include "kernels.h"
+#include "core/kernels.h"
 
 #define QDIFF_READS_NIBBLES 1
 
-#include "avx512.h"
-#include "conv.h"
-#include "norm.h"
-#include "pointwise.h"
-#include "winograd.h"
+#include "isa/avx512.h"
+#include "core/conv.h"
+#include "core/norm.h"
+#include "core/pointwise.h"
+#include "core/winograd.h"
 
 namespace qdiff {
 namespace {

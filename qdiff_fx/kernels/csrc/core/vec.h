@@ -6,7 +6,7 @@
 #include <cstring>
 #include <type_traits>
 
-#include "kernels.h"
+#include "core/kernels.h"
 
 // Sanitizers look at every operation, and compilers take a quarter of an hour over it where all is one function.
 #if defined(__SANITIZE_ADDRESS__)
@@ -16,11 +16,11 @@
 #endif
 
 #if defined(__AVX512F__)
-#include "vec_avx512.h"
+#include "isa/vec_avx512.h"
 #elif defined(__AVX2__)
-#include "vec_avx2.h"
+#include "isa/vec_avx2.h"
 #else
-#include "vec_portable.h"
+#include "core/vec_portable.h"
 #endif
 
 namespace qdiff {

@@ -1,4 +1,4 @@
-#include "pool.h"
+#include "ops/pool.h"
 
 #include <ATen/ops/empty_strided.h>
 #include <ATen/ops/from_blob.h>

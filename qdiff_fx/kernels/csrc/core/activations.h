@@ -4,7 +4,7 @@
 
 #include <utility>
 
-#include "vec.h"
+#include "core/vec.h"
 
 namespace qdiff {
 namespace {

@@ -3,7 +3,7 @@
 
 #include <algorithm>
 
-#include "activations.h"
+#include "core/activations.h"
 
 namespace qdiff {
 namespace {

@@ -1,8 +1,8 @@
 // The qdiff operators on CPU: checks, memory layout, threads. The arithmetic is in Kernels.
 
-#include "checks.h"
-#include "kernels.h"
-#include "pool.h"
+#include "ops/checks.h"
+#include "core/kernels.h"
+#include "ops/pool.h"
 
 #include <ATen/Parallel.h>
 #include <ATen/core/Tensor.h>
