@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -260,6 +261,15 @@ class TestRowsThatAreAsManyAsSamples:
         assert graph.signature.sample.dims[0] == self.spec(graph).dims[0] == Size("batch")
         inputs = call(3, c=torch.randn(3, CHANNELS))
         torch.testing.assert_close(DropIn(graph.module, graph.signature)(**inputs), model(**inputs))
+
+    def test_of_an_unread_image_that_is_twice_something(self, tmp_path: Path) -> None:
+        model = Conditioned(lambda h, c: F.interpolate(F.avg_pool2d(h, 2), scale_factor=2)).eval()
+        inputs = call(c=torch.randn(BATCH, 3, IMAGE, IMAGE))
+        prepared = prepare_qdiff(model, QDiffConfig(), inputs)
+        assert Size("height", 2) in prepared.signature.sample.dims
+        calibrate(prepared, [inputs], progress=False)
+        save_qdiff(convert_qdiff(prepared, "reference"), tmp_path / "network")
+        load_qdiff(tmp_path / "network")(**inputs)
 
     def test_of_a_table_of_this_length(self) -> None:
         model, graph = captured_with(a_weight)

@@ -137,7 +137,8 @@ def unfold_inputs(graph: fx.Graph, inputs: Sequence[TensorInput]) -> None:
     for node, spec in zip(folded, inputs, strict=True):
         with graph.inserting_before(first):
             unfolded = graph.placeholder(spec.name.replace(".", "_"))
-        describe(unfolded, value=any_value(node))
+        # Of an input that nobody reads there is no merging reshape whose value it could take.
+        describe(unfolded, value=_merge(value(node), spec))
         if spec.role:
             put(unfolded, Input(cast(Role, spec.role)))
         if any(_is_folded(dim) for dim in spec.dims):
