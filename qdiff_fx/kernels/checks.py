@@ -106,12 +106,27 @@ def quantizer(op: str, dtype: torch.dtype, scale: float, zero_point: int, low: i
         raise error(op, f"zero point {zero_point} is not one of the codes {low} to {high}")
 
 
+def out_dtype(op: str, dtype: torch.dtype) -> None:
+    """The part of `quantizer` that needs no numbers."""
+    if dtype not in CODES:
+        quantizer(op, dtype, 1.0, 0, 0, 0)
+
+
 def vector(op: str, what: str, x: Tensor | None, count: int) -> None:
     """Nothing, or so many float32 numbers side by side."""
     if x is None:
         return
     if x.dtype != torch.float32 or x.dim() != 1 or x.shape[0] != count or not x.is_contiguous():
         raise error(op, f"{what} must hold {count} contiguous float32 numbers, not {x.dtype} {tuple(x.shape)}")
+
+
+def residual(op: str, x: Tensor | None, size: Sequence[int]) -> None:
+    """Nothing, or floats of the result's shape, which they are added to."""
+    if x is None:
+        return
+    floating(op, "the residual", x)
+    if tuple(x.shape) != tuple(size):
+        raise error(op, f"the residual {tuple(x.shape)} is not like the result {tuple(size)}")
 
 
 def sizes(op: str, shape: Sequence[int]) -> None:

@@ -12,22 +12,16 @@ from exact_attention import exact_and_tolerance
 from torch import Tensor
 
 from qdiff_fx.errors import KernelError
-from qdiff_fx.kernels import attention, integer, library, status, timestep
+from qdiff_fx.kernels import ops as plain
+from qdiff_fx.kernels import status
+from qdiff_fx.kernels.registration import tensors
 from tests.fuzz.problems import Arguments, Problem
 
 ops = torch.ops.qdiff
 PLAIN: dict[str, Callable[..., Any]] = {
-    "pack_weight": integer.pack_weight,
-    "int_conv": integer.int_conv,
-    "int_linear": integer.int_linear,
-    "group_norm_act": integer.group_norm_act,
-    "layer_norm_act": integer.layer_norm_act,
-    "act_quantize": integer.act_quantize,
-    "act_quantize_rest": integer.act_quantize_rest,
-    "int_attention": attention.int_attention,
-    "int_attention_vnni": attention.int_attention,
-    "int_attention_vnni.numbers": library._attention_by_numbers,
-    "timestep_bin": timestep.timestep_bin,
+    **{name: getattr(plain, name).reference for name in plain.__all__},
+    "int_attention_vnni": plain.int_attention.reference,
+    "int_attention_vnni.numbers": plain.int_attention.reference_of_numbers,
 }
 OUT_OF_MEMORY = ("allocate", "bad_alloc", "not enough memory")
 BY_TORCH = ("qdiff::", "Overflow when unpacking")  # of what the schema does not allow: it does not reach us
@@ -80,15 +74,13 @@ def compiled(operator: str) -> Callable[..., Any]:
 def disagreement(problem: Problem) -> str:
     """What is wrong about the answers to a problem; nothing if all is well."""
     operator = problem.operator
-    arguments, plain_arguments = problem.arguments(ops.pack_weight), problem.arguments(integer.pack_weight)
+    arguments, plain_arguments = problem.arguments(ops.pack_weight), problem.arguments(plain.pack_weight.reference)
     if operator == "int_conv" and _work(arguments) > MOST_WORK:
         return ""
     found = call(compiled(operator), arguments)
     if isinstance(found, Refused) and (found.by_torch or "a tensor is missing" in found.text):
         return ""  # before it came to either kernel
-    if any(
-        x.is_meta for x in library._tensors(arguments.values())
-    ):  # computes shapes, and what it says is all there is
+    if any(x.is_meta for x in tensors(arguments.values())):  # computes shapes, and what it says is all there is
         bad = isinstance(found, Refused) and not found.is_clear(operator)
         return f"raw error of a meta tensor: {found.text}" if bad else ""
     if any(each is None and name not in OPTIONAL for name, each in arguments.items()):
@@ -121,7 +113,7 @@ def _work(arguments: Arguments) -> int:
     """Elements of the images that a convolution reads and makes; 0 where it refuses."""
     names = ("codes", "out_channels", "kernel", "stride", "padding", "dilation", "enlarge", "activation", "out_dtype")
     try:
-        made = integer.check_conv(*(arguments[name] for name in names))
+        made = plain.int_conv.check(*(arguments[name] for name in names))
     except Exception:  # whatever it is, the call itself will tell
         return 0
     padding, enlarge, x = arguments["padding"], arguments["enlarge"], arguments["codes"][0]

@@ -15,7 +15,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from qdiff_fx.kernels import integer
+from qdiff_fx.kernels import ops as plain
+from qdiff_fx.kernels.activations import Activation
 from tests.fuzz.tensors import KINDS
 
 ops = torch.ops.qdiff
@@ -96,7 +97,7 @@ class Problem:
         return not any(move.word in CONTENTS or move.argument in OPAQUE for move in self.moves)
 
 
-def valid(operator: str, seed: int, pack: Pack = integer.pack_weight) -> Arguments:
+def valid(operator: str, seed: int, pack: Pack = plain.pack_weight.reference) -> Arguments:
     """A call that is right in everything, by the names of the operator's schema."""
     torch.manual_seed(seed)
     return VALID[operator](random.Random(seed), pack)
@@ -176,7 +177,7 @@ def _linear(draw: random.Random, pack: Pack) -> Arguments:
     rows = draw.choice(((1,), (7,), (2, 5), (2, 3, 4), (0,), (), (3, 0)))
     features, out = draw.randint(1, 70), draw.choice((1, 16, 33, 64, 100, 200))
     activation = draw.randint(0, 4)
-    count = 2 if activation == integer.Activation.GEGLU else 1
+    count = 2 if activation == Activation.GEGLU else 1
     packed = [_packed(draw, pack, out, features) for _ in range(count)]
     residual = torch.randn(*rows, out).to(draw.choice(FLOATS)) if draw.random() < 0.5 and count == 1 else None
     return {

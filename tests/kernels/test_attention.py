@@ -78,7 +78,7 @@ def test_long_queries_in_blocks_equal_one_block(monkeypatch: pytest.MonkeyPatch)
     torch.manual_seed(0)
     _, args = quantized(1, 2, 50, 8, key_len=13)
     whole = int_attention(*args, 0.3, 8, torch.float32)
-    monkeypatch.setattr("qdiff_fx.kernels.attention._SCRATCH_ELEMENTS", 2 * 13 * 7)
+    monkeypatch.setattr("qdiff_fx.kernels.ops.int_attention._SCRATCH_ELEMENTS", 2 * 13 * 7)
     torch.testing.assert_close(int_attention(*args, 0.3, 8, torch.float32), whole, rtol=0, atol=0)
 
 

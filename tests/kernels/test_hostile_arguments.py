@@ -9,7 +9,8 @@ import pytest
 import torch
 
 from qdiff_fx.errors import KernelError
-from qdiff_fx.kernels import integer, quantized_decomposed, status
+from qdiff_fx.kernels import ops as plain
+from qdiff_fx.kernels import quantized_decomposed, status
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
@@ -62,7 +63,7 @@ def test_messages_name_the_operator_and_the_argument(line: str, message: str) ->
 def test_of_a_batch_of_none_comes_a_result_of_none() -> None:
     for pack, conv, linear in (
         (ops.pack_weight, ops.int_conv, ops.int_linear),
-        (integer.pack_weight, integer.int_conv, integer.int_linear),
+        (plain.pack_weight.reference, plain.int_conv.reference, plain.int_linear.reference),
     ):
         arguments = valid("int_conv", 17, pack)
         arguments |= {"codes": [x[:0] for x in arguments["codes"]], "shift": None, "residual": None}

@@ -15,8 +15,9 @@ from torch import Tensor
 
 from examples import examples
 from qdiff_fx.errors import KernelError
-from qdiff_fx.kernels import integer, status
-from qdiff_fx.kernels.integer import Activation
+from qdiff_fx.kernels import ops as plain
+from qdiff_fx.kernels import status
+from qdiff_fx.kernels.activations import Activation
 from qdiff_fx.kernels.isa import supported_isas
 
 pytestmark = pytest.mark.skipif(not status().available, reason=status().reason or "-")
@@ -115,9 +116,9 @@ def test_convolution(data):
 
     residual = None
     if draw(st.booleans()):
-        shape = run(integer.int_conv, integer.pack_weight, None).shape
+        shape = run(plain.int_conv.reference, plain.pack_weight.reference, None).shape
         residual = layout(torch.randn(shape).to(draw(floats)), draw(layouts))
-    expected = run(integer.int_conv, integer.pack_weight, residual)
+    expected = run(plain.int_conv.reference, plain.pack_weight.reference, residual)
     assert_close(run(ops.int_conv, ops.pack_weight, residual), expected)
 
 
@@ -140,7 +141,7 @@ def test_linear(data):
         packed, sums = pack(weight, 8)
         return op(codes, *numbers, [packed], [padded(scales, sums)], [sums], outputs, bias, residual, *tail)
 
-    assert_close(run(ops.int_linear, ops.pack_weight), run(integer.int_linear, integer.pack_weight))
+    assert_close(run(ops.int_linear, ops.pack_weight), run(plain.int_linear.reference, plain.pack_weight.reference))
 
 
 @given(st.data())
@@ -163,7 +164,7 @@ def test_group_norm(data):
         return  # torch refuses to normalise one value
     activation = draw(st.sampled_from([Activation.NONE, Activation.SILU]))
     args = (parts, groups, *affine, 1e-5, int(activation), *draw(output()))
-    assert_close(ops.group_norm_act(*args), integer.group_norm_act(*args), NORM_RESOLUTION)
+    assert_close(ops.group_norm_act(*args), plain.group_norm_act.reference(*args), NORM_RESOLUTION)
 
 
 @given(st.data())
@@ -175,7 +176,7 @@ def test_layer_norm(data):
     x = x.to(draw(floats))
     affine = (torch.randn(x.shape[-1]), torch.randn(x.shape[-1])) if draw(st.booleans()) else (None, None)
     args = (x, *affine, 1e-5, *draw(output()))
-    assert_close(ops.layer_norm_act(*args), integer.layer_norm_act(*args), NORM_RESOLUTION)
+    assert_close(ops.layer_norm_act(*args), plain.layer_norm_act.reference(*args), NORM_RESOLUTION)
 
 
 @given(st.data())
@@ -190,7 +191,7 @@ def test_activation_and_quantizer(data):
     if x.dim() > 2 and draw(st.booleans()):
         x = x.transpose(0, 1)
     args = (x, int(draw(st.sampled_from(list(Activation)))), *draw(output()))
-    assert_close(ops.act_quantize(*args), integer.act_quantize(*args))
+    assert_close(ops.act_quantize(*args), plain.act_quantize.reference(*args))
 
 
 @given(st.data())
@@ -202,14 +203,14 @@ def test_two_codes_hold_sixteen_bits(data):
     x = torch.randn(*draw(st.sampled_from([(3,), (2, 5), (2, 3, 4, 5), (0, 4), (33, 70)])), draw(st.integers(1, 45)))
     x = x.to(draw(floats))
     activation = draw(st.sampled_from([Activation.NONE, Activation.SILU]))
-    values = integer.act_quantize(x, activation, torch.float32, 1.0, 0, 0, 0)
+    values = plain.act_quantize.reference(x, activation, torch.float32, 1.0, 0, 0, 0)
     scale = 0.05
     args = (x, int(activation), scale, 128, 0, 255, scale / 255, 127)
     codes = ops.act_quantize(x, int(activation), torch.uint8, scale, 128, 0, 255)
     rest = ops.act_quantize_rest(*args)
     # Where the first code lies on a boundary so does the second, at the other end.
-    expected = integer.act_quantize_rest(*args)
-    same = codes == integer.act_quantize(x, activation, torch.uint8, scale, 128, 0, 255)
+    expected = plain.act_quantize_rest.reference(*args)
+    same = codes == plain.act_quantize.reference(x, activation, torch.uint8, scale, 128, 0, 255)
     assert rest.dtype == torch.uint8
     assert ((rest.int() - expected.int()).abs() <= 1)[same].all()
     assert same.float().mean() > 0.9 or not same.numel()
@@ -293,46 +294,55 @@ def test_misaligned_and_huge_strides():
             0,
         )
 
-    assert_close(run(ops.int_conv, ops.pack_weight), run(integer.int_conv, integer.pack_weight))
+    assert_close(run(ops.int_conv, ops.pack_weight), run(plain.int_conv.reference, plain.pack_weight.reference))
+
+
+COMPILED = (ops.pack_weight, ops.int_linear)
 
 
 class TestRefusals:
     """Each says which operator, what is wrong, and what was given; compiled and plain kernels alike."""
 
     weight = torch.ones(16, 8, dtype=torch.int8)
+    kernels = pytest.mark.parametrize(
+        "kernels",
+        [COMPILED, (plain.pack_weight.reference, plain.int_linear.reference)],
+        ids=["compiled", "plain"],
+    )
 
-    def linear(self, op, codes=None, scale=0.1, zero_point=0, out=(torch.float32, 1.0, 0, 0, 0)):
-        packed, sums = (ops if op is ops else integer).pack_weight(self.weight, 8)
+    def linear(self, kernels, codes=None, scale=0.1, zero_point=0, out=(torch.float32, 1.0, 0, 0, 0)):
+        pack, layer = kernels
+        packed, sums = pack(self.weight, 8)
         codes = torch.zeros(2, 8, dtype=torch.uint8) if codes is None else codes
-        return op.int_linear(codes, scale, zero_point, [packed], [torch.ones(16)], [sums], 16, None, None, 0, *out)
+        return layer(codes, scale, zero_point, [packed], [torch.ones(16)], [sums], 16, None, None, 0, *out)
 
-    @pytest.mark.parametrize("op", [ops, integer])
+    @kernels
     @pytest.mark.parametrize("scale", [0.0, -1.0, float("inf"), float("nan")])
-    def test_scales(self, op, scale):
+    def test_scales(self, kernels, scale):
         with pytest.raises((RuntimeError, KernelError), match="positive finite number"):
-            self.linear(op, scale=scale)
+            self.linear(kernels, scale=scale)
 
-    @pytest.mark.parametrize("op", [ops, integer])
-    def test_codes_of_another_type(self, op):
+    @kernels
+    def test_codes_of_another_type(self, kernels):
         with pytest.raises((RuntimeError, KernelError), match="uint8"):
-            self.linear(op, codes=torch.zeros(2, 8))
+            self.linear(kernels, codes=torch.zeros(2, 8))
 
     def test_a_zero_point_that_is_no_code(self):
         with pytest.raises(RuntimeError, match="zero point 256"):
-            self.linear(ops, zero_point=256)
+            self.linear(COMPILED, zero_point=256)
 
     def test_an_output_quantizer_that_does_not_fit(self):
         with pytest.raises(RuntimeError, match="codes from 0 to 300"):
-            self.linear(ops, out=(torch.uint8, 1.0, 0, 0, 300))
+            self.linear(COMPILED, out=(torch.uint8, 1.0, 0, 0, 300))
         with pytest.raises(RuntimeError, match="must be a positive finite number"):
-            self.linear(ops, out=(torch.uint8, float("nan"), 0, 0, 255))
+            self.linear(COMPILED, out=(torch.uint8, float("nan"), 0, 0, 255))
 
     def test_a_weight_of_another_shape(self):
         with pytest.raises(RuntimeError, match="packed weight"):
-            self.linear(ops, codes=torch.zeros(2, 12, dtype=torch.uint8))
+            self.linear(COMPILED, codes=torch.zeros(2, 12, dtype=torch.uint8))
 
     def test_an_empty_weight(self):
-        for pack in (ops.pack_weight, integer.pack_weight):
+        for pack in (ops.pack_weight, plain.pack_weight.reference):
             with pytest.raises((RuntimeError, KernelError), match="pack_weight"):
                 pack(torch.zeros(0, 3, dtype=torch.int8), 8)
 

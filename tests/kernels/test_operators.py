@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
-import qdiff_fx.kernels  # noqa: F401, registers the operators
-from qdiff_fx.kernels.integer import Activation
+from qdiff_fx.kernels import ops as plain
+from qdiff_fx.kernels.activations import Activation
 
 ops = torch.ops.qdiff
 PREFIX = "qdiff::"
@@ -103,6 +104,12 @@ SAMPLES: dict[str, list[Sample]] = {
     ],
     "timestep_bin.default": [lambda: (torch.tensor([500.0, 500.0]), 10, 1000), lambda: (torch.tensor(3), 4, 1000)],
 }
+
+
+def test_every_operator_is_a_file_of_its_name():
+    files = {file.stem for file in Path(plain.__file__).parent.glob("*.py")} - {"__init__"}
+    assert files == set(plain.__all__)
+    assert {name.split(".")[0] for name in registered()} - files == {"int_attention_vnni"}  # beside int_attention
 
 
 def test_every_operator_has_samples():

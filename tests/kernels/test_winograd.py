@@ -11,8 +11,9 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from examples import examples
-from qdiff_fx.kernels import integer, status
-from qdiff_fx.kernels.integer import Activation
+from qdiff_fx.kernels import status
+from qdiff_fx.kernels.activations import Activation
+from qdiff_fx.kernels.ops import int_conv, pack_weight
 
 pytestmark = pytest.mark.skipif(not status().available, reason=status().reason or "-")
 ops = torch.ops.qdiff
@@ -139,9 +140,9 @@ def test_inputs_too_large_to_be_transformed_at_once():
 def test_it_is_what_plain_torch_makes_of_it():
     codes = torch.randint(0, 256, (2, 40, 9, 7), dtype=torch.uint8)
     weight = torch.randint(-128, 128, (33, 40, 3, 3), dtype=torch.int8)
-    packed, sums = integer.pack_weight(weight, 8)
+    packed, sums = pack_weight.reference(weight, 8)
     arguments = plain(codes, weight, zero_point=7)
-    expected = integer.int_conv(
+    expected = int_conv.reference(
         *([codes], [1.0], [7], [packed], [torch.ones_like(sums, dtype=torch.float32)], [sums], *arguments[6:])
     )
     assert torch.equal(both(*arguments)[1], expected)

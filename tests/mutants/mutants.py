@@ -75,13 +75,13 @@ MUTANTS = (
         "tests/reconstruction/test_adaround.py",
     ),
     Mutant(
-        "kernels/attention.py",
+        "kernels/ops/int_attention.py",
         "scores.masked_fill_(~mask, -math.inf)",
         "scores.masked_fill_(mask, -math.inf)",
         "tests/kernels/test_attention.py",
     ),
     Mutant(
-        "kernels/integer.py",
+        "kernels/epilogue.py",
         "torch.round(x.float() * (1.0 / scale))",
         "torch.floor(x.float() * (1.0 / scale))",
         "tests/kernels/test_integer.py",

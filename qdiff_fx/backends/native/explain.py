@@ -12,7 +12,8 @@ from torch import fx, nn
 from qdiff_fx.backends.common.base import LayerReport
 from qdiff_fx.backends.common.running import Running, attention_name
 from qdiff_fx.backends.native.fusion.kernels import ATTENTION, LAYERS
-from qdiff_fx.kernels.integer import CODES, Activation
+from qdiff_fx.kernels.activations import Activation
+from qdiff_fx.kernels.checks import CODES
 from qdiff_fx.kernels.running import kernel_name
 from qdiff_fx.passes.framework import PassReport
 

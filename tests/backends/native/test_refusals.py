@@ -32,7 +32,7 @@ from qdiff_fx.backends.native.fusion.kernels import (
     read_elsewhere,
 )
 from qdiff_fx.ir.annotations import describe, value
-from qdiff_fx.kernels.integer import Activation
+from qdiff_fx.kernels.activations import Activation
 from qdiff_fx.passes.rule import Rule
 
 aten, qd = torch.ops.aten, torch.ops.quantized_decomposed

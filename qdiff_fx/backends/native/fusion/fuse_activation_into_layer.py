@@ -6,7 +6,7 @@ import torch
 from torch import fx
 
 from qdiff_fx.backends.native.fusion.kernels import fuse_into_epilogue, is_open, read_elsewhere
-from qdiff_fx.kernels.integer import Activation
+from qdiff_fx.kernels.activations import Activation
 from qdiff_fx.passes.rule import Rule
 
 aten = torch.ops.aten

@@ -10,7 +10,7 @@ from torch import fx
 
 from qdiff_fx.backends.native.fusion.kernels import QUANTIZERS, layer_behind
 from qdiff_fx.ir.annotations import value
-from qdiff_fx.kernels.integer import Activation
+from qdiff_fx.kernels.activations import Activation
 from qdiff_fx.passes.rule import Rule
 
 aten = torch.ops.aten

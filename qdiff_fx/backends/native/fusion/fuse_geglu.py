@@ -9,7 +9,7 @@ from torch import fx
 from qdiff_fx.backends.native.fusion.fuse_output_quantizer import quantizer_of_output
 from qdiff_fx.backends.native.fusion.kernels import LINEAR, QUANTIZE, fuse_into_epilogue, is_open, read_in_floats
 from qdiff_fx.ir.edit import add_buffer, get_attr_tensor
-from qdiff_fx.kernels.integer import Activation
+from qdiff_fx.kernels.activations import Activation
 from qdiff_fx.passes.rule import Rule
 
 PACKED_BLOCK = 64  # output channels that are packed together: kBlockChannels of kernels.h

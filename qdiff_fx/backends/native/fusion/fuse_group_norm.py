@@ -6,7 +6,7 @@ import torch
 from torch import fx
 
 from qdiff_fx.backends.native.fusion.kernels import GROUP_NORM, NO_QUANTIZER, replace_by_kernel
-from qdiff_fx.kernels.integer import Activation
+from qdiff_fx.kernels.activations import Activation
 from qdiff_fx.passes.rule import Rule
 
 aten = torch.ops.aten

@@ -9,7 +9,8 @@ from torch import fx
 from qdiff_fx.backends.native.fusion.kernels import NO_QUANTIZER, NORMS, QUANTIZE, layer_behind, read_in_floats
 from qdiff_fx.ir.annotations import describe_like
 from qdiff_fx.ir.arguments import function_of
-from qdiff_fx.kernels.integer import CODES, Activation
+from qdiff_fx.kernels.activations import Activation
+from qdiff_fx.kernels.checks import CODES
 from qdiff_fx.passes.rule import Rule
 
 

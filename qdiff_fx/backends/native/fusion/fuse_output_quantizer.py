@@ -7,7 +7,8 @@ from typing import Any, NamedTuple
 from torch import fx
 
 from qdiff_fx.backends.native.fusion.kernels import ATTENTION, LAYERS, QUANTIZE, fuse_into_epilogue, read_in_floats
-from qdiff_fx.kernels.integer import CODES, Activation
+from qdiff_fx.kernels.activations import Activation
+from qdiff_fx.kernels.checks import CODES
 from qdiff_fx.passes.rule import Rule
 
 

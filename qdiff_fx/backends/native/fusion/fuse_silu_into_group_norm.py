@@ -6,7 +6,8 @@ import torch
 from torch import fx
 
 from qdiff_fx.backends.native.fusion.kernels import GROUP_NORM, read_elsewhere
-from qdiff_fx.kernels.integer import CODES, Activation
+from qdiff_fx.kernels.activations import Activation
+from qdiff_fx.kernels.checks import CODES
 from qdiff_fx.passes.rule import Rule
 
 aten = torch.ops.aten

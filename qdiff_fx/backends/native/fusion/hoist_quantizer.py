@@ -9,7 +9,7 @@ from torch import fx
 
 from qdiff_fx.backends.native.fusion.kernels import MOVES, QUANTIZERS
 from qdiff_fx.ir.annotations import any_value, describe_like, set_value
-from qdiff_fx.kernels.integer import Activation
+from qdiff_fx.kernels.activations import Activation
 from qdiff_fx.passes.rule import Rule
 
 aten = torch.ops.aten

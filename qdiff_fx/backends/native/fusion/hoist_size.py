@@ -10,7 +10,7 @@ from torch import fx
 
 from qdiff_fx.backends.native.fusion.kernels import CONV, GROUP_NORM, LAYER_NORM, LINEAR, QUANTIZE
 from qdiff_fx.ir.annotations import value
-from qdiff_fx.kernels.integer import Activation
+from qdiff_fx.kernels.activations import Activation
 from qdiff_fx.passes.rule import Rule
 
 SIZE = torch.ops.aten.sym_size.int

@@ -13,7 +13,8 @@ from torch import fx
 from qdiff_fx.ir import ops
 from qdiff_fx.ir.annotations import any_value, describe_like, path_of
 from qdiff_fx.ir.arguments import function_of
-from qdiff_fx.kernels.integer import CODES, Activation
+from qdiff_fx.kernels.activations import Activation
+from qdiff_fx.kernels.checks import CODES
 
 qdiff = torch.ops.qdiff
 

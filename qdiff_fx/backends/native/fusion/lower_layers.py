@@ -15,7 +15,7 @@ from qdiff_fx.backends.native.fusion.supported import why_float
 from qdiff_fx.ir.annotations import describe_like, has, set_value, value
 from qdiff_fx.ir.arguments import operand
 from qdiff_fx.ir.facts import QuantizedLayer
-from qdiff_fx.kernels.integer import Activation
+from qdiff_fx.kernels.activations import Activation
 from qdiff_fx.passes.framework import Pass, PassReport, checks
 from qdiff_fx.passes.rule import Rule, apply_rules
 

@@ -22,7 +22,8 @@ from qdiff_fx.ir.annotations import fact, value_or_none
 from qdiff_fx.ir.arguments import bound, operand
 from qdiff_fx.ir.edit import get_attr_tensor
 from qdiff_fx.ir.ops import Kind, Layout
-from qdiff_fx.kernels.integer import CODES, Activation
+from qdiff_fx.kernels.activations import Activation
+from qdiff_fx.kernels.checks import CODES
 
 aten, qdiff = torch.ops.aten, torch.ops.qdiff
 UNBOUNDED = math.inf

@@ -10,7 +10,7 @@ from torch import fx
 from qdiff_fx.backends.native.fusion.kernels import ATTENTION, GROUP_NORM, LAYER_NORM, LAYERS, MOVES, NORMS, QUANTIZERS
 from qdiff_fx.backends.native.fusion.magnitude import Magnitudes
 from qdiff_fx.ir.annotations import value_or_none
-from qdiff_fx.kernels.integer import CODES
+from qdiff_fx.kernels.checks import CODES
 from qdiff_fx.passes.framework import Pass, PassReport
 from qdiff_fx.passes.rule import Rule, apply_rules
 

@@ -8,14 +8,14 @@ import torch
 from torch import Tensor
 
 from qdiff_fx.kernels import checks
+from qdiff_fx.kernels.registration import register_composite
 from qdiff_fx.quant import timestep_bins
 
+SCHEMA = "(Tensor timestep, int bins, int num_train_timesteps, float start=0.0, float stop=0.0) -> Tensor"
 MOST_TIMESTEPS = 1 << 31
 
 
-def timestep_bin(
-    timestep: Tensor, bins: int, num_train_timesteps: int, start: float = 0.0, stop: float = 0.0
-) -> Tensor:
+def reference(timestep: Tensor, bins: int, num_train_timesteps: int, start: float = 0.0, stop: float = 0.0) -> Tensor:
     """Bin of the batch's first timestep, as `quant.timestep_bins` counts them.
 
     Args:
@@ -41,3 +41,6 @@ def timestep_bin(
     if timestep.numel() == 0 or timestep.dtype == torch.bool:
         raise checks.error(op, f"expected timesteps, not {timestep.dtype} {tuple(timestep.shape)}")
     return timestep_bins.timestep_bin(timestep.reshape(-1)[:1], bins, num_train_timesteps, start, stop)
+
+
+timestep_bin = register_composite("timestep_bin", SCHEMA, reference)

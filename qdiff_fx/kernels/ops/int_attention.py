@@ -1,22 +1,38 @@
-"""Integer attention in plain torch: the arithmetic every compiled kernel is measured against."""
+"""Attention on codes: `int_attention`, always in plain torch, and `int_attention_vnni`, which has compiled kernels.
+
+The second has two overloads: its scales are tensors, or they are numbers and a quantizer may follow.
+"""
 
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from qdiff_fx.errors import KernelError
 from qdiff_fx.kernels import checks
+from qdiff_fx.kernels.activations import Activation
+from qdiff_fx.kernels.epilogue import OUTPUT
+from qdiff_fx.kernels.ops import act_quantize
+from qdiff_fx.kernels.registration import register
 
+SCHEMA = (
+    "(Tensor q, Tensor k, Tensor v, Tensor? mask, Tensor q_scale, Tensor q_zero_point, Tensor k_scale, "
+    "Tensor v_scale, float softmax_scale, int prob_bits, ScalarType out_dtype) -> Tensor"
+)
+SCHEMA_OF_NUMBERS = (
+    "(Tensor q, Tensor k, Tensor v, Tensor? mask, float q_scale, int q_zero_point, float k_scale, float v_scale, "
+    f"float softmax_scale, int prob_bits, {OUTPUT}) -> Tensor"
+)
 _OP = "int_attention"
 _FLOATS = (*checks.FLOATS, torch.float64)
 _SCRATCH_ELEMENTS = 1 << 23  # scores held at a time; rows are independent, so long queries go in blocks
 _EXACT_FLOAT32_DIM = 512  # |q - zero_point| <= 255, |k| <= 128: dots over fewer dims are exact below 2**24
 
 
-def int_attention(
+def reference(
     q: Tensor,
     k: Tensor,
     v: Tensor,
@@ -53,7 +69,7 @@ def int_attention(
     Raises:
         KernelError: shapes or dtypes that do not fit, or a scale that is not positive and finite.
     """
-    check_arguments(q, k, v, mask, softmax_scale, prob_bits, out_dtype)
+    check(q, k, v, mask, softmax_scale, prob_bits, out_dtype)
     score_scale = softmax_scale * _positive(q_scale, "q_scale") * _positive(k_scale, "k_scale")
     if not score_scale <= checks.MOST_SCALE:
         raise _error(f"softmax_scale * q_scale * k_scale must be finite in float32, not {score_scale}")
@@ -78,7 +94,7 @@ def int_attention(
     return out
 
 
-def check_arguments(
+def check(
     q: Tensor,
     k: Tensor,
     v: Tensor,
@@ -117,6 +133,33 @@ def empty_output(q: Tensor, dtype: torch.dtype) -> Tensor:
     return q.new_empty((batch, length, heads, dim), dtype=dtype).transpose(1, 2)
 
 
+def fake(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, *rest: Any) -> Tensor:
+    """Laid out as `empty_output` says."""
+    softmax_scale, prob_bits, out_dtype = rest[-3:]
+    check(q, k, v, mask, softmax_scale, prob_bits, out_dtype)
+    return empty_output(q, out_dtype)
+
+
+def reference_of_numbers(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, *rest: Any) -> Tensor:
+    """`reference` with numbers for scales; `out_dtype` may be that of codes, with the quantizer that follows."""
+    q_scale, q_zero_point, k_scale, v_scale, softmax_scale, prob_bits, out_dtype, *quantizer = rest
+    codes = out_dtype in checks.CODES
+    dtype = torch.float32 if codes else out_dtype
+    if codes:
+        checks.quantizer(_OP, out_dtype, *quantizer)
+    q_scale, q_zero_point, k_scale, v_scale = map(torch.tensor, (q_scale, q_zero_point, k_scale, v_scale))
+    out = reference(q, k, v, mask, q_scale, q_zero_point, k_scale, v_scale, softmax_scale, prob_bits, dtype)
+    return act_quantize.reference(out, Activation.NONE, out_dtype, *quantizer) if codes else out
+
+
+def fake_of_numbers(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, *rest: Any) -> Tensor:
+    """Laid out as `empty_output` says."""
+    softmax_scale, prob_bits, out_dtype = rest[4:7]
+    dtype = torch.float32 if out_dtype in checks.CODES else out_dtype
+    check(q, k, v, mask, softmax_scale, prob_bits, dtype)
+    return empty_output(q, out_dtype)
+
+
 def _masked(scores: Tensor, mask: Tensor) -> Tensor:
     if mask.dtype == torch.bool:
         return scores.masked_fill_(~mask, -math.inf)
@@ -151,3 +194,10 @@ def _zero_point(tensor: Tensor) -> int:
 
 def _error(what: str) -> KernelError:
     return checks.error(_OP, what)
+
+
+# The kernel reads any strides, but the result's layout follows q's: the compiler must keep them.
+_TAGS = (torch.Tag.needs_fixed_stride_order,)
+int_attention = register("int_attention", SCHEMA, reference, fake, compiled=False, tags=_TAGS)
+int_attention_vnni = register("int_attention_vnni", SCHEMA, reference, fake, called=_OP, tags=_TAGS)
+register("int_attention_vnni.numbers", SCHEMA_OF_NUMBERS, reference_of_numbers, fake_of_numbers, called=_OP, tags=_TAGS)

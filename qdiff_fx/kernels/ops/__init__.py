@@ -1,0 +1,25 @@
+"""The `qdiff` operators, one a file; its name is the operator's. Importing this registers them."""
+
+from qdiff_fx.kernels.ops import (
+    act_quantize,
+    act_quantize_rest,
+    group_norm_act,
+    int_attention,
+    int_conv,
+    int_linear,
+    layer_norm_act,
+    pack_weight,
+    timestep_bin,
+)
+
+__all__ = [
+    "act_quantize",
+    "act_quantize_rest",
+    "group_norm_act",
+    "int_attention",
+    "int_conv",
+    "int_linear",
+    "layer_norm_act",
+    "pack_weight",
+    "timestep_bin",
+]
