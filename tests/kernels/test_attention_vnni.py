@@ -14,15 +14,13 @@ import pytest
 import torch
 from exact_attention import exact_and_tolerance
 from hypothesis import given
-from hypothesis import strategies as st
+from kernel_calls import Call, attentions, tokens_outside
 from torch import Tensor
 
 from examples import examples
 from qdiff_fx.kernels import int_attention, int_attention_vnni, status
 
 pytestmark = pytest.mark.skipif(not status().available, reason=status().reason or "-")
-
-ZERO_POINT_MAX = 255
 
 
 def assert_exact(out: Tensor, args: tuple, *, fixed_point: bool = True) -> None:
@@ -34,69 +32,10 @@ def assert_exact(out: Tensor, args: tuple, *, fixed_point: bool = True) -> None:
     assert (excess <= 0).all(), f"off by {float(excess.max()):.3g} more than rounding explains"
 
 
-def codes(shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
-    low, high = (0, 256) if dtype == torch.uint8 else (-128, 128)
-    return torch.randint(low, high, shape, dtype=dtype)
-
-
-def tokens_outside(b: int, h: int, n: int, d: int, dtype: torch.dtype) -> Tensor:
-    return codes((b, n, h, d), dtype).transpose(1, 2)
-
-
-def fused_slice(b: int, h: int, n: int, d: int, dtype: torch.dtype) -> Tensor:
-    return codes((b, n, 3 * h * d), dtype)[..., h * d : 2 * h * d].unflatten(-1, (h, d)).transpose(1, 2)
-
-
-def dims_strided(b: int, h: int, n: int, d: int, dtype: torch.dtype) -> Tensor:
-    return codes((b, h, d, n), dtype).transpose(2, 3)
-
-
-LAYOUTS = {
-    "contiguous": lambda b, h, n, d, dtype: codes((b, h, n, d), dtype),
-    "tokens_outside": tokens_outside,
-    "fused_slice": fused_slice,
-    "dims_strided": dims_strided,
-    "broadcast_heads": lambda b, h, n, d, dtype: codes((b, 1, n, d), dtype).expand(b, h, n, d),
-    "three_dims": lambda b, h, n, d, dtype: codes((b * h, n, d), dtype),
-    "two_dims": lambda b, h, n, d, dtype: codes((n, d), dtype),
-    "five_dims": lambda b, h, n, d, dtype: codes((b, 1, h, n, d), dtype),
-}
-
-MASKS = {
-    "none": lambda lead, n, s: None,
-    "bool": lambda lead, n, s: torch.rand(*lead, n, s) > 0.3,
-    "bool_keys": lambda lead, n, s: torch.rand(*lead[:1], *(1 for _ in lead[1:]), 1, s) > 0.3,
-    "bool_expanded": lambda lead, n, s: (torch.rand(s) > 0.3).expand(*lead, n, s),
-    "float": lambda lead, n, s: torch.randn(n, s) * 3,
-    "float_rows": lambda lead, n, s: torch.randn(n, 1),
-    "float_transposed": lambda lead, n, s: torch.randn(s, n).t(),
-    "float_minus_infinity": lambda lead, n, s: torch.randn(*lead, n, s).relu().log(),
-    "float64_scalar": lambda lead, n, s: torch.tensor(0.25, dtype=torch.float64),
-}
-
-
-@st.composite
-def calls(draw) -> tuple:
-    """Arguments of one call."""
-    torch.manual_seed(draw(st.integers(0, 10**6)))
-    b, h = draw(st.integers(1, 2)), draw(st.integers(1, 3))
-    query_len, key_len = draw(st.integers(1, 70)), draw(st.integers(1, 140))
-    dim = draw(st.one_of(st.integers(1, 96), st.sampled_from([160, 256, 511, 512])))
-    layout = LAYOUTS[draw(st.sampled_from(sorted(LAYOUTS)))]
-    q = layout(b, h, query_len, dim, torch.uint8)
-    k, v = (layout(b, h, key_len, dim, torch.int8) for _ in range(2))
-    mask = MASKS[draw(st.sampled_from(sorted(MASKS)))](q.shape[:-2], query_len, key_len)
-    zero_point = torch.tensor(draw(st.integers(0, ZERO_POINT_MAX)))
-    q_scale, k_scale, v_scale = (torch.tensor(draw(st.floats(1e-3, 0.05))) for _ in range(3))
-    softmax_scale = draw(st.sampled_from([dim**-0.5, 0.01, 1.0]))
-    bits = draw(st.integers(4, 8))
-    dtype = draw(st.sampled_from([torch.float32, torch.bfloat16, torch.float16]))
-    return (q, k, v, mask, q_scale, zero_point, k_scale, v_scale, softmax_scale, bits, dtype)
-
-
 @examples(150)
-@given(calls())
-def test_kernel_and_reference_are_exact(args: tuple) -> None:
+@given(attentions())
+def test_kernel_and_reference_are_exact(call: Call) -> None:
+    args = tuple(call.arguments.values())
     for op in (int_attention_vnni, int_attention):
         out = op(*args)
         assert out.dtype == args[-1]

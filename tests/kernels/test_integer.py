@@ -10,7 +10,16 @@ from pathlib import Path
 import pytest
 import torch
 from hypothesis import given
-from hypothesis import strategies as st
+from kernel_calls import (
+    convolutions,
+    extreme_linears,
+    group_norms,
+    layer_norms,
+    linears,
+    padded,
+    quantizations,
+    second_codes,
+)
 from torch import Tensor
 
 from examples import examples
@@ -22,12 +31,6 @@ from qdiff_fx.kernels.isa import supported_isas
 
 pytestmark = pytest.mark.skipif(not status().available, reason=status().reason or "-")
 ops = torch.ops.qdiff
-
-FLOATS = (torch.float32, torch.float16, torch.bfloat16)
-floats = st.sampled_from(FLOATS)
-activations = st.sampled_from([a for a in Activation if a != Activation.GEGLU])
-seeds = st.integers(0, 10_000)
-
 
 FILES = ("test_integer.py", "test_winograd.py", "test_attention_vnni.py")  # of every instruction set
 NORM_RESOLUTION = 3e-5  # a mean far from zero is subtracted, which costs digits
@@ -47,169 +50,46 @@ def assert_close(actual: Tensor, expected: Tensor, resolution: float = 2e-6) -> 
     torch.testing.assert_close(actual, expected, rtol=resolution, atol=resolution * size)
 
 
-@st.composite
-def output(draw) -> tuple[torch.dtype, float, int, int, int]:
-    """Where results go: a float type, or codes with their quantizer."""
-    dtype = draw(st.sampled_from([*FLOATS, torch.uint8, torch.int8]))
-    if dtype in FLOATS:
-        return dtype, 1.0, 0, 0, 0
-    least = 0 if dtype == torch.uint8 else -128
-    bits = draw(st.sampled_from([8, 8, 6, 4]))
-    low, high = (0, 2**bits - 1) if dtype == torch.uint8 else (-(2 ** (bits - 1)), 2 ** (bits - 1) - 1)
-    assert low >= least
-    return dtype, draw(st.floats(0.01, 3.0)), draw(st.integers(low, high)), low, high
-
-
-def layout(x: Tensor, kind: str) -> Tensor:
-    """The same values, laid out in memory as a network may have them."""
-    if kind == "channels_last" and x.dim() == 4:
-        return x.contiguous(memory_format=torch.channels_last)
-    if kind == "slice":
-        wider = torch.empty((x.shape[0], x.shape[1] + 3, *x.shape[2:]), dtype=x.dtype)
-        if x.dim() == 4:
-            wider = wider.contiguous(memory_format=torch.channels_last)
-        wider[:, 1:-2] = x
-        return wider[:, 1:-2]
-    return x
-
-
-layouts = st.sampled_from(["channels_last", "contiguous", "slice"])
-
-
-def padded(scales: Tensor, sums: Tensor) -> Tensor:
-    return torch.cat([scales, torch.zeros(sums.numel() - scales.numel())])
-
-
-@given(st.data())
+@given(convolutions())
 @examples(60)
-def test_convolution(data):
-    """Any number of sources, window, padding, upsampling, and everything that may be added to the sum."""
-    draw = data.draw
-    torch.manual_seed(draw(seeds))
-    batch, out_channels = draw(st.integers(1, 3)), draw(st.sampled_from([1, 5, 16, 17, 40, 64, 70, 130]))
-    kernel = draw(st.sampled_from([(1, 1), (3, 3), (1, 3), (4, 2)]))
-    stride, dilation, enlarge = (draw(st.tuples(*[st.integers(1, 2)] * 2)) for _ in range(3))
-    padding = draw(st.tuples(*[st.integers(0, 2)] * 4))
-    size = [dilation[i] * (kernel[i] - 1) + draw(st.integers(1, 7)) for i in range(2)]
-    sources, widths = [], []
-    for _ in range(draw(st.integers(1, 3))):
-        channels = draw(st.sampled_from([1, 3, 4, 8, 13, 64]))
-        codes = torch.randint(0, 256, (batch, channels, *size), dtype=torch.uint8)
-        widths.append(draw(st.sampled_from([8, 8, 6, 5, 4, 3])))
-        largest = 2 ** (widths[-1] - 1)
-        weight = torch.randint(-largest, largest, (out_channels, channels, *kernel), dtype=torch.int8)
-        scale, zero_point = draw(st.floats(0.001, 0.1)), draw(st.integers(0, 255))
-        sources.append((layout(codes, draw(layouts)), scale, zero_point, weight, torch.rand(out_channels) / 100))
-    bias = torch.randn(out_channels) if draw(st.booleans()) else None
-    shift = torch.randn(draw(st.sampled_from([1, batch])), out_channels) if draw(st.booleans()) else None
-    activation, out = draw(activations), draw(output())
-
-    def run(op, pack, residual):
-        codes, scales, zero_points, weights, weight_scales = zip(*sources, strict=True)
-        packs = [pack(weight, bits) for weight, bits in zip(weights, widths, strict=True)]
-        return op(
-            *(list(codes), list(scales), list(zero_points), [p[0] for p in packs]),
-            [padded(s, p[1]) for s, p in zip(weight_scales, packs, strict=True)],
-            *([p[1] for p in packs], out_channels, kernel, stride, padding, dilation, enlarge),
-            *(bias, shift, residual, int(activation), *out),
-        )
-
-    residual = None
-    if draw(st.booleans()):
-        shape = run(plain.int_conv.reference, plain.pack_weight.reference, None).shape
-        residual = layout(torch.randn(shape).to(draw(floats)), draw(layouts))
-    expected = run(plain.int_conv.reference, plain.pack_weight.reference, residual)
-    assert_close(run(ops.int_conv, ops.pack_weight, residual), expected)
+def test_convolution(call):
+    assert_close(call.run(), call.reference())
 
 
-@given(st.data())
+@given(linears())
 @examples(30)
-def test_linear(data):
-    draw = data.draw
-    torch.manual_seed(draw(seeds))
-    rows = draw(st.sampled_from([(1,), (7,), (2, 5), (2, 3, 4), (0,), ()]))
-    features, outputs = draw(st.integers(1, 70)), draw(st.sampled_from([1, 16, 33, 64, 100, 200]))
-    codes = torch.randint(0, 256, (*rows, features), dtype=torch.uint8)
-    if len(rows) == 2 and draw(st.booleans()):
-        codes = codes.transpose(0, 1).contiguous().transpose(0, 1)
-    weight = torch.randint(-128, 128, (outputs, features), dtype=torch.int8)
-    scales, bias = torch.rand(outputs) / 100, torch.randn(outputs) if draw(st.booleans()) else None
-    residual = torch.randn(*rows, outputs).to(draw(floats)) if draw(st.booleans()) else None
-    numbers, tail = (draw(st.floats(0.001, 0.1)), draw(st.integers(0, 255))), (int(draw(activations)), *draw(output()))
-
-    def run(op, pack):
-        packed, sums = pack(weight, 8)
-        return op(codes, *numbers, [packed], [padded(scales, sums)], [sums], outputs, bias, residual, *tail)
-
-    assert_close(run(ops.int_linear, ops.pack_weight), run(plain.int_linear.reference, plain.pack_weight.reference))
+def test_linear(call):
+    assert_close(call.run(), call.reference())
 
 
-@given(st.data())
+@given(group_norms())
 @examples(40)
-def test_group_norm(data):
-    draw = data.draw
-    torch.manual_seed(draw(seeds))
-    groups, batch = draw(st.sampled_from([1, 2, 4])), draw(st.integers(1, 3))
-    space = draw(st.sampled_from([(), (5,), (9, 8), (3, 4, 2), (20, 11)]))
-    dtype = draw(floats)
-    # The parts share groups: their borders need not be those of the groups.
-    sizes = [draw(st.integers(1, 40)) for _ in range(draw(st.integers(1, 3)))]
-    sizes[-1] += -sum(sizes) % groups
-    parts = [
-        layout((torch.randn(batch, size, *space) * 3 + draw(st.sampled_from([0.0, 20.0]))).to(dtype), draw(layouts))
-        for size in sizes
-    ]
-    affine = (torch.randn(sum(sizes)), torch.randn(sum(sizes))) if draw(st.booleans()) else (None, None)
-    if sum(sizes) // groups * max(1, torch.Size(space).numel()) == 1:
-        return  # torch refuses to normalise one value
-    activation = draw(st.sampled_from([Activation.NONE, Activation.SILU]))
-    args = (parts, groups, *affine, 1e-5, int(activation), *draw(output()))
-    assert_close(ops.group_norm_act(*args), plain.group_norm_act.reference(*args), NORM_RESOLUTION)
+def test_group_norm(call):
+    assert_close(call.run(), call.reference(), NORM_RESOLUTION)
 
 
-@given(st.data())
+@given(layer_norms())
 @examples(30)
-def test_layer_norm(data):
-    draw = data.draw
-    torch.manual_seed(draw(seeds))
-    x = torch.randn(*draw(st.sampled_from([(3,), (2, 5), (0,)])), draw(st.integers(2, 90))) * 4 + 10
-    x = x.to(draw(floats))
-    affine = (torch.randn(x.shape[-1]), torch.randn(x.shape[-1])) if draw(st.booleans()) else (None, None)
-    args = (x, *affine, 1e-5, *draw(output()))
-    assert_close(ops.layer_norm_act(*args), plain.layer_norm_act.reference(*args), NORM_RESOLUTION)
+def test_layer_norm(call):
+    assert_close(call.run(), call.reference(), NORM_RESOLUTION)
 
 
-@given(st.data())
+@given(quantizations())
 @examples(60)
-def test_activation_and_quantizer(data):
-    draw = data.draw
-    torch.manual_seed(draw(seeds))
-    x = torch.randn(
-        *draw(st.sampled_from([(3,), (2, 5), (2, 3, 4, 5), (0, 4), (33, 70)])), draw(st.integers(1, 45)) * 2
-    )
-    x = (x * draw(st.sampled_from([1.0, 30.0]))).to(draw(floats))
-    if x.dim() > 2 and draw(st.booleans()):
-        x = x.transpose(0, 1)
-    args = (x, int(draw(st.sampled_from(list(Activation)))), *draw(output()))
-    assert_close(ops.act_quantize(*args), plain.act_quantize.reference(*args))
+def test_activation_and_quantizer(call):
+    assert_close(call.run(), call.reference())
 
 
-@given(st.data())
+@given(second_codes())
 @examples(40)
-def test_two_codes_hold_sixteen_bits(data):
+def test_two_codes_hold_sixteen_bits(call):
     """The second code is that of the plain kernel, and both together are 255 times as close as the first."""
-    draw = data.draw
-    torch.manual_seed(draw(seeds))
-    x = torch.randn(*draw(st.sampled_from([(3,), (2, 5), (2, 3, 4, 5), (0, 4), (33, 70)])), draw(st.integers(1, 45)))
-    x = x.to(draw(floats))
-    activation = draw(st.sampled_from([Activation.NONE, Activation.SILU]))
+    x, activation, scale = call.arguments["x"], call.arguments["activation"], call.arguments["scale"]
     values = plain.act_quantize.reference(x, activation, torch.float32, 1.0, 0, 0, 0)
-    scale = 0.05
-    args = (x, int(activation), scale, 128, 0, 255, scale / 255, 127)
-    codes = ops.act_quantize(x, int(activation), torch.uint8, scale, 128, 0, 255)
-    rest = ops.act_quantize_rest(*args)
+    codes = ops.act_quantize(x, activation, torch.uint8, scale, 128, 0, 255)
+    rest = call.run()
     # Where the first code lies on a boundary so does the second, at the other end.
-    expected = plain.act_quantize_rest.reference(*args)
+    expected = call.reference()
     same = codes == plain.act_quantize.reference(x, activation, torch.uint8, scale, 128, 0, 255)
     assert rest.dtype == torch.uint8
     assert ((rest.int() - expected.int()).abs() <= 1)[same].all()
@@ -248,21 +128,12 @@ def test_extremes_do_not_overflow(bits, features, outputs):
             assert (out == float((code - zero_point) * features * value)).all()
 
 
-@given(st.data())
+@given(extreme_linears())
 @examples(25)
-def test_sums_are_exact_at_the_extremes(data):
-    """Codes of 0 and 255 and weights at their limits, as many as fit into 16 bits and more, to the last bit."""
-    draw = data.draw
-    torch.manual_seed(draw(seeds))
-    bits, rows = draw(st.integers(2, 8)), draw(st.sampled_from([1, 5, 6, 23, 24, 31]))
-    features = draw(st.one_of(st.integers(1, 80), st.sampled_from([1020, 1023, 1028, 2071])))
-    outputs, limit = draw(st.sampled_from([1, 16, 40, 64, 130])), 2 ** (bits - 1)
-    codes = torch.randint(0, 2, (rows, features)) * 255
-    weight = torch.where(torch.rand(outputs, features) < draw(st.sampled_from([0.0, 0.5, 1.0])), -limit, limit - 1)
-    packed, sums = ops.pack_weight(weight.to(torch.int8), bits)
-    operands = ([packed], [padded(torch.ones(outputs), sums)], [sums], outputs, None, None)
-    out = ops.int_linear(codes.to(torch.uint8), 1.0, 0, *operands, 0, torch.float32, 1.0, 0, 0, 0)
-    assert torch.equal(out, (codes @ weight.T).float())
+def test_sums_are_exact_at_the_extremes(call):
+    """As many as fit into 16 bits and more, to the last bit."""
+    expected = call.arguments["codes"].long() @ call.arguments["weights"][0].long().T
+    assert torch.equal(call.run(), expected.float())
 
 
 def test_misaligned_and_huge_strides():
