@@ -13,23 +13,70 @@ from qdiff_fx import QDiffConfig, convert_qdiff, load_qdiff, prepare_qdiff, save
 from qdiff_fx.backends import get_backend
 from qdiff_fx.backends.native.backend import NativeOptions
 from qdiff_fx.backends.native.fusion.kernels import CONV
+from qdiff_fx.backends.native.fusion.limits import input_parts
 from qdiff_fx.backends.native.fusion.magnitude import Magnitudes
+from qdiff_fx.kernels.accumulator import MOST_WEIGHTS
 from qdiff_fx.quant.numerics import sqnr_db
 
 NATIVE, REFERENCE = get_backend("native"), get_backend("reference")
 
 
-def test_a_layer_whose_sums_might_exceed_32_bits_runs_in_float():
-    """As many weights, all of one size: the integer kernel would have wrapped to the other sign."""
+@pytest.mark.parametrize("rows", [(), (3,), (2, 3), (1, 2, 3)])
+@pytest.mark.parametrize("sign", [1, -1])
+def test_sums_that_might_exceed_32_bits_are_made_of_parts(rows, sign):
+    """As many weights, all of one size: one sum of the integer kernel would have wrapped to the other sign."""
     layer = nn.Linear(70_000, 2)
     with torch.no_grad():
-        layer.weight.fill_(0.01)
-    x = torch.rand(3, 70_000) + 1
+        layer.weight.fill_(sign * 0.01)
+    x = torch.rand(*rows, 70_000) + 1
     gm = qdq_graph(Plain(layer), x, act_range="minmax")
     lowered = NATIVE.lower(gm)
     (row,) = lowered.layers
-    assert "70000 weights per output channel" in row.reason
+    assert row.integer
+    assert row.notes == ()  # it sums two parts, but not two layers
     assert sqnr_db(run(REFERENCE.lower(gm).module, x), run(lowered.module, x)) > 100
+
+
+def test_rows_of_more_dimensions_than_an_image_stay_in_float():
+    layer = nn.Linear(70_000, 1)
+    with torch.no_grad():
+        layer.weight.fill_(0.01)
+    net = Plain(nn.Sequential(nn.Unflatten(0, (1, 1, 1, -1)), layer))
+    lowered = NATIVE.lower(qdq_graph(net, torch.rand(1, 70_000) + 1))
+    assert lowered.layers[0].reason.startswith("its sums may exceed 32 bits, and rows of 5 dimensions")
+
+
+@pytest.mark.parametrize(
+    ("layer", "size", "parts"),
+    [
+        (nn.Conv2d(7_400, 2, 3, padding=1), (3, 2), 2),
+        (nn.Conv2d(7_400, 2, 3, padding=1, dilation=2), (3, 4), 2),
+        (nn.Conv1d(23_000, 2, 3, padding=1), (3,), 2),
+        (nn.Conv2d(2 * 7_400, 32, 3, groups=2), (3, 3), 4),  # both groups in one call
+        (nn.ConvTranspose2d(17_000, 2, 4, stride=2, padding=1), (1, 2), 2),
+    ],
+    ids=["conv2d", "dilated", "conv1d", "grouped", "transposed"],
+)
+def test_convolutions_of_more_products_than_32_bits_hold(layer, size, parts):
+    with torch.no_grad():
+        layer.weight.fill_(-0.01)
+    x = torch.rand(2, layer.in_channels, *size) + 1
+    gm = qdq_graph(Plain(layer), x, act_range="minmax")
+    lowered = NATIVE.lower(gm)
+    assert lowered.layers[0].integer
+    kernels = [node for node in lowered.module.graph_module.graph.nodes if node.target is CONV]
+    assert {len(node.kwargs["codes"]) for node in kernels} == {parts}
+    assert sqnr_db(run(REFERENCE.lower(gm).module, x), run(lowered.module, x)) > 100
+
+
+def test_where_inputs_are_cut():
+    """At the exact bound they are not; one weight more, and they are in the middle."""
+    most = MOST_WEIGHTS // 127
+    codes = torch.full((2, most + 1), 127, dtype=torch.int8)
+    codes[1] = 0
+    assert input_parts(codes[:, :most]) == [(0, most)]
+    assert input_parts(codes) == [(0, (most + 2) // 2), ((most + 2) // 2, most + 1)]
+    assert len(input_parts(codes.repeat(1, 3))) == 4
 
 
 def test_as_many_weights_of_which_most_are_small_stay_on_integers():

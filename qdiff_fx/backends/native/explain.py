@@ -12,6 +12,8 @@ from torch import fx, nn
 from qdiff_fx.backends.common.base import LayerReport
 from qdiff_fx.backends.common.running import Running, attention_name
 from qdiff_fx.backends.native.fusion.kernels import ATTENTION, LAYERS
+from qdiff_fx.ir.annotations import require
+from qdiff_fx.ir.facts import Computes
 from qdiff_fx.kernels.activations import Activation
 from qdiff_fx.kernels.checks import CODES
 from qdiff_fx.kernels.running import kernel_name
@@ -34,7 +36,7 @@ def describe(node: fx.Node) -> Running | None:
         kernel = kernel_name(node.target)
     else:
         return None
-    absorbed = ", ".join(_absorbed(arguments))
+    absorbed = ", ".join(_absorbed(node))
     return Running(kernel, (f"its kernel also does: {absorbed}",) if absorbed else ())
 
 
@@ -52,10 +54,11 @@ def with_refusals(
     return tuple(replace(row, notes=(*row.notes, *reasons.get(row.info.path, ()))) for row in rows)
 
 
-def _absorbed(arguments: dict[str, Any]) -> Iterator[str]:
-    sources = len(arguments.get("weights", ()))
-    if sources > 1:
-        yield f"sums {sources} layers"
+def _absorbed(node: fx.Node) -> Iterator[str]:
+    arguments: dict[str, Any] = node.kwargs
+    layers = require(node, Computes).layers
+    if len(layers) > 1:
+        yield f"sums {len(layers)} layers"
     if any(factor > 1 for factor in arguments.get("enlarge", ())):
         yield "upsamples its input"
     if arguments.get("shift") is not None:

@@ -7,25 +7,25 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
-from torch import Tensor, fx
+from torch import Tensor
 
-from qdiff_fx.backends.common.base import weight_codes
-from qdiff_fx.ir.annotations import Fact, value
-from qdiff_fx.kernels.accumulator import MOST_WEIGHTS, overflow, signed_sums
+from qdiff_fx.ir.annotations import Fact
+from qdiff_fx.kernels.accumulator import overflow, signed_sums
 
 
-def sums_refusal(weight: fx.Node) -> str:
-    """Why the sums of the layer that reads the dequantized `weight` might exceed the 32 bits kernels add them in.
+def input_parts(codes: Tensor) -> list[tuple[int, int]]:
+    """Where to cut the input channels of int8 codes (out, in, ...) so that the sums of each part fit 32 bits.
 
-    Empty when they cannot.
+    Of few enough weights, which is nearly always, the number alone tells that they need not be cut.
     """
-    codes, gm = weight.args[0], weight.graph.owning_module
-    if not isinstance(codes, fx.Node) or gm is None:
-        return ""
-    shape = value(codes).shape
-    if len(shape) > 1 and 128 * shape.numel() <= MOST_WEIGHTS * shape[0]:
-        return ""
-    return overflow(weight_codes(gm, codes), bits=8)
+
+    def halved(first: int, last: int) -> list[tuple[int, int]]:
+        if last - first == 1 or not overflow(codes[:, first:last], bits=8):
+            return [(first, last)]
+        middle = first + -(-(last - first) // 2)
+        return [*halved(first, middle), *halved(middle, last)]
+
+    return halved(0, codes.shape[1])
 
 
 @dataclass(frozen=True)

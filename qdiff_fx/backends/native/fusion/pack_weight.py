@@ -10,7 +10,8 @@ from torch import fx
 
 from qdiff_fx.backends.common.base import DEQUANTIZE_WEIGHT, weight_codes, weight_of, weight_tensors
 from qdiff_fx.backends.common.memory import trim
-from qdiff_fx.backends.native.fusion.limits import WeightReach
+from qdiff_fx.backends.native.fusion.limits import WeightReach, input_parts
+from qdiff_fx.backends.native.fusion.weight_forms import AsItIs, WeightForm
 from qdiff_fx.ir import ops
 from qdiff_fx.ir.annotations import put
 from qdiff_fx.ir.arguments import operand
@@ -18,34 +19,50 @@ from qdiff_fx.ir.edit import add_buffer, get_attr_tensor
 from qdiff_fx.ir.facts import layer_info, quantized_layers
 
 qdiff = torch.ops.qdiff
+AS_IT_IS = AsItIs()
 TRIM_EVERY = 32 << 20  # bytes freed: packed weights would otherwise take new memory beside what freed ones leave
 
 
 @dataclass(frozen=True)
-class PackedWeight:
-    """One weight as the kernels read it: names of the buffers that hold it, whichever layers call for it.
+class PackedInputs:
+    """The weights of input channels `first` to `last`, as the kernels read them: names of the buffers that hold them.
 
     Attributes:
-        channels: how many output channels are real; the buffers hold some more, as padding.
-        kernel: the weight's sizes beyond (out, in).
-        reach: how large results it makes.
+        reach: how large results they make.
     """
 
+    first: int
+    last: int
     packed: str
-    scales: str
     sums: str
+    reach: WeightReach
+
+
+@dataclass(frozen=True)
+class PackedWeight:
+    """One weight as the kernels read it, whichever layers call for it.
+
+    Attributes:
+        parts: it, or parts of it whose sums fit 32 bits.
+        scales: the name of the buffer of its scales, which holds some more than there are channels, as padding.
+        channels: how many output channels there are.
+        kernel: the weight's sizes beyond (out, in).
+    """
+
+    parts: tuple[PackedInputs, ...]
+    scales: str
     channels: int
     kernel: tuple[int, ...]
-    reach: WeightReach
 
     def arguments(self, graph: fx.Graph) -> dict[str, list[fx.Node]]:
         """The kernel's arguments, each a node of its own, made where the graph is being written."""
-        weight = graph.get_attr(self.packed)
-        put(weight, self.reach)
+        weights = [graph.get_attr(part.packed) for part in self.parts]
+        for weight, part in zip(weights, self.parts, strict=True):
+            put(weight, part.reach)
         return {
-            "weights": [weight],
-            "weight_scales": [graph.get_attr(self.scales)],
-            "weight_sums": [graph.get_attr(self.sums)],
+            "weights": weights,
+            "weight_scales": [graph.get_attr(self.scales) for _ in self.parts],
+            "weight_sums": [graph.get_attr(part.sums) for part in self.parts],
         }
 
 
@@ -64,14 +81,14 @@ class WeightPacker:
         self._codes = {layer: operand(weight) for layer, weight in weights if weight is not None}
         # Both layers of a 16-bit input read the same codes through one node.
         self._waiting = Counter(str(codes.target) for codes in self._codes.values())
-        self._packed: dict[tuple[str, int], PackedWeight] = {}
+        self._packed: dict[tuple[str, int, WeightForm], PackedWeight] = {}
         self._untrimmed = 0
 
-    def pack(self, layer: fx.Node) -> PackedWeight:
-        """The layer's weight."""
-        key = str(self._codes[layer].target), layer_info(layer).weight_bits
+    def pack(self, layer: fx.Node, form: WeightForm = AS_IT_IS) -> PackedWeight:
+        """The layer's weight in this form."""
+        key = str(self._codes[layer].target), layer_info(layer).weight_bits, form
         if key not in self._packed:
-            self._packed[key] = _pack(self._gm, layer, self._codes[layer])
+            self._packed[key] = _pack(self._gm, layer, self._codes[layer], form)
         return self._packed[key]
 
     def done(self, layer: fx.Node) -> None:
@@ -102,17 +119,18 @@ def _read_elsewhere(codes: fx.Node, layer: fx.Node) -> bool:
     return False
 
 
-def _pack(gm: fx.GraphModule, layer: fx.Node, codes_node: fx.Node) -> PackedWeight:
+def _pack(gm: fx.GraphModule, layer: fx.Node, codes_node: fx.Node, form: WeightForm) -> PackedWeight:
     codes, (_, weight_scales) = weight_codes(gm, codes_node), weight_tensors(gm, layer)
-    packed, sums = qdiff.pack_weight(codes, layer_info(layer).weight_bits)
-    scales = torch.zeros(sums.numel())
-    scales[: codes.shape[0]] = weight_scales.float()
+    codes, weight_scales = form.arrange(codes, weight_scales.float())
     base = str(codes_node.target)
+    parts = []
+    for first, last in input_parts(codes):
+        inputs = codes[:, first:last].contiguous()
+        packed, sums = qdiff.pack_weight(inputs, layer_info(layer).weight_bits)
+        names = add_buffer(gm, f"{base}_packed", packed), add_buffer(gm, f"{base}_sums", sums)
+        parts.append(PackedInputs(first, last, *names, WeightReach.of_codes(inputs, weight_scales)))
+    scales = torch.zeros(sums.numel())
+    scales[: codes.shape[0]] = weight_scales
     return PackedWeight(
-        add_buffer(gm, f"{base}_packed", packed),
-        add_buffer(gm, f"{base}_padded_scales", scales),
-        add_buffer(gm, f"{base}_sums", sums),
-        codes.shape[0],
-        tuple(codes.shape[2:]),
-        WeightReach.of_codes(codes, scales[: codes.shape[0]]),
+        tuple(parts), add_buffer(gm, f"{base}_padded_scales", scales), codes.shape[0], tuple(codes.shape[2:])
     )
