@@ -32,3 +32,12 @@ def exact_and_tolerance(args: tuple, fixed_point: bool) -> tuple[Tensor, Tensor]
     may_flip = ((real_codes % 1 - 0.5).abs() <= rounding).sum(-1, keepdim=True)
     per_flip = (127 * float(v_scale) + out.abs().amax(-1, keepdim=True)) / (total - may_flip).clamp(min=1)
     return out, may_flip * per_flip + 1e-6 * 127 * float(v_scale)
+
+
+def assert_exact(out: Tensor, args: tuple, *, fixed_point: bool = True) -> None:
+    want, tolerance = exact_and_tolerance(args, fixed_point)
+    if out.dtype != torch.float32:  # one more rounding, to half a unit in the last place
+        tolerance = tolerance + want.abs() * torch.finfo(out.dtype).eps
+    excess = (out.double() - want).abs() - tolerance
+    assert out.isfinite().all()
+    assert (excess <= 0).all(), f"off by {float(excess.max()):.3g} more than rounding explains"

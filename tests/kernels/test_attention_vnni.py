@@ -12,7 +12,7 @@ import math
 
 import pytest
 import torch
-from exact_attention import exact_and_tolerance
+from exact_attention import assert_exact
 from hypothesis import given
 from kernel_calls import Call, attentions, tokens_outside
 from torch import Tensor
@@ -21,15 +21,6 @@ from examples import examples
 from qdiff_fx.kernels import int_attention, int_attention_vnni, status
 
 pytestmark = pytest.mark.skipif(not status().available, reason=status().reason or "-")
-
-
-def assert_exact(out: Tensor, args: tuple, *, fixed_point: bool = True) -> None:
-    want, tolerance = exact_and_tolerance(args, fixed_point)
-    if out.dtype != torch.float32:  # one more rounding, to half a unit in the last place
-        tolerance = tolerance + want.abs() * torch.finfo(out.dtype).eps
-    excess = (out.double() - want).abs() - tolerance
-    assert out.isfinite().all()
-    assert (excess <= 0).all(), f"off by {float(excess.max()):.3g} more than rounding explains"
 
 
 @examples(150)

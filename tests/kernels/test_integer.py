@@ -11,6 +11,8 @@ import pytest
 import torch
 from hypothesis import given
 from kernel_calls import (
+    NORM_RESOLUTION,
+    assert_close,
     convolutions,
     extreme_linears,
     group_norms,
@@ -20,7 +22,6 @@ from kernel_calls import (
     quantizations,
     second_codes,
 )
-from torch import Tensor
 
 from examples import examples
 from qdiff_fx.errors import KernelError
@@ -33,21 +34,6 @@ pytestmark = pytest.mark.skipif(not status().available, reason=status().reason o
 ops = torch.ops.qdiff
 
 FILES = ("test_integer.py", "test_winograd.py", "test_attention_vnni.py")  # of every instruction set
-NORM_RESOLUTION = 3e-5  # a mean far from zero is subtracted, which costs digits
-
-
-def assert_close(actual: Tensor, expected: Tensor, resolution: float = 2e-6) -> None:
-    """Floats to rounding in their type; codes to one step, where the value before lies on a boundary."""
-    assert actual.shape == expected.shape
-    assert actual.dtype == expected.dtype
-    if not expected.is_floating_point():
-        difference = (actual.int() - expected.int()).abs()
-        assert difference.max() <= 1 if difference.numel() else True
-        assert (difference > 0).float().mean() < 0.01 if difference.numel() > 200 else True
-        return
-    resolution = max(torch.finfo(expected.dtype).eps, resolution)
-    size = max(expected.abs().max().item(), 1.0) if expected.numel() else 1.0
-    torch.testing.assert_close(actual, expected, rtol=resolution, atol=resolution * size)
 
 
 @given(convolutions())
