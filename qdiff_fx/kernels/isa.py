@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import functools
 import platform
 from collections.abc import Mapping
@@ -36,6 +37,15 @@ class Isa:
 
 _AVX2_FLAGS = ("-mavx2", "-mfma", "-mf16c")
 
+
+_ARM = ("aarch64", "arm64")  # as Linux and as macOS call it
+
+
+def _arm_flags(march: str) -> tuple[tuple[str, tuple[str, ...]], ...]:
+    # Instructions moved apart before registers are given out need more of them than there are, and tiles spill.
+    return tuple((machine, (march, "-fno-schedule-insns")) for machine in _ARM)
+
+
 # Fastest first. A new instruction set adds a line here and its source.
 ISAS = (
     Isa(
@@ -53,8 +63,14 @@ ISAS = (
         (("x86_64", (*_AVX2_FLAGS, "-DQDIFF_EVEX")),),
     ),
     Isa("avx2", ("isa/avx2.cpp",), ("avx2", "fma3", "f16c"), (("x86_64", _AVX2_FLAGS),)),
-    Isa("portable", ("isa/portable.cpp",), flags=(("aarch64", ("-march=armv8.2-a+dotprod",)),)),
+    Isa("neon_i8mm", ("isa/neon_i8mm.cpp",), ("neon", "dot", "i8mm"), _arm_flags("-march=armv8.2-a+dotprod+i8mm")),
+    Isa("neon_dotprod", ("isa/neon_dotprod.cpp",), ("neon", "dot"), _arm_flags("-march=armv8.2-a+dotprod")),
+    Isa("neon", ("isa/neon.cpp",), ("neon",), _arm_flags("-march=armv8-a")),
+    Isa("portable", ("isa/portable.cpp",)),
 )
+
+_HWCAP, _HWCAP2 = 16, 26  # <sys/auxv.h>
+_ARM_BITS = {"neon": (_HWCAP, 1), "dot": (_HWCAP, 20), "i8mm": (_HWCAP2, 13)}  # <asm/hwcap.h>, in torch's names
 
 
 @functools.cache
@@ -65,11 +81,23 @@ def supported_isas() -> tuple[str, ...]:
 
 
 def _capabilities() -> Mapping[str, object]:
+    if platform.machine() in _ARM and (told := _told_by_linux()):
+        return told
     if hasattr(torch.cpu, "get_capabilities"):
         return torch.cpu.get_capabilities()
     # Older releases of torch tell less; processors that have the one have the others.
     avx2, vnni = torch.cpu._is_avx2_supported(), torch.cpu._is_vnni_supported()
     return dict.fromkeys(ISAS[0].needs, vnni) | dict.fromkeys(("avx2", "fma3", "f16c"), avx2)
+
+
+def _told_by_linux() -> dict[str, object]:
+    """What this ARM processor has, of what is asked for here; empty where the system does not say."""
+    try:
+        word = ctypes.CDLL(None).getauxval
+    except (AttributeError, OSError):
+        return {}
+    word.argtypes, word.restype = [ctypes.c_ulong], ctypes.c_ulong
+    return {name: bool(word(kind) >> bit & 1) for name, (kind, bit) in _ARM_BITS.items()}
 
 
 def choose_isa(name: str = "") -> Isa:

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import ctypes
+import platform
 from collections.abc import Iterator
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -26,7 +29,7 @@ def without_capabilities(monkeypatch: pytest.MonkeyPatch, avx2: bool, vnni: bool
 
 
 def test_all_that_is_needed_must_be_there(monkeypatch: pytest.MonkeyPatch) -> None:
-    everything = dict.fromkeys((need for isa in ISAS for need in isa.needs), True)
+    everything = dict.fromkeys((need for isa in ISAS if "neon" not in isa.needs for need in isa.needs), True)
     monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: everything | {"f16c": False}, raising=False)
     assert supported_isas() == ("avx512_vnni", "portable")  # the others convert half precision
     assert choose_isa().name == "avx512_vnni"
@@ -59,6 +62,40 @@ def test_dot_products_in_either_encoding(monkeypatch: pytest.MonkeyPatch) -> Non
     other = {"avx512_vl": True, "avx512_vnni": True}
     monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: plain | other, raising=False)
     assert supported_isas() == ("avx_vnni_evex", "avx2", "portable")
+
+
+NEON, DOT, I8MM = 1 << 1, 1 << 20, 1 << 13
+
+
+def on_arm(monkeypatch: pytest.MonkeyPatch, library: object) -> None:
+    """A processor about which this library of C answers."""
+    monkeypatch.setattr(platform, "machine", lambda: "aarch64")
+    monkeypatch.setattr(ctypes, "CDLL", lambda name: library)
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        ({16: NEON | DOT, 26: I8MM}, ("neon_i8mm", "neon_dotprod", "neon", "portable")),
+        ({16: NEON | DOT, 26: 0}, ("neon_dotprod", "neon", "portable")),
+        ({16: NEON, 26: ~I8MM & 0xFFFF}, ("neon", "portable")),
+        ({16: NEON, 26: I8MM}, ("neon", "portable")),  # no dot products: there is no such processor, and no kernel
+    ],
+)
+def test_arm_as_linux_tells_it(
+    monkeypatch: pytest.MonkeyPatch, words: dict[int, int], expected: tuple[str, ...]
+) -> None:
+    on_arm(monkeypatch, SimpleNamespace(getauxval=lambda kind: words[kind]))
+    monkeypatch.setattr(torch.cpu, "get_capabilities", dict, raising=False)
+    assert supported_isas() == expected
+    assert choose_isa().machine_flags[0].startswith("-march=armv8")
+
+
+def test_arm_as_torch_tells_it_where_the_system_does_not(monkeypatch: pytest.MonkeyPatch) -> None:
+    on_arm(monkeypatch, SimpleNamespace())
+    told = {"neon": True, "dot": True, "i8mm": False, "architecture": "ARM64"}
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: told, raising=False)
+    assert supported_isas() == ("neon_dotprod", "neon", "portable")
 
 
 def test_an_unknown_name_lists_the_known(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -19,6 +19,8 @@
 #include "isa/vec_avx512.h"
 #elif defined(__AVX2__)
 #include "isa/vec_avx2.h"
+#elif defined(__aarch64__)
+#include "isa/vec_neon.h"
 #else
 #include "core/vec_portable.h"
 #endif

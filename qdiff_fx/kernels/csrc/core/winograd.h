@@ -21,8 +21,10 @@ namespace {
 // As many 16-bit numbers, and 32-bit ones, as are one register.
 #if defined(__AVX512BW__)
 constexpr int64_t kRegister = 64;
-#else
+#elif defined(__AVX2__)
 constexpr int64_t kRegister = 32;
+#else
+constexpr int64_t kRegister = 16;
 #endif
 typedef int16_t Shorts __attribute__((vector_size(kRegister)));
 typedef int32_t Wides __attribute__((vector_size(kRegister)));

@@ -1,16 +1,6 @@
-// Integer kernels for every other processor: plain C++, and the dot products of 64-bit ARM where the compiler may use
-// them.
+// Integer kernels for every other processor: plain C++.
 
 #include "core/kernels.h"
-
-#if defined(__ARM_FEATURE_DOTPROD) || defined(__ARM_FEATURE_MATMUL_INT8)
-#include <arm_neon.h>
-#endif
-
-#if defined(__ARM_FEATURE_DOTPROD) && !defined(__ARM_FEATURE_MATMUL_INT8)
-// Signed by signed only: codes are read as code - 128, which `start` makes up for.
-#define QDIFF_CODE_OFFSET 128
-#endif
 
 #include "core/conv.h"
 #include "core/norm.h"
@@ -21,40 +11,6 @@
 
 namespace qdiff {
 namespace {
-
-#if defined(__ARM_FEATURE_MATMUL_INT8) || defined(__ARM_FEATURE_DOTPROD)
-
-QDIFF_INLINE int32x4_t dot(int32x4_t acc, uint32_t quad, int8x16_t weight) {
-#if defined(__ARM_FEATURE_MATMUL_INT8)
-  return vusdotq_s32(acc, vreinterpretq_u8_u32(vdupq_n_u32(quad)), weight);
-#else
-  return vdotq_s32(acc, vreinterpretq_s8_u32(vdupq_n_u32(quad ^ 0x80808080u)), weight);
-#endif
-}
-
-void dot_vector(const Rows* rows, int64_t taps, int64_t quads, const int8_t* weight, int64_t group_bytes,
-                int64_t row_count, const int32_t* start, int32_t* out) {
-  int32x4_t acc[kTileRows][4];
-  for (int64_t r = 0; r < row_count; ++r) {
-    for (int i = 0; i < 4; ++i) acc[r][i] = vld1q_s32(start + 4 * i);
-  }
-  for (int64_t t = 0; t < taps; ++t) {
-    for (int64_t k = 0; k < quads; ++k, weight += group_bytes) {
-      int8x16_t w[4];
-      for (int i = 0; i < 4; ++i) w[i] = vld1q_s8(weight + 16 * i);
-      for (int64_t r = 0; r < row_count; ++r) {
-        uint32_t quad;
-        std::memcpy(&quad, rows[t][r] + 4 * k, sizeof(quad));
-        for (int i = 0; i < 4; ++i) acc[r][i] = dot(acc[r][i], quad, w[i]);
-      }
-    }
-  }
-  for (int64_t r = 0; r < row_count; ++r) {
-    for (int i = 0; i < 4; ++i) vst1q_s32(out + r * kBlockChannels + 4 * i, acc[r][i]);
-  }
-}
-
-#else
 
 // Byte j of every channel's quad, as numbers.
 QDIFF_INLINE Ints byte_of(const Ints& quads, int j) { return (quads << (24 - 8 * j)) >> 24; }
@@ -74,8 +30,6 @@ void dot_vector(const Rows* rows, int64_t taps, int64_t quads, const int8_t* wei
   }
   for (int64_t r = 0; r < row_count; ++r) store_raw(out + r * kBlockChannels, acc[r]);
 }
-
-#endif
 
 void dot_tile(const Rows* rows, int64_t taps, int64_t quads, const int8_t* weight, int64_t row_count,
               int64_t vectors, const int32_t* start, int32_t* acc) {
@@ -101,11 +55,7 @@ void multiply_pairs(const int16_t* a, int64_t a_stride, int64_t rows, const int1
   }
 }
 
-#if defined(__ARM_FEATURE_DOTPROD) || defined(__ARM_FEATURE_MATMUL_INT8)
-const Rates kRates = {30, 30, 7, 20, 40, 5, 4};  // not measured: two pipes of dot products, two of 16-bit products
-#else
 const Rates kRates = {0.9, 0.9, 1, 10, 40, 5, 1};
-#endif
 
 const Kernel kAttention = {"portable", 512, kMostKeys, 255, tile_plan, tile_pack, tile_attend};
 
