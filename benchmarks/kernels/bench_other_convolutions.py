@@ -1,4 +1,4 @@
-r"""Transposed and grouped convolutions on integers and in float32, which decides where each is taken.
+r"""Transposed and grouped convolutions and those of volumes, on integers and in float32, which decides what is taken.
 
     OMP_NUM_THREADS=1 python -m pytest benchmarks/kernels/bench_other_convolutions.py \
         --benchmark-timer=time.process_time --benchmark-group-by=group --benchmark-columns=min,median
@@ -15,7 +15,7 @@ from torch import nn
 from qdiff_fx import QDiffConfig, convert_qdiff, prepare_qdiff
 from qdiff_fx.kernels import status
 
-# batch and size of an image, and the layer
+# batch, height and width of images, or of 16 frames, and the layer
 LAYERS = {
     "transposed, 2, stride 2, 320 to 320": (2, 32, nn.ConvTranspose2d(320, 320, 2, 2)),
     "transposed, 2, stride 2, 1536 to 768": (1, 8, nn.ConvTranspose2d(1536, 768, 2, 2)),
@@ -26,6 +26,8 @@ LAYERS = {
     "256, 8 groups": (2, 32, nn.Conv2d(256, 256, 3, padding=1, groups=8)),
     "256, 16 groups": (2, 32, nn.Conv2d(256, 256, 3, padding=1, groups=16)),
     "256, 32 groups": (2, 32, nn.Conv2d(256, 256, 3, padding=1, groups=32)),
+    "along time, 320": (1, 32, nn.Conv3d(320, 320, (3, 1, 1), padding=(1, 0, 0))),
+    "of volumes, 64": (1, 32, nn.Conv3d(64, 64, 3, padding=1)),
 }
 
 
@@ -37,7 +39,9 @@ def test_layer(benchmark, name, bits):
     batch, size, layer = LAYERS[name]
     benchmark.group = name
     torch.manual_seed(0)
-    x = torch.randn(batch, layer.in_channels, size, size).contiguous(memory_format=torch.channels_last)
+    volume = isinstance(layer, nn.Conv3d)
+    x = torch.randn(batch, layer.in_channels, *([16] if volume else []), size, size)
+    x = x.contiguous(memory_format=torch.channels_last_3d if volume else torch.channels_last)
     if bits == "float":
         benchmark(nn.Sequential(layer).eval(), x)
         return

@@ -310,9 +310,9 @@ def test_any_batch_and_resolution():
 
 
 def test_what_it_does_not_take_runs_in_float_and_says_why():
-    net = Net(lambda m, x: m.conv(x[:, :, None])[:, :, 0], conv=nn.Conv3d(4, 3, 3, padding=1))
+    net = Net(lambda m, x: m.up(x[:, :, None])[:, :, 0], up=nn.ConvTranspose3d(4, 3, 1))
     (row,) = get_backend("native").lower(qdq_graph(net, X)).layers
-    assert "no integer kernel for conv (aten.conv3d" in row.reason
+    assert "no integer kernel for conv_transpose (aten.conv_transpose3d" in row.reason
     check(net, X)
 
 

@@ -10,8 +10,9 @@ from torch import fx
 
 from qdiff_fx.ir import ops
 
-# Operator -> dims of its image, where integer kernels exist.
+# Operator -> dims of its image.
 CONVS: dict[object, int] = {target: dims for dims, target in ops.CONVS.items() if dims <= 2}
+VOLUME_CONV = ops.CONVS[3]
 TRANSPOSED_CONVS: dict[Any, int] = {target: dims for dims, target in ops.TRANSPOSED_CONVS.items() if dims <= 2}
 
 

@@ -1,4 +1,4 @@
-"""Transposed and grouped convolutions: which become integer kernels, and that they compute what the reference does."""
+"""Transposed and grouped convolutions, and those of volumes: that they run on integers and compute what they should."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ import torch
 import torch.nn.functional as F
 from hypothesis import given
 from hypothesis import strategies as st
-from tiny_graphs import Plain, qdq_graph, run
-from torch import nn
+from tiny_graphs import Plain, prepared, qdq_graph, run
+from torch import fx, nn
 
 from examples import examples
 from qdiff_fx.backends import get_backend
@@ -19,9 +19,11 @@ from qdiff_fx.backends.native.backend import NativeOptions
 from qdiff_fx.backends.native.fusion.kernels import CONV
 from qdiff_fx.backends.native.fusion.supported import MOST_WASTE
 from qdiff_fx.backends.native.fusion.weight_forms import OfGroups, Phases
+from qdiff_fx.passes.quantize.convert import convert
 
+aten = torch.ops.aten
 NATIVE, REFERENCE = get_backend("native"), get_backend("reference")
-CONVS = {1: nn.Conv1d, 2: nn.Conv2d}
+CONVS = {1: nn.Conv1d, 2: nn.Conv2d, 3: nn.Conv3d}
 TRANSPOSED_CONVS = {1: nn.ConvTranspose1d, 2: nn.ConvTranspose2d}
 IN_TORCH = {1: (F.conv1d, F.conv_transpose1d), 2: (F.conv2d, F.conv_transpose2d)}
 
@@ -171,6 +173,66 @@ def test_small_groups_stay_in_float():
     layer = nn.Conv2d(45, 45, 3, groups=3)
     _, (row,) = lower(Plain(layer), torch.randn(1, 45, 6, 6))
     assert row.reason == "a grouped convolution with groups of 15 output channels is faster in float"
+
+
+@st.composite
+def still_or_moving(draw) -> dict[str, int]:
+    """What a convolution of volumes does along one dimension: nothing, or something."""
+    if draw(st.booleans()):
+        return {"kernel_size": 1, "stride": 1, "padding": 0, "dilation": 1}
+    names = {"kernel_size": (1, 3), "stride": (1, 2), "padding": (0, 2), "dilation": (1, 2)}
+    return {name: draw(st.integers(*ends)) for name, ends in names.items()}
+
+
+@given(st.data())
+@examples(20)
+def test_a_convolution_of_volumes_agrees_with_the_reference(data):
+    drawn = [data.draw(still_or_moving()) for _ in range(3)]
+    options = {name: tuple(each[name] for each in drawn) for name in drawn[0]}
+    torch.manual_seed(data.draw(st.integers(0, 100)))
+    inputs, outputs = data.draw(st.integers(1, 9)), data.draw(st.integers(1, 33))
+    layer = nn.Conv3d(inputs, outputs, **options, bias=data.draw(st.booleans()))
+    x = torch.randn(2, inputs, 6, 5, 7) + data.draw(st.sampled_from([0.0, 2.0]))
+    bits = {"weight_bits": data.draw(st.integers(2, 8)), "act_bits": data.draw(st.integers(4, 8))}
+    module, (row,) = lower(Plain(layer), x, **bits)
+    assert row.integer
+    assert len(convs(module)) == 1
+
+
+class Volumes(nn.Module):
+    """Convolutions along time, of frames, and of both, whose zero-points go by the timestep."""
+
+    def __init__(self):
+        super().__init__()
+        self.frames = nn.Conv3d(3, 8, (1, 3, 3), padding=(0, 1, 1))
+        self.time = nn.Conv3d(8, 8, (3, 1, 1), padding=(1, 0, 0))
+        self.volume = nn.Conv3d(8, 3, 3, padding=1)
+
+    def forward(self, x: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
+        return self.volume(F.silu(self.time(self.frames(x + t[:, None, None, None, None] / 500))))
+
+
+def test_volumes_of_any_size_at_any_timestep():
+    torch.manual_seed(0)
+    x = torch.randn(2, 3, 4, 6, 5)
+    network = prepared(Volumes(), x, torch.tensor([0, 0]), calibrated=False)
+    with torch.no_grad():
+        network(x, torch.tensor([0, 0]))
+        network(x * 20, torch.tensor([999, 999]))
+    gm = convert(network.graph_module, network.qconfig)
+    lowered = NATIVE.lower(gm, NativeOptions(torch.float32))
+    assert all(row.integer for row in lowered.layers)
+    (padded,) = lowered.module.graph_module.graph.find_nodes(op="call_function", target=aten.constant_pad_nd.default)
+    assert isinstance(padded.args[2], fx.Node)  # frames of zeros are frames of the zero-point of the step
+    reference = REFERENCE.lower(gm).module
+    for shape, t in (((2, 3, 4, 6, 5), 0), ((1, 3, 7, 4, 4), 999), ((3, 3, 1, 6, 6), 999)):
+        other, step = torch.randn(shape) * (1 + t / 50), torch.full((shape[0],), t)
+        torch.testing.assert_close(run(lowered.module, other, step), run(reference, other, step), rtol=1e-4, atol=1e-3)
+
+
+def test_grouped_convolutions_of_volumes_stay_in_float():
+    _, (row,) = lower(Plain(nn.Conv3d(4, 32, 3, groups=2)), torch.randn(1, 4, 5, 5, 5))
+    assert row.reason == "grouped convolutions of volumes have no integer kernel"
 
 
 def test_a_window_of_too_many_taps_stays_in_float():

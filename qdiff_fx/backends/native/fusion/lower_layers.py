@@ -9,6 +9,7 @@ from qdiff_fx.backends.native.fusion.kernels import QUANTIZE
 from qdiff_fx.backends.native.fusion.lower_conv import LowerConv
 from qdiff_fx.backends.native.fusion.lower_linear import LowerLinear
 from qdiff_fx.backends.native.fusion.lower_transposed_conv import LowerTransposedConv
+from qdiff_fx.backends.native.fusion.lower_volume_conv import LowerVolumeConv
 from qdiff_fx.backends.native.fusion.pack_weight import WeightPacker
 from qdiff_fx.kernels.activations import Activation
 from qdiff_fx.passes.framework import Pass, PassReport, checks
@@ -35,7 +36,13 @@ class LowerLayers(Pass):
     def run(self, gm: fx.GraphModule) -> PassReport:
         packer = WeightPacker(gm, release=self.release)
         # Why a layer stays in float is reported with the layer.
-        rules = LowerQuantizer(), LowerLinear(packer), LowerConv(packer), LowerTransposedConv(packer)
+        rules = (
+            LowerQuantizer(),
+            LowerLinear(packer),
+            LowerConv(packer),
+            LowerVolumeConv(packer),
+            LowerTransposedConv(packer),
+        )
         changes, _ = apply_rules(gm, rules, revisit="changed")
         return PassReport(self.name, tuple(changes))
 

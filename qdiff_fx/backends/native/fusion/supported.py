@@ -8,7 +8,7 @@ import torch
 from torch import fx
 
 from qdiff_fx.backends.common.base import activation_of, weight_codes, weight_of
-from qdiff_fx.backends.common.geometry import CONVS, TRANSPOSED_CONVS, conv_geometry, transposed_axes
+from qdiff_fx.backends.common.geometry import CONVS, TRANSPOSED_CONVS, VOLUME_CONV, conv_geometry, transposed_axes
 from qdiff_fx.backends.native.fusion.limits import input_parts
 from qdiff_fx.backends.native.fusion.weight_forms import Phases
 from qdiff_fx.ir.annotations import value
@@ -29,7 +29,7 @@ def why_float(layer: fx.Node) -> str:
     info = layer_info(layer)
     if info.float_reason or info.kind == "attention":
         return info.float_reason
-    if layer.target not in (LINEAR, *CONVS, *TRANSPOSED_CONVS):
+    if layer.target not in (LINEAR, VOLUME_CONV, *CONVS, *TRANSPOSED_CONVS):
         return f"there is no integer kernel for {info.kind} ({layer.target})"
     activation, weight = activation_of(layer), weight_of(layer)
     if activation is None or weight is None:
@@ -38,7 +38,9 @@ def why_float(layer: fx.Node) -> str:
         return "its input is not quantized to uint8"
     if layer.target is LINEAR:
         return _why_linear(layer, weight)
-    return _why_transposed(layer) if layer.target in TRANSPOSED_CONVS else _why_conv(layer)
+    if layer.target in TRANSPOSED_CONVS:
+        return _why_transposed(layer)
+    return _why_volume(layer) if layer.target is VOLUME_CONV else _why_conv(layer)
 
 
 def groups_together(conv: fx.Node) -> int:
@@ -74,6 +76,12 @@ def _why_transposed(layer: fx.Node) -> str:
     if phases.waste > MOST_WASTE:
         return f"as an integer convolution it would multiply {phases.waste:.3g} times as often: float is faster"
     return _why_window(phases.window)
+
+
+def _why_volume(layer: fx.Node) -> str:
+    if conv_geometry(layer, 3)[3] != 1:
+        return "grouped convolutions of volumes have no integer kernel"
+    return _why_window(value(operand(layer, 1)).shape[3:])
 
 
 def _why_window(kernel: tuple[int, ...]) -> str:

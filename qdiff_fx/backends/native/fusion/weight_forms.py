@@ -48,6 +48,22 @@ class OfGroups:
         return blocks.flatten(2, 3).flatten(0, 1), scales.unflatten(0, (self.groups, -1))[groups].flatten()
 
 
+@dataclass(frozen=True)
+class AlongTime:
+    """Of the weight (out, in, t, 1, 1) of a convolution of volumes that of one of images: (out, in, t, 1)."""
+
+    def arrange(self, codes: Tensor, scales: Tensor) -> tuple[Tensor, Tensor]:
+        return codes.flatten(3), scales
+
+
+@dataclass(frozen=True)
+class FramesAsChannels:
+    """Of the weight (out, in, t, h, w) of a convolution of volumes that of one of images: (out, t * in, h, w)."""
+
+    def arrange(self, codes: Tensor, scales: Tensor) -> tuple[Tensor, Tensor]:
+        return codes.transpose(1, 2).flatten(1, 2), scales
+
+
 class Tap(NamedTuple):
     """A weight by which a transposed convolution takes ``x[m + offset]`` to ``out[stride * m + phase]``."""
 
