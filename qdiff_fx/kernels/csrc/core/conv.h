@@ -103,17 +103,32 @@ QDIFF_INLINE void find_rows(const Conv& p, const ConvSource& s, int64_t first, i
   }
 }
 
+constexpr int64_t kMostRows = 16;  // pixels that are finished at once
+
 struct Tile {
-  alignas(64) int32_t acc[kTileRows * kBlockChannels];
-  alignas(64) float sum[kTileRows * kBlockChannels];   // of the sources before the last
-  alignas(64) float gate[kTileRows * kBlockChannels];  // what gated activations multiply by
+  alignas(64) int32_t acc[kMostRows * kBlockChannels];
+  alignas(64) float sum[kMostRows * kBlockChannels];   // of the sources before the last
+  alignas(64) float gate[kMostRows * kBlockChannels];  // what gated activations multiply by
 };
 
-// Part of an output: `rows` pixels from `first`, `channels` channels from `channel`.
+// Part of an output: `rows` pixels from `first`, of which `across` lie side by side and the next ones `down` pixels on;
+// `channels` channels from `channel`.
 struct Place {
-  int64_t first, rows, block, channel, channels;
+  int64_t first, rows, across, down, block, channel, channels;
 
   int64_t vectors() const { return ceil_div(channels, kLanes); }
+};
+
+// The numbers of its pixels.
+struct Pixels {
+  int64_t at[kMostRows];
+
+  explicit Pixels(const Place& place) {
+    int64_t line = place.first;
+    for (int64_t r = 0; r < place.rows; r += place.across, line += place.down) {
+      for (int64_t i = 0; i < place.across; ++i) at[r + i] = line + i;
+    }
+  }
 };
 
 // Memory of a thread for weights in another form than they are stored in, of one block of output channels or of all.
@@ -217,7 +232,8 @@ QDIFF_INLINE void add_to(float* sum, bool first_source, const Tile& t, const Con
 // The last source is still in `acc`, sources before it in `sum`. `v`: the first of `count` channels of the block.
 template <Activation A, typename Element, typename Count>
 QDIFF_INLINE void finish_stretch(const Conv& p, const ConvSource& last, bool more, const Tile& t, const Place& at,
-                                 const float* const* shift, int64_t v, Count count, const Output<Element>& out) {
+                                 const Pixels& pixels, const float* const* shift, int64_t v, Count count,
+                                 const Output<Element>& out) {
   const Input residual{p.residual, p.residual_type};
   const int64_t out_stride = p.out_stride, residual_stride = p.residual_stride, c = at.channel + v;
   const bool shifted = p.shift, added = p.residual;
@@ -226,7 +242,7 @@ QDIFF_INLINE void finish_stretch(const Conv& p, const ConvSource& last, bool mor
   Floats gate_bias{};
   if constexpr (A == Activation::geglu) gate_bias = p.bias ? load_some(p.bias + p.out_channels + c, count) : Floats{};
   for (int64_t r = 0; r < at.rows; ++r) {
-    const int64_t index = r * kBlockChannels + v, pixel = at.first + r;
+    const int64_t index = r * kBlockChannels + v, pixel = pixels.at[r];
     Floats x = multiply_add(to_floats(load_raw<Ints>(t.acc + index)), scale, bias);
     if (more) x += load(t.sum + index);
     if (shifted) x += load_some(shift[r] + c, count);
@@ -243,11 +259,12 @@ QDIFF_INLINE void finish_stretch(const Conv& p, const ConvSource& last, bool mor
 
 template <Activation A, typename Element>
 void finish(const Conv& p, const ConvSource& last, bool more, const Tile& t, const Place& at, const Output<Element>& out) {
-  const float* shift[kTileRows] = {};
+  const Pixels pixels(at);
+  const float* shift[kMostRows] = {};
   if (p.shift) {
-    for (int64_t r = 0; r < at.rows; ++r) shift[r] = p.shift + (at.first + r) / (p.out_h * p.out_w) * p.shift_stride;
+    for (int64_t r = 0; r < at.rows; ++r) shift[r] = p.shift + pixels.at[r] / (p.out_h * p.out_w) * p.shift_stride;
   }
-  each_stretch(at.channels, [&](int64_t v, auto count) { finish_stretch<A>(p, last, more, t, at, shift, v, count, out); });
+  each_stretch(at.channels, [&](int64_t v, auto count) { finish_stretch<A>(p, last, more, t, at, pixels, shift, v, count, out); });
 }
 
 template <Activation A>
@@ -272,8 +289,9 @@ constexpr int64_t bytes_of(Type type) { return type == Type::f32 ? 4 : type == T
 QDIFF_INLINE void fetch_ahead(const Conv& p, const Place& at) {
   constexpr int64_t kLine = 64;
   const int64_t out_size = bytes_of(p.out_type), residual_size = bytes_of(p.residual_type);
+  const Pixels pixels(at);
   for (int64_t r = 0; r < at.rows; ++r) {
-    const int64_t pixel = at.first + r;
+    const int64_t pixel = pixels.at[r];
     const char* out = static_cast<const char*>(p.out) + (pixel * p.out_stride + at.channel) * out_size;
     for (int64_t byte = 0; byte < at.channels * out_size; byte += kLine) __builtin_prefetch(out + byte, 1);
     if (!p.residual) continue;
@@ -300,8 +318,8 @@ void conv_tile(const Conv& p, const Weights& weights, const Place& at, Places& p
 }
 
 Place place_of(const Conv& p, int64_t first, int64_t last, int64_t block) {
-  const int64_t channel = block * kBlockChannels;
-  return {first, std::min(kTileRows, last - first), block, channel, std::min(kBlockChannels, p.out_channels - channel)};
+  const int64_t channel = block * kBlockChannels, rows = std::min(kTileRows, last - first);
+  return {first, rows, rows, 0, block, channel, std::min(kBlockChannels, p.out_channels - channel)};
 }
 
 void conv_task(const Conv& p, int64_t task, bool all_blocks, Weights& weights, Places& places, Tile& tile) {

@@ -119,8 +119,8 @@ struct Tasks {
   }
 };
 
-// The same convolutions with fewer multiplications, to the same bit, where they are of 3x3 and stride 1: run by run all inputs
-// are transformed, then results are made of them. Memory is 64-byte aligned.
+// The same convolutions with fewer multiplications, to the same bit, where they are of 3x3 and stride 1. Run by run what the
+// threads share is transformed first, all inputs or all weights, then results are made of it. Memory is 64-byte aligned.
 struct Winograd {
   // Whether it is likely to be faster.
   bool (*pays)(const Conv&, int64_t threads);
@@ -130,7 +130,7 @@ struct Winograd {
   int64_t (*input_tasks)(const Conv&, int64_t run, int64_t threads);
   void (*transform_input)(const Conv&, int64_t run, void* shared, int64_t threads, Tasks&);
   int64_t (*tasks)(const Conv&, int64_t threads);
-  void (*multiply)(const Conv&, int64_t run, const void* shared, void* of_thread, int64_t threads, Tasks&);
+  void (*multiply)(const Conv&, int64_t run, void* shared, void* of_thread, int64_t threads, Tasks&);
 };
 
 // One implementation of everything for one instruction set. What takes Tasks is called by every thread at once.

@@ -11,7 +11,9 @@
 // An instruction set includes this after conv.h and defines `multiply_pairs` and `kRates`.
 #pragma once
 
-#include <vector>
+#include <array>
+#include <map>
+#include <optional>
 
 #include "core/conv.h"
 
@@ -27,6 +29,7 @@ constexpr int64_t kRegister = 32;
 constexpr int64_t kRegister = 16;
 #endif
 typedef int16_t Shorts __attribute__((vector_size(kRegister)));
+typedef uint16_t Halfwords __attribute__((vector_size(kRegister)));
 typedef int32_t Wides __attribute__((vector_size(kRegister)));
 typedef uint32_t Unsigneds __attribute__((vector_size(kRegister)));
 
@@ -58,16 +61,27 @@ extern const Rates kRates;
 
 // ------------------------------------------------------------------------------------------------- transforms
 
+// The first three, and the last three: so many intermediate results at a time are as many as there are registers.
+template <bool Last, typename V>
+QDIFF_INLINE void half_input_transform(const V (&d)[kPatch], V* out) {
+  const V even = d[4] - d[2];
+  if constexpr (Last) {
+    const V odd = d[3] - d[1];
+    out[0] = even + (odd << 1);
+    out[1] = even - (odd << 1);
+    out[2] = d[5] - d[3] - (odd << 2);
+  } else {
+    const V far_even = d[4] - (d[2] << 2), far_odd = d[3] - (d[1] << 2);
+    out[0] = ((d[0] - d[2]) << 2) + even;
+    out[1] = far_even + far_odd;
+    out[2] = far_even - far_odd;
+  }
+}
+
 template <typename V>
 QDIFF_INLINE void input_transform(const V (&d)[kPatch], V (&out)[kPatch]) {
-  const V even = d[4] - d[2], odd = d[3] - d[1];
-  const V far_even = d[4] - (d[2] << 2), far_odd = d[3] - (d[1] << 2);
-  out[0] = ((d[0] - d[2]) << 2) + even;
-  out[1] = far_even + far_odd;
-  out[2] = far_even - far_odd;
-  out[3] = even + (odd << 1);
-  out[4] = even - (odd << 1);
-  out[5] = d[5] - d[3] - (odd << 2);
+  half_input_transform<false>(d, out);
+  half_input_transform<true>(d, out + kPatch / 2);
 }
 
 // G without its fractions 1/4, -1/6, -1/6, 1/24, 1/24, 1.
@@ -144,54 +158,60 @@ struct WeightSizes {
   }
 };
 
-// How the work is cut: into runs of chunks of tiles. Of a run first all inputs are transformed, then a task is one panel of
-// output channels over one of `splits` parts of its chunks.
+// How the work is cut. Where all transformed weights stay in L2, they are made first and shared, and a task is one chunk of
+// tiles, whose inputs nobody else needs (`by_chunks`). Elsewhere the work is cut into runs of chunks; of a run first all inputs
+// are transformed, then a task is one panel of output channels over one of `splits` parts of its chunks.
 struct WinogradPlan {
   int64_t tile_rows, tile_cols, tiles;  // of 4x4 results, over the whole batch
+  int64_t panels;
+  WeightSizes sizes;                    // elements of the transformed weights of a panel
+  bool by_chunks;
   int64_t chunk, chunks;                // tiles multiplied while their inputs stay in cache
   int64_t run, runs;                    // chunks
-  int64_t panels, splits;
-  int64_t weights;                      // elements of transformed weights that a thread has room for
+  int64_t splits;
   bool keeps_weights;                   // from chunk to chunk
 
-  WinogradPlan(const Conv& p, int64_t threads) {
+  WinogradPlan(const Conv& p, int64_t threads) : sizes(p) {
     tile_rows = ceil_div(p.out_h, kOutputs), tile_cols = ceil_div(p.out_w, kOutputs);
     tiles = p.batch * tile_rows * tile_cols;
     panels = ceil_div(p.out_channels, kPanel);
+    by_chunks = panels * sizes.all * 2 <= kKeptWeights / 2 && ceil_div(tiles, kChunkTiles) >= 2 * threads;
     // Every thread should have a task.
     chunks = std::max(ceil_div(tiles, kChunkTiles), std::min(ceil_div(threads, panels), ceil_div(tiles, kWinogradRows)));
     chunk = ceil_div(ceil_div(tiles, chunks), kWinogradRows) * kWinogradRows;
     chunks = ceil_div(tiles, chunk);
     const int64_t most = std::max<int64_t>(1, kSharedInputs / (input_chunk_size(p, chunk) * 2));
-    runs = ceil_div(chunks, most);
+    runs = by_chunks ? 1 : ceil_div(chunks, most);
     run = ceil_div(chunks, runs);
     runs = ceil_div(chunks, run);
     splits = 1;
     while (panels * splits % threads != 0 && panels * splits < 8 * threads && 2 * splits <= run) splits *= 2;
-    const WeightSizes sizes(p);
     keeps_weights = run > splits && sizes.all * 2 <= kKeptWeights;
-    weights = keeps_weights ? sizes.all : sizes.largest;
   }
 
-  int64_t tasks() const { return panels * splits; }
+  int64_t tasks() const { return by_chunks ? chunks : panels * splits; }
   int64_t tiles_of(int64_t at) const { return std::min(chunk, tiles - at * chunk); }
   int64_t first_chunk(int64_t of_run) const { return of_run * run; }
   int64_t last_chunk(int64_t of_run) const { return std::min(chunks, (of_run + 1) * run); }
   int64_t first_tile(int64_t of_run) const { return first_chunk(of_run) * chunk; }
   int64_t last_tile(int64_t of_run) const { return std::min(tiles, last_chunk(of_run) * chunk); }
+  // Elements of what the threads share, and of what is made by and for one of them.
+  int64_t shared(const Conv& p) const { return by_chunks ? panels * sizes.all : run * input_chunk_size(p, chunk); }
+  int64_t own(const Conv& p) const {
+    return by_chunks ? 2 * input_chunk_size(p, chunk) : keeps_weights ? sizes.all : 2 * sizes.largest;
+  }
 };
 
 constexpr int64_t kTileSums = kOutputs * kOutputs * kPanel;
 
-// Bytes of scratch memory, those of every thread, and those of the transformed inputs which all share.
+// Bytes of scratch memory, those of every thread, and those which all share.
 int64_t winograd_thread_bytes(const Conv& p, int64_t threads) {
   const WinogradPlan plan(p, threads);
-  return ceil_div(plan.weights * 2 + kPositions * product_position(plan.chunk) * 4 + 2 * plan.chunk * kTileSums * 4, 64) * 64;
+  return ceil_div(plan.own(p) * 2 + kPositions * product_position(plan.chunk) * 4 + 2 * plan.chunk * kTileSums * 4, 64) * 64;
 }
 
 int64_t winograd_shared_bytes(const Conv& p, int64_t threads) {
-  const WinogradPlan plan(p, threads);
-  return ceil_div(plan.run * input_chunk_size(p, plan.chunk) * 2, 64) * 64;
+  return ceil_div(WinogradPlan(p, threads).shared(p) * 2, 64) * 64;
 }
 
 int64_t winograd_runs(const Conv& p, int64_t threads) { return WinogradPlan(p, threads).runs; }
@@ -202,6 +222,7 @@ int64_t winograd_runs(const Conv& p, int64_t threads) { return WinogradPlan(p, t
 struct Patch {
   const uint8_t* pixels[kPatch][kPatch];
 
+  Patch() = default;
   Patch(const Conv& p, const ConvSource& s, const WinogradPlan& plan, int64_t tile) {
     const int64_t x = tile % plan.tile_cols * kOutputs, y = tile / plan.tile_cols % plan.tile_rows * kOutputs;
     const uint8_t* image = s.codes + tile / (plan.tile_cols * plan.tile_rows) * s.stride_n;
@@ -216,27 +237,37 @@ struct Patch {
   }
 };
 
-// Codes less 128 of every second channel: those at even places of each group of four, or (`odd`) at odd ones. So neither
-// codes nor weights, which are cut up alike, have to be moved from one lane to another.
-QDIFF_INLINE Shorts centred(const uint8_t* codes, bool odd) {
-  const Shorts both = load_raw<Shorts>(codes) ^ int16_t(0x8080);
-  return odd ? both >> 8 : (both << 8) >> 8;
+// Codes of every second channel: those at even places of each group of four, or (`odd`) at odd ones. So neither codes nor
+// weights, which are cut up alike, have to be moved from one lane to another.
+QDIFF_INLINE Shorts codes_of(const uint8_t* from, bool odd) {
+  const Halfwords both = load_raw<Halfwords>(from);
+  return Shorts(odd ? both >> 8 : both & uint16_t(0xff));
+}
+
+template <bool Last, typename Read>
+QDIFF_INLINE void transform_half_patch(const Read& read, int16_t* to, int64_t position) {
+  // Of codes less 128 each: B' of a constant is -6 times it in the second place, and nothing elsewhere.
+  constexpr int16_t kCentre = 128 * 36;
+  constexpr int64_t kHalf = kPatch / 2;
+  Shorts half[kHalf][kPatch];
+  for (int64_t j = 0; j < kPatch; ++j) {
+    const Shorts column[kPatch] = {read(0, j), read(1, j), read(2, j), read(3, j), read(4, j), read(5, j)};
+    Shorts made[kHalf];
+    half_input_transform<Last>(column, made);
+    for (int64_t i = 0; i < kHalf; ++i) half[i][j] = made[i];
+  }
+  for (int64_t i = 0; i < kHalf; ++i) {
+    Shorts made[kPatch];
+    input_transform(half[i], made);
+    if (!Last && i == 1) made[1] -= kCentre;
+    for (int64_t j = 0; j < kPatch; ++j) store_raw(to + (i * kPatch + j) * position, made[j]);
+  }
 }
 
 template <typename Read>
 QDIFF_INLINE void transform_patch(const Read& read, int16_t* to, int64_t position) {
-  Shorts half[kPatch][kPatch];
-  for (int64_t j = 0; j < kPatch; ++j) {
-    const Shorts column[kPatch] = {read(0, j), read(1, j), read(2, j), read(3, j), read(4, j), read(5, j)};
-    Shorts made[kPatch];
-    input_transform(column, made);
-    for (int64_t i = 0; i < kPatch; ++i) half[i][j] = made[i];
-  }
-  for (int64_t i = 0; i < kPatch; ++i) {
-    Shorts made[kPatch];
-    input_transform(half[i], made);
-    for (int64_t j = 0; j < kPatch; ++j) store_raw(to + (i * kPatch + j) * position, made[j]);
-  }
+  transform_half_patch<false>(read, to, position);
+  transform_half_patch<true>(read, to + kPositions / 2 * position, position);
 }
 
 // One tile, `quads` groups of four channels from `first`, into its row at every position.
@@ -249,7 +280,7 @@ void transform_input(const Patch& patch, int64_t first, int64_t quads, int16_t* 
     }
     if (count == kGroupQuads) {
       for (int odd = 0; odd < 2; ++odd) {
-        const auto read = [&](int64_t i, int64_t j) { return centred(patch.pixels[i][j] + byte, odd); };
+        const auto read = [&](int64_t i, int64_t j) { return codes_of(patch.pixels[i][j] + byte, odd); };
         transform_patch(read, to + odd * kRegister / 2, position);
       }
       continue;
@@ -259,39 +290,47 @@ void transform_input(const Patch& patch, int64_t first, int64_t quads, int16_t* 
       for (int64_t j = 0; j < kPatch; ++j) std::memcpy(rest[i][j], patch.pixels[i][j] + byte, size_t(count * 4));
     }
     for (int odd = 0; odd < 2; ++odd) {  // the second over what the first has written too much
-      const auto read = [&](int64_t i, int64_t j) { return centred(rest[i][j], odd); };
+      const auto read = [&](int64_t i, int64_t j) { return codes_of(rest[i][j], odd); };
       transform_patch(read, to + odd * count * 2, position);
     }
   }
 }
 
-// A task is a tile of the run. [chunk][source][block][position][tile][channel].
-void winograd_input(const Conv& p, int64_t run, void* shared, int64_t threads, Tasks& tasks) {
-  const WinogradPlan plan(p, threads);
-  const int64_t before = plan.first_tile(run);
-  const int64_t chunk_size = input_chunk_size(p, plan.chunk);
-  int64_t begin, end;
-  while (tasks.take(begin, end)) {
-    for (int64_t tile = before + begin; tile < before + end; ++tile) {
-      int16_t* to = static_cast<int16_t*>(shared) + (tile - before) / plan.chunk * chunk_size;
-      for (int64_t i = 0; i < p.source_count; ++i) {
-        const Patch patch(p, p.sources[i], plan, tile);
-        const Blocks blocks(p.sources[i].quads);
-        for (int64_t b = 0; b < blocks.count; ++b) {
-          const int64_t quads = blocks.quads_of(b);
-          transform_input(patch, b * blocks.size, quads, to + tile % plan.chunk * row_stride(quads),
-                          input_position(quads, plan.chunk));
-          to += input_block_size(quads, plan.chunk);
-        }
-      }
-    }
+// The inputs of a chunk, [source][block][position][tile][channel], which are made piece by piece: a piece is a block of a tile.
+class ChunkInputs {
+ public:
+  ChunkInputs(const Conv& p, const WinogradPlan& plan, int64_t chunk, int16_t* to) : p_(p), plan_(plan), chunk_(chunk), to_(to) {
+    for (int64_t i = 0; i < p.source_count; ++i) blocks_ += Blocks(p.sources[i].quads).count;
   }
-}
 
-int64_t winograd_input_tasks(const Conv& p, int64_t run, int64_t threads) {
-  const WinogradPlan plan(p, threads);
-  return plan.last_tile(run) - plan.first_tile(run);
-}
+  int64_t pieces() const { return plan_.tiles_of(chunk_) * blocks_; }
+
+  void piece(int64_t number) {
+    const int64_t tile = number / blocks_;
+    if (number % blocks_ == 0) source_ = 0, block_ = 0, block_to_ = to_;
+    const ConvSource& s = p_.sources[source_];
+    if (block_ == 0) patch_ = Patch(p_, s, plan_, chunk_ * plan_.chunk + tile);
+    const Blocks blocks(s.quads);
+    const int64_t quads = blocks.quads_of(block_);
+    transform_input(patch_, block_ * blocks.size, quads, block_to_ + tile * row_stride(quads), input_position(quads, plan_.chunk));
+    block_to_ += input_block_size(quads, plan_.chunk);
+    if (++block_ == blocks.count) block_ = 0, ++source_;
+  }
+
+  void tile(int64_t number) {
+    for (int64_t b = 0; b < blocks_; ++b) piece(number * blocks_ + b);
+  }
+
+ private:
+  const Conv& p_;
+  const WinogradPlan& plan_;
+  int64_t chunk_, blocks_ = 0;
+  int16_t* to_;
+  // Of the next piece.
+  int64_t source_ = 0, block_ = 0;
+  int16_t* block_to_ = nullptr;
+  Patch patch_;
+};
 
 // --------------------------------------------------------------------------------------------------- weights
 
@@ -347,27 +386,6 @@ QDIFF_INLINE void transform_vector(const int8_t* from, int64_t tap, int16_t* eve
   }
 }
 
-// [position][pair][kPanel][2] of `quads` quads from `first`; pairs are in the order of transform_input.
-void transform_weights(const Conv& p, int64_t source, int64_t panel, int64_t first, int64_t quads, int16_t* to) {
-  const int64_t position = weight_position(quads), vectors = vectors_of_block(p, panel);
-  const PackedPanel packed(p, source, panel);
-  for (int64_t q = 0; q < quads; ++q) {
-    const int64_t group = q / kGroupQuads * kGroupQuads, in_group = std::min(kGroupQuads, quads - group);
-    int16_t* row = to + (group + q) * kPanel * 2;
-    for (int64_t v = 0; v < vectors; ++v) {
-      int16_t *even = row + v * kLanes * 2, *odd = even + in_group * kPanel * 2;
-      const int8_t* from = packed.at(v, first + q);
-      if (!packed.nibbles) {
-        transform_vector<false, false>(from, packed.tap, even, odd, position);
-      } else if (v % 2) {
-        transform_vector<true, true>(from, packed.tap, even, odd, position);
-      } else {
-        transform_vector<true, false>(from, packed.tap, even, odd, position);
-      }
-    }
-  }
-}
-
 // Sums of two neighbouring bytes' magnitudes, of nine taps: they fit into 16 bits.
 QDIFF_INLINE Shorts magnitudes_of(const int8_t* from, int64_t tap) {
   Shorts sum{};
@@ -386,27 +404,86 @@ QDIFF_INLINE Shorts magnitudes_of(const int8_t* from, int64_t tap) {
   return sum;
 }
 
-// The largest sum of magnitudes over the output channels of a panel, of the same weights; they are whole bytes.
-int64_t largest_magnitudes(const Conv& p, int64_t source, int64_t panel, int64_t first, int64_t quads) {
-  int64_t most = 0;
-  const PackedPanel packed(p, source, panel);
-  for (int64_t v = 0; v < vectors_of_block(p, panel); ++v) {
-    for (int64_t byte = 0; byte < kVectorBytes; byte += kRegister) {
-      Wides sum{};
-      for (int64_t q = first; q < first + quads; ++q) {
-        const Wides two = Wides(magnitudes_of(packed.at(v, q) + byte, packed.tap));
-        sum += (two & 0xffff) + (two >> 16);
-      }
-      for (int64_t lane = 0; lane < kRegister / 4; ++lane) most = std::max<int64_t>(most, sum[lane]);
+// Sums of the magnitudes of weights, of every output channel of a panel; weights are whole bytes.
+class Magnitudes {
+ public:
+  // Those of a quad in 16 output channels, all taps.
+  QDIFF_INLINE void add(const int8_t* from, int64_t tap, int64_t vector) {
+    for (int64_t part = 0; part < kParts; ++part) {
+      const Wides two = Wides(magnitudes_of(from + part * kRegister, tap));
+      sums_[vector * kParts + part] += (two & 0xffff) + (two >> 16);
     }
   }
-  return most;
-}
+
+  int64_t largest() const {
+    int64_t most = 0;
+    for (const Wides& sum : sums_) {
+      for (int64_t lane = 0; lane < kRegister / 4; ++lane) most = std::max<int64_t>(most, sum[lane]);
+    }
+    return most;
+  }
+
+ private:
+  static constexpr int64_t kParts = kVectorBytes / kRegister;
+  Wides sums_[kBlockVectors * kParts] = {};
+};
+
+// Whether the sums of a source may be too large for one part, so that magnitudes matter.
+QDIFF_INLINE bool may_need_parts(const ConvSource& s) { return s.quads * 4 * 9 * (s.nibbles ? 8 : 128) * 128 >= kReach; }
+
+// A block of a panel's weights, [position][pair][kPanel][2] of `quads` quads from `first`, made piece by piece: a piece is 16
+// output channels of a quad. Pairs are in the order of transform_input.
+class BlockWeights {
+ public:
+  BlockWeights(const Conv& p, int64_t source, int64_t panel, int64_t first, int64_t quads, int16_t* to)
+      : packed_(p, source, panel),
+        first_(first),
+        quads_(quads),
+        vectors_(vectors_of_block(p, panel)),
+        measures_(may_need_parts(p.sources[source]) && !packed_.nibbles),
+        to_(to) {}
+
+  int64_t pieces() const { return quads_ * vectors_; }
+
+  // The largest sum of magnitudes over the output channels, or a bound of it, where it matters.
+  int64_t magnitude() const { return measures_ ? magnitudes_.largest() : quads_ * 36 * (packed_.nibbles ? 8 : 128); }
+
+  // As if it were made.
+  void measure() {
+    for (int64_t q = 0; measures_ && q < quads_; ++q) {
+      for (int64_t v = 0; v < vectors_; ++v) magnitudes_.add(packed_.at(v, first_ + q), packed_.tap, v);
+    }
+  }
+
+  void piece(int64_t number) {
+    const int64_t q = number / vectors_, v = number % vectors_, position = weight_position(quads_);
+    const int64_t group = q / kGroupQuads * kGroupQuads, in_group = std::min(kGroupQuads, quads_ - group);
+    int16_t *even = to_ + (group + q) * kPanel * 2 + v * kLanes * 2, *odd = even + in_group * kPanel * 2;
+    const int8_t* from = packed_.at(v, first_ + q);
+    if (measures_) magnitudes_.add(from, packed_.tap, v);
+    if (!packed_.nibbles) {
+      transform_vector<false, false>(from, packed_.tap, even, odd, position);
+    } else if (v % 2) {
+      transform_vector<true, true>(from, packed_.tap, even, odd, position);
+    } else {
+      transform_vector<true, false>(from, packed_.tap, even, odd, position);
+    }
+  }
+
+ private:
+  PackedPanel packed_;
+  int64_t first_, quads_, vectors_;
+  bool measures_;
+  int16_t* to_;
+  Magnitudes magnitudes_;
+};
 
 // --------------------------------------------------------------------------------------------------- outputs
 
-// Of one tile and as many channels as a register has: [4x4][kPanel] sums of codes less 128 times weights, and `start`.
-QDIFF_INLINE void transform_output(const int32_t* m, int64_t position, const Wides& start, int32_t* to) {
+// Of one tile and as many channels as a register has: [down][across][kPanel] sums of codes less 128 times weights, and
+// `start`.
+QDIFF_INLINE void transform_output(const int32_t* m, int64_t position, const Wides& start, int64_t down, int64_t across,
+                                   int32_t* to) {
   Wides half[kOutputs][kPatch];
   for (int64_t j = 0; j < kPatch; ++j) {
     Unsigneds in[kPatch], made[kOutputs];
@@ -415,26 +492,26 @@ QDIFF_INLINE void transform_output(const int32_t* m, int64_t position, const Wid
     for (int64_t i = 0; i < kOutputs; ++i) half[i][j] = Wides(made[i]);
   }
   constexpr uint32_t kInverseOfNine = 954437177;
-  for (int64_t i = 0; i < kOutputs; ++i) {
+  for (int64_t i = 0; i < down; ++i) {
     Unsigneds in[kPatch], made[kOutputs];
     for (int64_t j = 0; j < kPatch; ++j) in[j] = Unsigneds(half[i][j]);
     output_transform(in, made);
-    for (int64_t j = 0; j < kOutputs; ++j) {
-      store_raw(to + (i * kOutputs + j) * kPanel, (Wides(made[j] * kInverseOfNine) >> 6) + start);
+    for (int64_t j = 0; j < across; ++j) {
+      store_raw(to + (i * across + j) * kPanel, (Wides(made[j] * kInverseOfNine) >> 6) + start);
     }
   }
 }
 
-// What one thread needs beside the transformed inputs.
+// What one thread needs beside what it shares.
 struct WinogradMemory {
-  int16_t* weights;
+  int16_t* own;        // weights, or inputs of two chunks
   int32_t* products;
   int32_t* sums;       // [tile][4x4][kPanel], of the parts before
   float* float_sums;   // the same, of the sources before
 
-  WinogradMemory(const WinogradPlan& plan, void* from) {
-    weights = static_cast<int16_t*>(from);
-    products = reinterpret_cast<int32_t*>(weights + plan.weights);
+  WinogradMemory(const Conv& p, const WinogradPlan& plan, void* from) {
+    own = static_cast<int16_t*>(from);
+    products = reinterpret_cast<int32_t*>(own + plan.own(p));
     sums = products + kPositions * product_position(plan.chunk);
     float_sums = reinterpret_cast<float*>(sums + plan.chunk * kTileSums);
   }
@@ -471,38 +548,79 @@ void finish_rows(const Conv& p, const ConvSource& s, const Part& part, const Pla
 void finish_chunk(const Conv& p, const ConvSource& s, const WinogradPlan& plan, int64_t chunk, int64_t panel, const Part& part,
                   const WinogradMemory& memory, Tile& tile) {
   const int64_t channel = panel * kPanel, channels = std::min(kPanel, p.out_channels - channel);
-  const int64_t row = kOutputs * kPanel, whole = vectors_of_block(p, panel) * kLanes;
+  const int64_t whole = vectors_of_block(p, panel) * kLanes;
   const int32_t centre = 128 - s.zero_point;
-  alignas(64) int32_t made[kTileSums];
   for (int64_t i = 0; i < plan.tiles_of(chunk); ++i) {
     const int64_t at = chunk * plan.chunk + i;
     const int64_t x = at % plan.tile_cols * kOutputs, y = at / plan.tile_cols % plan.tile_rows * kOutputs;
-    const int64_t image = at / (plan.tile_cols * plan.tile_rows), across = std::min(kOutputs, p.out_w - x);
+    const int64_t image = at / (plan.tile_cols * plan.tile_rows);
+    const int64_t across = std::min(kOutputs, p.out_w - x), down = std::min(kOutputs, p.out_h - y);
+    const Place place{(image * p.out_h + y) * p.out_w + x, down * across, across, p.out_w, panel, channel, channels};
+    fetch_ahead(p, place);
     for (int64_t c = 0; c < whole; c += kRegister / 4) {
       const Wides from = part.first ? load_raw<Wides>(s.sums + channel + c) * centre : Wides{};
-      transform_output(memory.products + i * kPanel + c, product_position(plan.chunk), from, made + c);
+      const int32_t* products = memory.products + i * kPanel + c;
+      if (down == kOutputs && across == kOutputs) {
+        transform_output(products, product_position(plan.chunk), from, kOutputs, kOutputs, tile.acc + c);
+      } else {
+        transform_output(products, product_position(plan.chunk), from, down, across, tile.acc + c);
+      }
     }
-    for (int64_t r = 0; r < std::min(kOutputs, p.out_h - y); ++r) {
-      const Place place{(image * p.out_h + y + r) * p.out_w + x, across, 0, channel, channels};
-      each_sum(place, [&](int64_t k) { store_raw(tile.acc + k, load_raw<Ints>(made + r * row + k)); });
-      const int64_t offset = i * kTileSums + r * row;
-      finish_rows(p, s, part, place, memory.sums + offset, memory.float_sums + offset, tile);
-    }
+    finish_rows(p, s, part, place, memory.sums + i * kTileSums, memory.float_sums + i * kTileSums, tile);
   }
 }
 
 // --------------------------------------------------------------------------------------------------- products
 
-void multiply_block(const WinogradPlan& plan, int64_t tiles, int64_t quads, int64_t vectors, const int16_t* input,
-                    const int16_t* weights, bool add, int32_t* products) {
-  const int64_t steps = ceil_div(tiles, kWinogradRows);
+// What will be needed next is made between products, piece by piece: it takes its time by writing to memory, and products by
+// computing, and so each goes on during the other.
+template <typename Work>
+class Aside {
+ public:
+  Aside() = default;
+  // To be done in the course of so many products.
+  Aside(const Work& work, int64_t products) : work_(work), pieces_(work.pieces()), products_(products) {}
+
+  void after_product() {
+    ++done_products_;
+    while (done_ * products_ < pieces_ * done_products_ && done_ < pieces_) work_->piece(done_++);
+  }
+
+  // The rest of it; there has to be some.
+  const Work& finish() {
+    while (done_ < pieces_) work_->piece(done_++);
+    return *work_;
+  }
+
+ private:
+  std::optional<Work> work_;
+  int64_t pieces_ = 0, products_ = 1, done_ = 0, done_products_ = 0;
+};
+
+// A block of input channels times those of a panel of output channels, for a chunk of tiles.
+struct Step {
+  int64_t panel, chunk, source, block;
+  const int16_t* input;
+  int16_t* weights;
+  bool makes_weights;  // they are not there yet
+};
+
+int64_t row_steps(const WinogradPlan& plan, int64_t chunk) { return ceil_div(plan.tiles_of(chunk), kWinogradRows); }
+
+template <typename Work>
+void multiply_block(const Conv& p, const WinogradPlan& plan, const Step& step, bool add, int32_t* products, Aside<Work>& aside) {
+  const Blocks blocks(p.sources[step.source].quads);
+  const int64_t quads = blocks.quads_of(step.block), vectors = vectors_of_block(p, step.panel);
+  const int64_t tiles = plan.tiles_of(step.chunk), steps = row_steps(plan, step.chunk);
+  const int16_t *input = step.input, *weights = step.weights;
   for (int64_t at = 0; at < kPositions; ++at) {
     const char* ahead = reinterpret_cast<const char*>(input + input_position(quads, plan.chunk));
     int64_t row = 0;
-    for (int64_t step = steps; step > 0; --step) {
-      const int64_t rows = ceil_div(tiles - row, step);
+    for (int64_t left = steps; left > 0; --left) {
+      const int64_t rows = ceil_div(tiles - row, left);
       multiply_pairs(input + row * row_stride(quads), row_stride(quads), rows, weights, 2 * quads, vectors, products + row * kPanel,
                      add, ahead + row * row_stride(quads) * 2);
+      aside.after_product();
       row += rows;
     }
     input += input_position(quads, plan.chunk);
@@ -511,68 +629,254 @@ void multiply_block(const WinogradPlan& plan, int64_t tiles, int64_t quads, int6
   }
 }
 
-// Whether a panel's transformed weights are there already, and whether they are needed again.
-enum class Use { once, first, again };
+BlockWeights weights_of(const Conv& p, const Step& step) {
+  const Blocks blocks(p.sources[step.source].quads);
+  return {p, step.source, step.panel, step.block * blocks.size, blocks.quads_of(step.block), step.weights};
+}
 
-// One panel of output channels of one chunk of tiles. `magnitudes` are those of the panel's blocks of weights, where it
-// matters; the first chunk finds them.
-void winograd_chunk(const Conv& p, const WinogradPlan& plan, int64_t panel, int64_t chunk, Use use, const int16_t* input,
-                    const WinogradMemory& memory, std::vector<int64_t>& magnitudes, Tile& tile) {
-  int16_t* weights = memory.weights;
-  size_t block = 0;
-  for (int64_t i = 0; i < p.source_count; ++i) {
-    const ConvSource& s = p.sources[i];
+// Multiplies step by step, and finishes the sums of a source as soon as they are whole, or might become too large.
+class Summation {
+ public:
+  Summation(const Conv& p, const WinogradPlan& plan, const WinogradMemory& memory) : p_(p), plan_(plan), memory_(memory) {}
+
+  // What the magnitudes of its weights are, where that was found while they were made.
+  void know(const Step& step, const BlockWeights& weights) { known_[{step.panel, step.source, step.block}] = weights.magnitude(); }
+
+  template <typename Work>
+  void add(const Step& step, Aside<Work>& aside) {
+    const ConvSource& s = p_.sources[step.source];
     const Blocks blocks(s.quads);
-    const int64_t most = s.nibbles ? 8 : 128;
-    bool first = true, add = false;
-    int64_t sum = 0;
-    const bool whole = s.quads * 4 * 9 * most * 128 < kReach;
-    for (int64_t b = 0; b < blocks.count; ++b) {
-      const int64_t quads = blocks.quads_of(b), from = b * blocks.size;
-      if (use != Use::again) transform_weights(p, i, panel, from, quads, weights);
-      if (!whole) {
-        if (block == magnitudes.size()) {
-          magnitudes.push_back(s.nibbles ? quads * 36 * most : largest_magnitudes(p, i, panel, from, quads));
-        }
-        const int64_t more = magnitudes[block++];
-        if (add && (sum + more) * 128 >= kReach) {
-          finish_chunk(p, s, plan, chunk, panel, {first, false, i == 0, i + 1 == p.source_count}, memory, tile);
-          first = false, add = false, sum = 0;
-        }
-        sum += more;
+    if (step.block == 0) first_part_ = true, open_ = false, sum_ = 0;
+    if (may_need_parts(s)) {
+      const int64_t more = magnitude(step);
+      if (open_ && (sum_ + more) * 128 >= kReach) {
+        finish(step, false);
+        first_part_ = false, open_ = false, sum_ = 0;
       }
-      multiply_block(plan, plan.tiles_of(chunk), quads, vectors_of_block(p, panel), input, weights, add, memory.products);
-      add = true;
-      input += input_block_size(quads, plan.chunk);
-      if (use != Use::once) weights += kPositions * weight_position(quads);
+      sum_ += more;
     }
-    finish_chunk(p, s, plan, chunk, panel, {first, true, i == 0, i + 1 == p.source_count}, memory, tile);
+    multiply_block(p_, plan_, step, open_, memory_.products, aside);
+    open_ = true;
+    if (step.block + 1 == blocks.count) finish(step, true);
+  }
+
+ private:
+  int64_t magnitude(const Step& step) {
+    const auto [found, is_new] = known_.try_emplace({step.panel, step.source, step.block}, 0);
+    if (is_new) {
+      BlockWeights weights = weights_of(p_, step);
+      weights.measure();
+      found->second = weights.magnitude();
+    }
+    return found->second;
+  }
+
+  void finish(const Step& step, bool last) {
+    const Part part{first_part_, last, step.source == 0, step.source + 1 == p_.source_count};
+    finish_chunk(p_, p_.sources[step.source], plan_, step.chunk, step.panel, part, memory_, tile_);
+  }
+
+  const Conv& p_;
+  const WinogradPlan& plan_;
+  const WinogradMemory& memory_;
+  std::map<std::array<int64_t, 3>, int64_t> known_;
+  bool first_part_ = true, open_ = false;  // whether products have been summed that are not finished
+  int64_t sum_ = 0;
+  Tile tile_;
+};
+
+// ------------------------------------------------------------------------------------------- panel after panel
+
+// The steps of a thread's tasks, where a task is a panel.
+class PanelSteps {
+ public:
+  PanelSteps(const Conv& p, const WinogradPlan& plan, int64_t run, const int16_t* inputs, int16_t* weights, Tasks& tasks)
+      : p_(p), plan_(plan), run_(run), inputs_(inputs), weights_(weights), chunk_size_(input_chunk_size(p, plan.chunk)), tasks_(tasks) {}
+
+  bool next(Step& step) {
+    if (chunk_ == last_chunk_ && !next_task()) return false;
+    const int64_t source = source_, block = block_;
+    const Blocks blocks(p_.sources[source].quads);
+    const int64_t quads = blocks.quads_of(block), size = kPositions * weight_position(quads);
+    const bool again = plan_.keeps_weights && chunk_ != first_chunk_;
+    step = {panel_, chunk_, source, block, input_, plan_.keeps_weights ? kept_ : weights_ + made_ % 2 * plan_.sizes.largest, !again};
+    made_ += !again;
+    input_ += input_block_size(quads, plan_.chunk), kept_ += size;
+    if (++block_ == blocks.count) block_ = 0, ++source_;
+    if (source_ == p_.source_count) source_ = 0, begin_chunk(chunk_ + 1);
+    return true;
+  }
+
+ private:
+  bool next_task() {
+    if (task_ == last_task_ && !tasks_.take(task_, last_task_)) return false;
+    const int64_t split = task_ % plan_.splits, before = plan_.first_chunk(run_), count = plan_.last_chunk(run_) - before;
+    panel_ = task_++ / plan_.splits;
+    first_chunk_ = before + count * split / plan_.splits, last_chunk_ = before + count * (split + 1) / plan_.splits;
+    begin_chunk(first_chunk_);
+    return chunk_ < last_chunk_ || next_task();
+  }
+
+  void begin_chunk(int64_t chunk) {
+    chunk_ = chunk, kept_ = weights_;
+    input_ = inputs_ + (chunk - plan_.first_chunk(run_)) * chunk_size_;
+  }
+
+  const Conv& p_;
+  const WinogradPlan& plan_;
+  const int64_t run_;
+  const int16_t* inputs_;
+  int16_t* weights_;
+  const int64_t chunk_size_;
+  Tasks& tasks_;
+  int64_t task_ = 0, last_task_ = 0, panel_ = 0, first_chunk_ = 0, chunk_ = 0, last_chunk_ = 0;
+  int64_t source_ = 0, block_ = 0, made_ = 0;
+  const int16_t* input_ = nullptr;
+  int16_t* kept_ = nullptr;
+};
+
+void make(const Conv& p, const Step& step, Summation& summation) {
+  Aside<BlockWeights> weights(weights_of(p, step), 1);
+  summation.know(step, weights.finish());
+}
+
+void by_panels(const Conv& p, const WinogradPlan& plan, int64_t run, const int16_t* inputs, const WinogradMemory& memory,
+               Tasks& tasks) {
+  PanelSteps steps(p, plan, run, inputs, memory.own, tasks);
+  Summation summation(p, plan, memory);
+  Step step, next;
+  bool more = steps.next(step), is_made = false;
+  while (more) {
+    if (step.makes_weights && !is_made) make(p, step, summation);
+    more = steps.next(next);
+    is_made = more && next.makes_weights && next.weights != step.weights;
+    if (!is_made) {
+      Aside<BlockWeights> nothing;
+      summation.add(step, nothing);
+    } else {
+      Aside<BlockWeights> aside(weights_of(p, next), kPositions * row_steps(plan, step.chunk));
+      summation.add(step, aside);
+      summation.know(next, aside.finish());
+    }
+    step = next;
   }
 }
 
-// Tasks are numbered 0 .. panels * splits.
-int64_t winograd_tasks(const Conv& p, int64_t threads) { return WinogradPlan(p, threads).tasks(); }
+// ------------------------------------------------------------------------------------------- chunk after chunk
 
-void winograd(const Conv& p, int64_t run, const void* shared, void* of_thread, int64_t threads, Tasks& tasks) {
-  const WinogradPlan plan(p, threads);
-  const WinogradMemory memory(plan, of_thread);
-  const int64_t chunk_size = input_chunk_size(p, plan.chunk);
-  std::vector<int64_t> magnitudes;
-  Tile tile;
+int64_t block_count(const Conv& p) {
+  int64_t count = 0;
+  for (int64_t i = 0; i < p.source_count; ++i) count += Blocks(p.sources[i].quads).count;
+  return count;
+}
+
+// Calls with each block of a panel's weights and where it lies: (source, block, first element).
+template <typename Use>
+void each_block(const Conv& p, const Use& use) {
+  int64_t first = 0;
+  for (int64_t i = 0; i < p.source_count; ++i) {
+    const Blocks blocks(p.sources[i].quads);
+    for (int64_t b = 0; b < blocks.count; ++b) {
+      use(i, b, first);
+      first += kPositions * weight_position(blocks.quads_of(b));
+    }
+  }
+}
+
+// A task is a block of a panel's weights.
+void make_all_weights(const Conv& p, const WinogradPlan& plan, int16_t* to, Tasks& tasks) {
+  const int64_t per_panel = block_count(p);
   int64_t begin, end;
   while (tasks.take(begin, end)) {
     for (int64_t task = begin; task < end; ++task) {
-      magnitudes.clear();
-      const int64_t panel = task / plan.splits, split = task % plan.splits;
-      const int64_t before = plan.first_chunk(run), count = plan.last_chunk(run) - before;
-      const int64_t from = count * split / plan.splits, to = count * (split + 1) / plan.splits;
-      for (int64_t chunk = from; chunk < to; ++chunk) {
-        const Use use = !plan.keeps_weights ? Use::once : chunk == from ? Use::first : Use::again;
-        const int16_t* input = static_cast<const int16_t*>(shared) + chunk * chunk_size;
-        winograd_chunk(p, plan, panel, before + chunk, use, input, memory, magnitudes, tile);
-      }
+      const int64_t panel = task / per_panel;
+      int64_t left = task % per_panel;
+      each_block(p, [&](int64_t source, int64_t block, int64_t first) {
+        if (left-- != 0) return;
+        const Blocks blocks(p.sources[source].quads);
+        const BlockWeights weights(p, source, panel, block * blocks.size, blocks.quads_of(block), to + panel * plan.sizes.all + first);
+        Aside<BlockWeights>(weights, 1).finish();
+      });
     }
   }
+}
+
+// The numbers of tasks, one by one.
+class OneByOne {
+ public:
+  explicit OneByOne(Tasks& tasks) : tasks_(tasks) {}
+
+  std::optional<int64_t> next() {
+    if (at_ == end_ && !tasks_.take(at_, end_)) return {};
+    return at_++;
+  }
+
+ private:
+  Tasks& tasks_;
+  int64_t at_ = 0, end_ = 0;
+};
+
+void one_chunk(const Conv& p, const WinogradPlan& plan, int64_t chunk, const int16_t* inputs, int16_t* weights,
+               Summation& summation, Aside<ChunkInputs>& aside) {
+  for (int64_t panel = 0; panel < plan.panels; ++panel) {
+    const int16_t* input = inputs;
+    each_block(p, [&](int64_t source, int64_t block, int64_t first) {
+      summation.add({panel, chunk, source, block, input, weights + panel * plan.sizes.all + first, false}, aside);
+      const Blocks blocks(p.sources[source].quads);
+      input += input_block_size(blocks.quads_of(block), plan.chunk);
+    });
+  }
+}
+
+void by_chunks(const Conv& p, const WinogradPlan& plan, int16_t* weights, const WinogradMemory& memory, Tasks& tasks) {
+  OneByOne chunks(tasks);
+  Summation summation(p, plan, memory);
+  int16_t *inputs = memory.own, *next_inputs = memory.own + input_chunk_size(p, plan.chunk);
+  auto chunk = chunks.next();
+  if (chunk) Aside<ChunkInputs>({p, plan, *chunk, inputs}, 1).finish();
+  while (chunk) {
+    const auto next = chunks.next();
+    const int64_t products = plan.panels * block_count(p) * kPositions * row_steps(plan, *chunk);
+    Aside<ChunkInputs> aside = next ? Aside<ChunkInputs>({p, plan, *next, next_inputs}, products) : Aside<ChunkInputs>();
+    one_chunk(p, plan, *chunk, inputs, weights, summation, aside);
+    if (next) aside.finish();
+    std::swap(inputs, next_inputs);
+    chunk = next;
+  }
+}
+
+// ------------------------------------------------------------------------------------------------- both ways
+
+int64_t winograd_input_tasks(const Conv& p, int64_t run, int64_t threads) {
+  const WinogradPlan plan(p, threads);
+  return plan.by_chunks ? plan.panels * block_count(p) : plan.last_tile(run) - plan.first_tile(run);
+}
+
+// A task is a tile of the run.
+void make_all_inputs(const Conv& p, const WinogradPlan& plan, int64_t run, int16_t* to, Tasks& tasks) {
+  const int64_t chunk_size = input_chunk_size(p, plan.chunk);
+  int64_t begin, end;
+  while (tasks.take(begin, end)) {
+    for (int64_t task = begin; task < end; ++task) {
+      const int64_t of_run = task / plan.chunk;
+      ChunkInputs(p, plan, plan.first_chunk(run) + of_run, to + of_run * chunk_size).tile(task % plan.chunk);
+    }
+  }
+}
+
+void winograd_input(const Conv& p, int64_t run, void* shared, int64_t threads, Tasks& tasks) {
+  const WinogradPlan plan(p, threads);
+  int16_t* to = static_cast<int16_t*>(shared);
+  return plan.by_chunks ? make_all_weights(p, plan, to, tasks) : make_all_inputs(p, plan, run, to, tasks);
+}
+
+int64_t winograd_tasks(const Conv& p, int64_t threads) { return WinogradPlan(p, threads).tasks(); }
+
+void winograd(const Conv& p, int64_t run, void* shared, void* of_thread, int64_t threads, Tasks& tasks) {
+  const WinogradPlan plan(p, threads);
+  const WinogradMemory memory(p, plan, of_thread);
+  int16_t* made = static_cast<int16_t*>(shared);
+  return plan.by_chunks ? by_chunks(p, plan, made, memory, tasks) : by_panels(p, plan, run, made, memory, tasks);
 }
 
 // ------------------------------------------------------------------------------------------------- what it costs
@@ -590,7 +894,7 @@ bool winograd_pays(const Conv& p, int64_t threads) {
     const double channels = double(p.sources[i].quads * 4);
     direct += results * channels * 9 / (p.sources[i].nibbles ? kRates.direct_nibbles : kRates.direct);
     products += kPositions * tiles * channels * outputs / (kRates.product * full);
-    weights += kRates.weight * channels * outputs * double(plan.keeps_weights ? plan.runs * plan.splits : plan.chunks);
+    weights += kRates.weight * channels * outputs * double(plan.by_chunks ? 1 : plan.keeps_weights ? plan.runs * plan.splits : plan.chunks);
     inputs += kRates.input * tiles * channels;
   }
   const double sums = kRates.output * kOutputs * kOutputs * tiles * outputs * double(p.source_count);
