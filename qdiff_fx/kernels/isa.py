@@ -29,10 +29,9 @@ class Isa:
     needs: tuple[str, ...] = ()
     flags: tuple[tuple[str, tuple[str, ...]], ...] = ()
 
-    @property
-    def machine_flags(self) -> tuple[str, ...]:
-        """The compiler's flags for this machine."""
-        return dict(self.flags).get(platform.machine(), ())
+    def flags_for(self, machine: str) -> tuple[str, ...]:
+        """The compiler's flags for processors that `platform.machine()` calls so."""
+        return dict(self.flags).get(machine, ())
 
 
 _AVX2_FLAGS = ("-mavx2", "-mfma", "-mf16c")

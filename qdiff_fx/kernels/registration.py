@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from qdiff_fx.kernels import checks
-from qdiff_fx.kernels.build import status
+from qdiff_fx.kernels.dispatch import status
 
 _library = torch.library.Library("qdiff", "FRAGMENT")  # the registrations live as long as this object
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from qdiff_fx.kernels.build import status
+from qdiff_fx.kernels.dispatch import status
 
 PLAIN = "plain torch"
 # What every compiled attention takes (attention.h, `Kernel`); beyond, the operator falls back to plain torch.

@@ -36,7 +36,7 @@ from qdiff_fx import (
     save_prepared,
     save_qdiff,
 )
-from qdiff_fx.kernels import build
+from qdiff_fx.kernels import status
 
 for _needed in ("scipy.linalg", "qdiff_fx.capture", "qdiff_fx.storage.symbolic"):
     importlib.import_module(_needed)  # once, and not in every process that is killed
@@ -96,10 +96,12 @@ def make_inputs(inputs: Path) -> None:
     for name, bits in (("four", 4), ("eight", 8)):
         changed = QDiffConfig(weight_bits=bits, timestep_bins=2)
         save_qdiff(convert_qdiff(prepared, "reference", config=changed), inputs / name)
-    library = build.status().library
-    assert library is not None, build.status().reason
-    shutil.copy(library, inputs / "library.so")
-    (inputs / "compiler").write_text(COMPILER.format(library=inputs / "library.so"))
+    here = status()
+    assert here.library is not None, here.reason
+    assert here.operators is not None
+    shutil.copy(here.library, inputs / f"libqdiff_{here.kernel}.so")
+    shutil.copy(here.operators, inputs / "libqdiff_operators.so")
+    (inputs / "compiler").write_text(COMPILER.format(libraries=inputs))
     (inputs / "compiler").chmod(stat.S_IRWXU)
 
 
@@ -175,9 +177,10 @@ def collect(inputs: Path, work: Path) -> str:
 
 def build_kernels(inputs: Path, work: Path) -> str:
     os.environ |= {"CXX": str(inputs / "compiler"), "QDIFF_KERNELS_CACHE": str(work / "cache")}
-    built = build.status()
+    built = status()
     assert built.library is not None, built.reason
-    return hashlib.sha256(built.library.read_bytes()).hexdigest()
+    assert built.operators is not None
+    return hashlib.sha256(built.library.read_bytes() + built.operators.read_bytes()).hexdigest()
 
 
 # Stands in for a compiler that takes a while and writes its results bit by bit.
@@ -185,11 +188,13 @@ COMPILER = """#!/bin/sh
 [ "$1" = --version ] && echo "stand-in 1" && exit
 for word; do [ "$before" = -o ] && made="$word"; before="$word"; done
 case " $* " in
+*"-soname"*) echo "$made" > "$made" ;;
 *" -shared "*)
-    size=$(wc -c < "{library}")
+    library="{libraries}/$(basename "$made")"
+    size=$(wc -c < "$library")
     : > "$made"
     for part in 0 1 2 3 4 5 6 7; do
-        dd if="{library}" bs=$((size / 8 + 1)) skip=$part count=1 >> "$made" 2> /dev/null
+        dd if="$library" bs=$((size / 8 + 1)) skip=$part count=1 >> "$made" 2> /dev/null
         sleep 0.02
     done ;;
 *) sleep 0.05 && echo "$made" > "$made" ;;

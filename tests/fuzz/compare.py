@@ -24,7 +24,8 @@ PLAIN: dict[str, Callable[..., Any]] = {
     "int_attention_vnni.numbers": plain.int_attention.reference_of_numbers,
 }
 OUT_OF_MEMORY = ("allocate", "bad_alloc", "not enough memory")
-BY_TORCH = ("qdiff::", "Overflow when unpacking")  # of what the schema does not allow: it does not reach us
+# Of what the schema does not allow, or torch does not pass between libraries: it does not reach us.
+BY_TORCH = ("qdiff::", "Overflow when unpacking", "Not yet supported ScalarType")
 OPTIONAL = {"bias", "shift", "residual", "weight", "mask"}
 MOST_WORK = 1 << 25  # elements of images that are worth waiting for
 

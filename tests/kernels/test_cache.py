@@ -11,16 +11,18 @@ import time
 import warnings
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from qdiff_fx.errors import KernelError
-from qdiff_fx.kernels import build, cache, status
+from qdiff_fx.kernels import cache, just_in_time, status
+from qdiff_fx.kernels.build import CompilerError, kernels_of, key
 from qdiff_fx.kernels.cache import VARIABLE, Cache, distrust, is_intact, open_cache
 from qdiff_fx.kernels.isa import choose_isa
 
 CONTENT = b"a library"
-ISA = choose_isa("portable")
+RECIPE = kernels_of(choose_isa("portable"))
 
 
 def put(path: Path, content: bytes = CONTENT) -> Path:
@@ -46,27 +48,32 @@ def builds(monkeypatch: pytest.MonkeyPatch) -> list[Path]:
     """Where libraries were built; loading does nothing but look at them."""
     made: list[Path] = []
 
-    def compile_nothing(compiler: str, isa: object, where: Path) -> Path:
+    def compile_nothing(compiler: str, recipe: object, where: Path) -> Path:
         made.append(where)
-        (where / "qdiff_kernels.so").write_bytes(CONTENT)
-        return where / "qdiff_kernels.so"
+        (where / "portable.so").write_bytes(CONTENT)
+        return where / "portable.so"
 
-    monkeypatch.setattr(build, "_find_compiler", lambda: "g++")
-    monkeypatch.setattr(build, "_version", lambda compiler: "v1")
-    monkeypatch.setattr(build, "_build", compile_nothing)
-    monkeypatch.setattr(build, "_why_not_loaded", lambda path: "" if path.read_bytes() == CONTENT else "garbage")
+    def look(path: Path, recipe: object) -> Path:
+        if path.read_bytes() != CONTENT:
+            raise KernelError("garbage")
+        return path
+
+    monkeypatch.setattr(just_in_time, "find_compiler", lambda: "g++")
+    monkeypatch.setattr(just_in_time, "compiler_version", lambda compiler: "v1")
+    monkeypatch.setattr(just_in_time, "build", compile_nothing)
+    monkeypatch.setattr(just_in_time, "load", look)
     return made
 
 
 def name(compiler: str = "v1") -> str:
-    return f"qdiff_kernels-portable-{build._key(ISA)}-{compiler}.so"
+    return f"qdiff_portable-{key(RECIPE)}-{compiler}.so"
 
 
 def load(*, warned: str = "") -> Path:
-    """What is loaded, with one warning or none."""
+    """What is loaded, with one warning or none; `look` stands in for loading."""
     with warnings.catch_warnings(record=True) as seen:
         warnings.simplefilter("always")
-        found = build._built_library(ISA)
+        found: Any = just_in_time.cached_or_built(RECIPE)
     assert [warned in str(each.message) for each in seen] == [True] * bool(warned)
     return found
 
@@ -167,7 +174,7 @@ class TestLoading:
     def test_a_baked_cache_without_a_compiler(
         self, folder: Path, builds: list[Path], monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        monkeypatch.setattr(build, "_find_compiler", lambda: "")
+        monkeypatch.setattr(just_in_time, "find_compiler", lambda: "")
         with pytest.raises(KernelError, match="no C\\+\\+ compiler"):
             load()
         put(folder / name("of-the-image"))
@@ -229,18 +236,18 @@ class TestLoading:
             raise FileNotFoundError(2, "No usable temporary directory found")
 
         folder.chmod(0o777)
-        monkeypatch.setattr(build.tempfile, "TemporaryDirectory", nowhere)
+        monkeypatch.setattr(just_in_time.tempfile, "TemporaryDirectory", nowhere)
         with pytest.warns(RuntimeWarning, match="alone"), pytest.raises(KernelError, match="no place to build"):
-            build._built_library(ISA)
+            just_in_time.cached_or_built(RECIPE)
 
     def test_a_compiler_that_fails_is_not_asked_twice(
         self, folder: Path, builds: list[Path], monkeypatch: pytest.MonkeyPatch
     ) -> None:
         def fail(*args: object) -> Path:
             builds.append(folder)
-            raise build._CompilerError("failed")
+            raise CompilerError("failed")
 
-        monkeypatch.setattr(build, "_build", fail)
+        monkeypatch.setattr(just_in_time, "build", fail)
         with pytest.raises(KernelError, match="failed"):
             load()
         assert len(builds) == 1

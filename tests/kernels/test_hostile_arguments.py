@@ -11,6 +11,7 @@ import torch
 from qdiff_fx.errors import KernelError
 from qdiff_fx.kernels import ops as plain
 from qdiff_fx.kernels import quantized_decomposed, status
+from qdiff_fx.kernels.plan import Plan
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
@@ -90,7 +91,7 @@ class TestPlans:
     """Constants of other types than the operator takes, and slots without end."""
 
     def plan(self, slots: int = 2):
-        return torch.classes.qdiff_native.Plan(slots)
+        return Plan(slots)
 
     @pytest.mark.parametrize("slots", [-1, 2**62, 2**24 + 1])
     def test_slots(self, slots: int) -> None:
@@ -100,18 +101,17 @@ class TestPlans:
     @pytest.mark.parametrize(
         ("operator", "code"),
         [
-            ("aten::relu", [2, 5]),  # a number for a tensor
-            ("aten::relu", [0]),  # nothing for a tensor
-            ("aten::reshape", [1, 0, 2, 3]),  # a number for a list
-            ("aten::to", [1, 0, 2, 1000]),  # a number for a dtype
-            ("aten::reshape", [1, 0, 6, 2**62, 2, 1]),  # a list without end
-            ("aten::reshape", [1, 0, 6, -1]),
+            (torch.ops.aten.relu.default, [2, 5]),  # a number for a tensor
+            (torch.ops.aten.relu.default, [0]),  # nothing for a tensor
+            (torch.ops.aten.reshape.default, [1, 0, 2, 3]),  # a number for a list
+            (torch.ops.aten.to.dtype, [1, 0, 2, 1000]),  # a number for a dtype
+            (torch.ops.aten.reshape.default, [1, 0, 6, 2**62, 2, 1]),  # a list without end
+            (torch.ops.aten.reshape.default, [1, 0, 6, -1]),
         ],
     )
     def test_arguments_of_other_types(self, operator: str, code: list[int]) -> None:
-        overload = "dtype" if operator == "aten::to" else ""
         with pytest.raises(RuntimeError, match="qdiff: (another kind|a list)|cut off"):
-            self.plan().add(operator, overload, code, [], [], 1, [])
+            self.plan().add(operator, code, [], [], 1, [])
 
 
 @pytest.mark.parametrize(

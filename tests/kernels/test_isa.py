@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from qdiff_fx.errors import KernelError
+from qdiff_fx.kernels.build import kernels_of
 from qdiff_fx.kernels.isa import ISAS, choose_isa, supported_isas
 
 
@@ -88,7 +89,7 @@ def test_arm_as_linux_tells_it(
     on_arm(monkeypatch, SimpleNamespace(getauxval=lambda kind: words[kind]))
     monkeypatch.setattr(torch.cpu, "get_capabilities", dict, raising=False)
     assert supported_isas() == expected
-    assert choose_isa().machine_flags[0].startswith("-march=armv8")
+    assert kernels_of(choose_isa()).flags[0].startswith("-march=armv8")
 
 
 def test_arm_as_torch_tells_it_where_the_system_does_not(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from qdiff_fx.kernels import checks
 from qdiff_fx.kernels.accumulator import overflow
-from qdiff_fx.kernels.build import status
+from qdiff_fx.kernels.dispatch import status
 from qdiff_fx.kernels.registration import register
 
 SCHEMA = "(Tensor codes, int bits) -> (Tensor, Tensor)"

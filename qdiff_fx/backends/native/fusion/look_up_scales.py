@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
-from qdiff_fx.ir.annotations import path_of, set_path
+from qdiff_fx.ir.annotations import path_of, set_path, set_value
 from qdiff_fx.ir.edit import get_attr_tensor
 from qdiff_fx.passes.rule import Rule
 
@@ -47,9 +47,11 @@ class LookUpScales(Rule[list[fx.Node]]):
         with gm.graph.inserting_after(step_bin):
             row = gm.graph.call_module(MODULE, (step_bin,))
         for lookup in found:
+            table: Any = lookup.args[0]
             with gm.graph.inserting_before(lookup):
-                number = gm.graph.call_function(operator.getitem, (row, names.index(lookup.args[0])))
+                number = gm.graph.call_function(operator.getitem, (row, names.index(table)))
             set_path(number, path_of(lookup))
+            set_value(number, get_attr_tensor(gm, table)[0].item())
             lookup.replace_all_uses_with(number)
             gm.graph.erase_node(lookup)
         return f"{len(found)} lookups in {len(names)} tables became one"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -9,13 +10,28 @@ import torch
 from torch import Tensor, fx
 
 from qdiff_fx.backends.native.fusion.hoist_size import SIZE
+from qdiff_fx.errors import KernelError
+from qdiff_fx.ir.annotations import any_value
 from qdiff_fx.ir.arguments import operand, operator_of
 from qdiff_fx.kernels import status
-
-# Kinds of arguments, as plan.cpp numbers them.
-NONE, SLOT, INT, FLOAT, TENSOR, DTYPE, LIST = range(7)
+from qdiff_fx.kernels.plan import DTYPE, FLOAT, INT, LIST, NONE, SLOT, TENSOR, Plan, types_of
 
 RESULTS = ("Tensor", "int")  # as a schema names them
+ADD = torch.ops.aten.add.Tensor
+_ARITHMETIC = (
+    operator.add,
+    operator.sub,
+    operator.mul,
+    operator.truediv,
+    operator.floordiv,
+    operator.mod,
+    operator.neg,
+)
+
+_NUMBERS: dict[str, tuple[type, ...]] = {
+    **dict.fromkeys(("IntType", "SymIntType", "BoolType"), (bool, int)),
+    **dict.fromkeys(("FloatType", "NumberType"), (bool, int, float)),
+}
 
 
 def plannable(graph: fx.Graph) -> set[fx.Node]:
@@ -33,30 +49,53 @@ def _can_plan(node: fx.Node) -> bool:
     # Sizes of inputs are what Python computes other sizes from: they come first.
     if target is SIZE and operand(node).op == "placeholder":
         return False
-    return all(_can_write(value, str(each.type)) for value, each in zip(arguments_of(node), schema.arguments))
+    if target is ADD and not _adds_floats(node):
+        return False
+    try:
+        types_of(target)
+    except KernelError:
+        return False
+    return all(_can_write(value, each.real_type) for value, each in zip(arguments_of(node), schema.arguments))
+
+
+def _adds_floats(node: fx.Node) -> bool:
+    """Whether an addition is one of floats, for sure: of others its factor has to be whole."""
+    value = any_value(node)
+    return isinstance(value, Tensor) and value.is_floating_point()
+
+
+def is_number(node: fx.Node) -> bool:
+    """Whether a node holds a number, rather than a tensor."""
+    if isinstance(node.target, torch._ops.OpOverload):
+        return [str(each.type) for each in node.target._schema.returns] == ["int"]
+    if node.target in _ARITHMETIC:
+        return all(map(is_number, node.all_input_nodes))
+    return isinstance(any_value(node), (int, float, torch.SymInt, torch.SymFloat))
 
 
 def arguments_of(node: fx.Node) -> list[Any]:
-    """The arguments of an operator in the order of its schema, up to the last that is given."""
+    """All arguments of an operator in the order of its schema."""
     arguments = list(node.args)
-    left = dict(node.kwargs)
-    if not left:
-        return arguments
+    given = dict(node.kwargs)
     for argument in operator_of(node)._schema.arguments[len(arguments) :]:
-        if not left:
-            break
-        arguments.append(left.pop(argument.name) if argument.name in left else argument.default_value)
+        arguments.append(given.pop(argument.name) if argument.name in given else argument.default_value)
     return arguments
 
 
-def _can_write(value: Any, type_name: str) -> bool:
-    if isinstance(value, (list, tuple)):
-        return all(_can_write(each, type_name) for each in value)
+def _can_write(value: Any, found: Any) -> bool:
+    kind = found.kind()
+    if kind == "OptionalType":
+        inner = found.getElementType()
+        return value is None or (inner.kind() != "NumberType" and _can_write(value, inner))
+    if kind == "ListType":
+        return isinstance(value, (list, tuple)) and all(_can_write(each, found.getElementType()) for each in value)
+    if kind == "TensorType":  # Python makes a tensor of a number where an operator wants one
+        return isinstance(value, fx.Node) and not is_number(value)
+    if kind == "ScalarTypeType":
+        return isinstance(value, torch.dtype)
     if isinstance(value, fx.Node):
-        return True
-    # Python makes a tensor of a number where an operator wants one.
-    number = isinstance(value, (bool, int, float)) and not type_name.startswith("Tensor")
-    return number or value is None or isinstance(value, torch.dtype)
+        return kind in _NUMBERS and is_number(value)
+    return isinstance(value, _NUMBERS.get(kind, ()))
 
 
 class PlanWriter:
@@ -64,9 +103,13 @@ class PlanWriter:
 
     Args:
         constants: the tensor behind each get_attr they read.
-        inputs: the nodes whose values the plan is given, in order.
+        inputs: the nodes whose values the plan is given, in any order.
         nodes: what it computes, in order.
-        results: those of them that are read elsewhere.
+        results: those of them that are read elsewhere, in any order.
+
+    Attributes:
+        tensors, numbers: the inputs, in the order `run` takes them.
+        tensor_results, number_results: the results, in the order it returns them.
     """
 
     def __init__(
@@ -77,19 +120,21 @@ class PlanWriter:
         results: Sequence[fx.Node],
     ):
         self._constants = constants
-        self._slots = {node: slot for slot, node in enumerate((*inputs, *nodes))}
-        self.plan = torch.classes.qdiff_native.Plan(len(self._slots))
+        self.tensors, self.numbers = _tensors_and_numbers(inputs)
+        self.tensor_results, self.number_results = _tensors_and_numbers(results)
+        self._slots = {node: slot for slot, node in enumerate((*self.tensors, *self.numbers, *nodes))}
+        self._plan = Plan(len(self._slots))
         last = {each: node for node in nodes for each in node.all_input_nodes}
         mortal = self._slots.keys() - set(results)
         for node in nodes:
             dead = [self._slots[each] for each in node.all_input_nodes if last[each] is node and each in mortal]
             self._add(node, dead)
-        self.results = [self._slots[node] for node in results]
+        self._results = [self._slots[node] for node in self.tensor_results]
+        self._number_results = [self._slots[node] for node in self.number_results]
 
-    def run(self, inputs: list[Any]) -> list[Any]:
-        """The values of `results`."""
-        found: list[Any] = self.plan.run(inputs, self.results)
-        return found
+    def run(self, tensors: list[Tensor], numbers: list[float]) -> tuple[list[Tensor], list[int]]:
+        """The values of the results."""
+        return self._plan.run(tensors, numbers, self._results, self._number_results)
 
     def _add(self, node: fx.Node, dead: list[int]) -> None:
         code: list[int] = []
@@ -120,5 +165,8 @@ class PlanWriter:
         for argument in arguments_of(node):
             write(argument)
         target: Any = node.target  # an operator, as `can_plan` found
-        schema = target._schema
-        self.plan.add(schema.name, schema.overload_name, code, floats, tensors, self._slots[node], dead)
+        self._plan.add(target, code, floats, tensors, self._slots[node], dead)
+
+
+def _tensors_and_numbers(nodes: Sequence[fx.Node]) -> tuple[list[fx.Node], list[fx.Node]]:
+    return [node for node in nodes if not is_number(node)], [node for node in nodes if is_number(node)]

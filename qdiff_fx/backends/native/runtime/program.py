@@ -112,9 +112,13 @@ class _Writer:
         inputs = [each for each in _read_by(nodes) if each not in inside and each.op != "get_attr"]
         results = [node for node in nodes if not inside.issuperset(node.users)]
         plan = PlanWriter(self.tensors, inputs, nodes, results)
-        given = ", ".join(self.names[each] for each in inputs)
-        names = "".join(f"{self._name(node)}, " for node in results)
-        self.lines.append(f"{names}= {self._constant(plan.run)}([{given}])")
+        given = ", ".join(
+            f"[{', '.join(self.names[each] for each in nodes)}]" for nodes in (plan.tensors, plan.numbers)
+        )
+        tensors, numbers = (
+            "".join(f"{self._name(node)}, " for node in nodes) for nodes in (plan.tensor_results, plan.number_results)
+        )
+        self.lines.append(f"({tensors}), ({numbers}) = {self._constant(plan.run)}({given})")
 
     def _name(self, node: fx.Node) -> str:
         self.names[node] = f"v{len(self.names)}"

@@ -1,210 +1,148 @@
-// A run of operators called one after another: Python's share of every call would be felt at small batches.
+#include "ops/plan.h"
 
-#include <ATen/core/Tensor.h>
-#include <ATen/core/dispatch/Dispatcher.h>
-#include <torch/custom_class.h>
+#include <map>
+#include <memory>
+#include <mutex>
 
-#include <string>
-#include <utility>
-#include <vector>
+#include "ops/aten.h"
+#include "ops/direct.h"
+#include "ops/dispatched.h"
+#include "ops/operators.h"
 
+namespace qdiff {
 namespace {
 
-using at::Tensor;
-using c10::IValue;
-
-// How an argument is written down, in whole numbers: one of these, then what it is followed by.
 constexpr int64_t kMostSlots = 1 << 24;
 
-enum Kind : int64_t {
-  kNone,
-  kSlot,    // the number of the slot whose value it is
-  kInt,     // the number itself; of a bool, 0 or 1
-  kFloat,   // its place among the floats
-  kTensor,  // its place among the tensors
-  kDtype,   // the place of a tensor of that dtype
-  kList,    // how many elements, then those
-};
+using Bind = std::unique_ptr<Call> (*)(Reader&);
 
-struct Argument {
-  IValue constant;
-  int64_t slot = -1;             // whose value it is
-  std::vector<Argument> items;   // of a list that has slots in it
-  c10::TypePtr item_type;
-
-  bool varies() const { return slot >= 0 || item_type; }
-};
-
-struct Call {
-  c10::OperatorHandle op;
-  std::vector<Argument> arguments;
-  int64_t result;
-  std::vector<int64_t> dead;  // slots nobody reads after this call
-};
-
-// Reads arguments one by one.
-class Reader {
- public:
-  Reader(const std::vector<int64_t>& code, const std::vector<double>& floats, const std::vector<Tensor>& tensors,
-         int64_t slots)
-      : code_(code), floats_(floats), tensors_(tensors), slots_(slots) {}
-
-  bool done() const { return at_ == code_.size(); }
-
-  // real_type: which tells dtypes, layouts and the like from the whole numbers they are written as.
-  Argument argument(const c10::TypePtr& type, const c10::TypePtr& real_type) {
-    if (const auto optional = type->cast<c10::OptionalType>()) {
-      if (next_is(kNone)) return {};
-      const auto real = real_type->cast<c10::OptionalType>();
-      return argument(optional->getElementType(), real ? real->getElementType() : real_type);
-    }
-    Argument read;
-    const int64_t kind = next();
-    check_fits(kind, type->kind(), real_type->kind());
-    switch (kind) {
-      case kSlot: read.slot = below(next(), slots_); break;
-      case kInt: {
-        const int64_t number = next();
-        const bool is_bool = type->kind() == c10::TypeKind::BoolType, is_float = type->kind() == c10::TypeKind::FloatType;
-        read.constant = is_bool ? IValue(number != 0) : is_float ? IValue(double(number)) : IValue(number);
-        break;
-      }
-      case kFloat: read.constant = floats_[below(next(), floats_.size())]; break;
-      case kTensor: read.constant = tensors_[below(next(), tensors_.size())]; break;
-      case kDtype: read.constant = int64_t(tensors_[below(next(), tensors_.size())].scalar_type()); break;
-      case kList: read_list(read, type); break;
-      default: TORCH_CHECK(false, "qdiff: there is no such kind of argument");
-    }
-    return read;
-  }
-
- private:
-  // A kernel takes for granted that an argument is of its type.
-  static void check_fits(int64_t kind, c10::TypeKind type, c10::TypeKind real_type) {
-    using Is = c10::TypeKind;
-    const bool number = type == Is::NumberType, whole = type == Is::IntType || type == Is::SymIntType;
-    const bool as_it_is = type == real_type || real_type == Is::SymIntType;
-    bool fits = true;
-    switch (kind) {
-      case kInt: fits = (whole && as_it_is) || number || type == Is::FloatType || type == Is::BoolType; break;
-      case kFloat: fits = number || type == Is::FloatType; break;
-      case kTensor: fits = type == Is::TensorType; break;
-      case kDtype: fits = real_type == Is::ScalarTypeType; break;
-      case kList: fits = type == Is::ListType; break;
-      case kNone: fits = false; break;
-    }
-    TORCH_CHECK(fits, kind == kList ? "qdiff: a list where" : "qdiff: another kind of argument than", " the operator takes");
-  }
-
-  bool next_is(int64_t kind) {
-    const bool found = !done() && code_[at_] == kind;
-    at_ += found;
-    return found;
-  }
-
-  void read_list(Argument& read, const c10::TypePtr& type) {
-    const auto list = type->cast<c10::ListType>();
-    TORCH_CHECK(list, "qdiff: a list where the operator takes ", type->str());
-    c10::TypePtr item = list->getElementType();
-    if (item->kind() == c10::TypeKind::SymIntType) item = c10::IntType::get();  // sizes are numbers when it runs
-    bool varies = false;
-    int64_t count = next();
-    TORCH_CHECK(0 <= count && count <= int64_t(code_.size()), "qdiff: a list of ", count, " elements is cut off");
-    for (; count > 0; --count) {
-      read.items.push_back(argument(item, item));
-      varies = varies || read.items.back().varies();
-    }
-    if (varies) {
-      read.item_type = item;
-      return;
-    }
-    c10::impl::GenericList values(item);
-    for (const Argument& each : read.items) values.push_back(each.constant);
-    read.constant = values;
-    read.items.clear();
-  }
-
-  int64_t next() { return code_[below(int64_t(at_++), code_.size())]; }
-
-  static int64_t below(int64_t index, size_t size) {
-    TORCH_CHECK(0 <= index && index < int64_t(size), "qdiff: an argument is cut off, or refers to nothing");
-    return index;
-  }
-
-  const std::vector<int64_t>& code_;
-  const std::vector<double>& floats_;
-  const std::vector<Tensor>& tensors_;
-  size_t slots_, at_ = 0;
-};
-
-IValue value_of(const Argument& argument, const std::vector<IValue>& slots) {
-  if (argument.slot >= 0) return slots[argument.slot];
-  if (!argument.item_type) return argument.constant;
-  c10::impl::GenericList list(argument.item_type);
-  list.reserve(argument.items.size());
-  for (const Argument& each : argument.items) list.push_back(value_of(each, slots));
-  return list;
+// Operators that are called as the C++ functions they are, by name and overload.
+const std::map<std::string, Bind>& bound_directly() {
+  static const std::map<std::string, Bind> known = {
+      {"qdiff::int_conv.", direct<&int_conv>},
+      {"qdiff::int_linear.", direct<&int_linear>},
+      {"qdiff::group_norm_act.", direct<&group_norm_act>},
+      {"qdiff::layer_norm_act.", direct<&layer_norm_act>},
+      {"qdiff::act_quantize.", direct<&act_quantize>},
+      {"qdiff::act_quantize_rest.", direct<&act_quantize_rest>},
+      {"qdiff::int_attention_vnni.numbers", direct<&int_attention_numbers>},
+      {"aten::reshape.", direct<&reshape>},
+      {"aten::permute.", direct<&permute>},
+      {"aten::unsqueeze.", direct<&unsqueeze>},
+      {"aten::sym_size.int", direct<&size>},
+      {"aten::add.Tensor", direct<&add>},
+  };
+  return known;
 }
 
-class Plan : public torch::CustomClassHolder {
+class Program {
  public:
-  explicit Plan(int64_t slots) : slots_(slots) { 
-    TORCH_CHECK(0 <= slots && slots <= kMostSlots, "qdiff: a plan with ", slots, " slots");
+  explicit Program(int64_t slots) : slots_(slots) {
+    QDIFF_CHECK(0 <= slots && slots <= kMostSlots, "qdiff: a plan with ", slots, " slots");
   }
 
-  // Arguments in the order of the operator's schema; those that are missing take their defaults.
-  void add(const std::string& name, const std::string& overload, std::vector<int64_t> code, std::vector<double> floats,
-           std::vector<Tensor> tensors, int64_t result, std::vector<int64_t> dead) {
-    const auto op = c10::Dispatcher::singleton().findSchemaOrThrow(name.c_str(), overload.c_str());
+  void add(const std::string& name, const std::string& overload, const Integers& types, Reader& reader, int64_t result,
+           const Integers& dead) {
     check_slots({result});
     check_slots(dead);
-    Call call{op, {}, result, std::move(dead)};
-    Reader reader(code, floats, tensors, slots_);
-    for (const auto& argument : op.schema().arguments()) {
-      if (!reader.done()) {
-        call.arguments.push_back(reader.argument(argument.type(), argument.real_type()));
-        continue;
-      }
-      TORCH_CHECK(argument.default_value(), name, ": no ", argument.name(), " is given");
-      Argument missing;
-      missing.constant = *argument.default_value();
-      call.arguments.push_back(std::move(missing));
-    }
-    TORCH_CHECK(reader.done(), name, ": more arguments than it takes");
-    TORCH_CHECK(op.schema().returns().size() == 1, name, ": one result is expected");
-    calls_.push_back(std::move(call));
+    const auto found = bound_directly().find(name + "." + overload);
+    Step step{found == bound_directly().end() ? dispatched(name, overload, types, reader) : found->second(reader), result, dead};
+    QDIFF_CHECK(reader.done(), name, ": more arguments than it takes");
+    steps_.push_back(std::move(step));
   }
 
-  // The inputs are the first slots; returns the slots asked for.
-  c10::impl::GenericList run(const c10::impl::GenericList& inputs, const std::vector<int64_t>& results) {
-    TORCH_CHECK(int64_t(inputs.size()) <= slots_, "qdiff: more inputs than slots");
-    check_slots(results);
-    std::vector<IValue> slots(inputs.begin(), inputs.end());
-    slots.resize(slots_);
-    torch::jit::Stack stack;
-    for (const Call& call : calls_) {
-      for (const Argument& each : call.arguments) stack.push_back(value_of(each, slots));
-      call.op.callBoxed(stack);
-      slots[call.result] = std::move(stack.back());
-      stack.clear();
-      for (const int64_t dead : call.dead) slots[dead] = IValue();
+  std::tuple<Tensors, Integers> run(const Tensors& tensors, const Floats& numbers, const Integers& tensor_results,
+                                    const Integers& number_results) const {
+    QDIFF_CHECK(int64_t(tensors.size() + numbers.size()) <= slots_, "qdiff: more inputs than slots");
+    check_slots(tensor_results);
+    check_slots(number_results);
+    Slots slots;
+    slots.reserve(size_t(slots_));
+    for (const Tensor& each : tensors) {
+      QDIFF_CHECK(each.defined() && each.is_cpu(), "qdiff: a plan takes tensors on the cpu");
+      slots.emplace_back(each);
     }
-    c10::impl::GenericList found(c10::AnyType::get());
-    for (const int64_t each : results) found.push_back(slots[each]);
+    for (const double each : numbers) slots.emplace_back(each);
+    slots.resize(size_t(slots_));
+    for (const Step& step : steps_) {
+      slots[size_t(step.result)] = step.call->run(slots);
+      for (const int64_t dead : step.dead) slots[size_t(dead)] = {};
+    }
+    std::tuple<Tensors, Integers> found;
+    for (const int64_t each : tensor_results) std::get<0>(found).push_back(tensor_in(slots, each));
+    for (const int64_t each : number_results) std::get<1>(found).push_back(number_in<int64_t>(slots, each));
     return found;
   }
 
+  int64_t slots() const { return slots_; }
+
  private:
-  void check_slots(const std::vector<int64_t>& slots) const {
-    for (const int64_t slot : slots) TORCH_CHECK(0 <= slot && slot < slots_, "qdiff: there is no slot ", slot);
+  struct Step {
+    std::unique_ptr<Call> call;
+    int64_t result;
+    Integers dead;  // slots nobody reads after this call
+  };
+
+  void check_slots(const Integers& slots) const {
+    for (const int64_t slot : slots) QDIFF_CHECK(0 <= slot && slot < slots_, "qdiff: there is no slot ", slot);
   }
 
   int64_t slots_;
-  std::vector<Call> calls_;
+  std::vector<Step> steps_;
 };
+
+// All plans there are.
+class Programs {
+ public:
+  int64_t add(std::shared_ptr<Program> program) {
+    const std::lock_guard<std::mutex> lock(mutex_);
+    programs_[++last_] = std::move(program);
+    return last_;
+  }
+
+  void remove(int64_t number) {
+    std::shared_ptr<Program> gone;  // after the lock: its tensors go with it
+    const std::lock_guard<std::mutex> lock(mutex_);
+    if (const auto found = programs_.find(number); found != programs_.end()) {
+      gone = std::move(found->second);
+      programs_.erase(found);
+    }
+  }
+
+  std::shared_ptr<Program> at(int64_t number) {
+    const std::lock_guard<std::mutex> lock(mutex_);
+    const auto found = programs_.find(number);
+    QDIFF_CHECK(found != programs_.end(), "qdiff: there is no plan ", number);
+    return found->second;
+  }
+
+ private:
+  std::mutex mutex_;
+  std::map<int64_t, std::shared_ptr<Program>> programs_;
+  int64_t last_ = 0;
+};
+
+Programs& programs() {
+  static Programs* const all = new Programs;  // never destroyed: Python may let go of plans after everything else
+  return *all;
+}
 
 }  // namespace
 
-TORCH_LIBRARY_FRAGMENT(qdiff_native, library) {
-  library.class_<Plan>("Plan").def(torch::init<int64_t>()).def("add", &Plan::add).def("run", &Plan::run);
+int64_t plan_new(int64_t slots) { return programs().add(std::make_shared<Program>(slots)); }
+
+void plan_delete(int64_t plan) { programs().remove(plan); }
+
+void plan_add(int64_t plan, const Text& name, const Text& overload, const Integers& types, const Integers& code,
+              const Floats& floats, const Tensors& tensors, int64_t result, const Integers& dead) {
+  const auto program = programs().at(plan);
+  Reader reader(code, floats, tensors, program->slots());
+  program->add(name, overload, types, reader, result, dead);
 }
+
+std::tuple<Tensors, Integers> plan_run(int64_t plan, const Tensors& tensors, const Floats& numbers,
+                                       const Integers& tensor_results, const Integers& number_results) {
+  return programs().at(plan)->run(tensors, numbers, tensor_results, number_results);
+}
+
+}  // namespace qdiff
