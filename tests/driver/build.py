@@ -13,11 +13,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import qdiff_fx.kernels
-from qdiff_fx.kernels.isa import ISAS, Isa
+from qdiff_fx.kernels.isa import ISAS
 
 _SOURCES = Path(qdiff_fx.kernels.__file__).parent / "csrc"
 _HERE = Path(__file__).parent
 _FLAGS = ("-std=c++20", "-ffp-contract=off", "-Wno-psabi", "-pthread", "-static")
+_SHARED = ("core/convolution.cpp", "core/pack.cpp", "core/parallel.cpp", "core/pool.cpp")
 QUICK, AS_SHIPPED = "-Og", "-O3"
 
 
@@ -53,19 +54,10 @@ class Driver:
         return program
 
     def _command(self) -> list[str]:
-        isa = _isa(self.isa)
-        flags = dict(isa.flags).get(self.machine, ())
-        sources = [str(_SOURCES / source) for source in ("core/pack.cpp", *isa.sources)]
-        return [
-            self.compiler,
-            *_FLAGS,
-            self.effort,
-            *flags,
-            f"-I{_SOURCES}",
-            f"-I{_HERE}",
-            str(_HERE / "driver.cpp"),
-            *sources,
-        ]
+        isa = next(isa for isa in ISAS if isa.name == self.isa)
+        sources = [str(_SOURCES / source) for source in (*_SHARED, *isa.sources)]
+        options = [*_FLAGS, self.effort, *isa.flags_for(self.machine), f"-I{_SOURCES}", f"-I{_HERE}"]
+        return [self.compiler, *options, str(_HERE / "driver.cpp"), *sources]
 
     def _key(self) -> str:
         digest = hashlib.sha256(repr([self._command(), _run([self.compiler, "--version"])]).encode())
@@ -85,10 +77,6 @@ def run(program: Path, what: str, cases: Path, results: Path, emulator: Sequence
 def missing(*programs: str) -> str:
     """Which of these programs there are not."""
     return ", ".join(program for program in programs if not shutil.which(program))
-
-
-def _isa(name: str) -> Isa:
-    return next(isa for isa in ISAS if isa.name == name)
 
 
 def _run(command: list[str]) -> str:

@@ -11,6 +11,7 @@
 #include <vector>
 
 #include "case_file.h"
+#include "core/convolution.h"
 #include "core/kernels.h"
 
 // How a case is run; what it gives may not depend on it.
@@ -61,50 +62,30 @@ inline const float* floats_of(const Tensor* x) { return x ? x->floats() : nullpt
 
 // ------------------------------------------------------------------------------------------------ convolutions
 
-struct Window {
-  std::vector<int64_t> kernel, stride, padding, dilation, enlarge;
+inline qdiff::Window window_of(const Case& c) {
+  return qdiff::checked_window(c.integers("kernel"), c.integers("stride"), c.integers("padding"), c.integers("dilation"),
+                               c.integers("enlarge"), "driver");
+}
 
-  int64_t out(int64_t size, int dim) const {
-    const int64_t padded = size * enlarge[dim] + padding[2 * dim] + padding[2 * dim + 1];
-    return (padded - dilation[dim] * (kernel[dim] - 1) - 1) / stride[dim] + 1;
-  }
-
-  // Of every row or column that the window reaches, where it is in the image; -1 is padding.
-  std::vector<int64_t> map(int64_t size, int dim) const {
-    const int64_t reach = (out(size, dim) - 1) * stride[dim] + (kernel[dim] - 1) * dilation[dim] + 1;
-    std::vector<int64_t> made;
-    for (int64_t i = 0; i < reach; ++i) {
-      const int64_t at = i - padding[2 * dim];
-      made.push_back(at < 0 || at >= size * enlarge[dim] ? -1 : at / enlarge[dim]);
-    }
-    return made;
-  }
-};
-
-// One input of a convolution and what it points to. Pixels lie at odd addresses, whole quads with nothing behind the last.
+// One input (N, H, W, C) of a convolution and what it points to. Pixels lie at odd addresses, whole quads, with nothing
+// behind the last.
 class Source {
  public:
-  qdiff::ConvSource source{};
+  qdiff::ConvSource source;
 
   Source(const Tensor& codes, double scale, int64_t zero_point, const Tensor& weight, int64_t bits, const Tensor& scales,
-         const Window& window) {
-    const int64_t channels = codes.sizes[3], quads = qdiff::ceil_div(channels, 4), step = quads * 4 + 1;
-    const int64_t pixels = codes.elements() / channels;
+         const qdiff::Window& window, const qdiff::Sizes& out) {
+    const int64_t height = codes.sizes[1], width = codes.sizes[2], channels = codes.sizes[3];
+    const int64_t bytes = qdiff::ceil_div(channels, 4) * 4, step = bytes + 1, pixels = codes.elements() / channels;
     image_.assign(size_t(pixels * step), 0xa5);
     for (int64_t i = 0; i < pixels; ++i) std::memcpy(&image_[i * step + 1], &codes.bytes[i * channels], size_t(channels));
-    outside_.assign(size_t(quads * 4), uint8_t(zero_point));
     pack(weight, channels, bits);
     scales_.assign(sums_.size(), 0.0f);
     std::copy_n(scales.floats(), scales.elements(), scales_.begin());
-    for (const int32_t sum : sums_) start_.push_back((qdiff::kKernels.code_offset - int32_t(zero_point)) * sum);
-    rows_ = window.map(codes.sizes[1], 0), cols_ = window.map(codes.sizes[2], 1);
-    source.codes = image_.data() + 1;
-    source.stride_w = step, source.stride_h = step * codes.sizes[2], source.stride_n = source.stride_h * codes.sizes[1];
-    source.row_map = rows_.data(), source.col_map = cols_.data(), source.outside = outside_.data();
-    source.quads = quads;
-    source.weight = packed_.data(), source.nibbles = bits <= 4;
-    source.weight_scale = scales_.data(), source.start = start_.data(), source.sums = sums_.data();
-    source.zero_point = int32_t(zero_point), source.scale = float(scale);
+    const qdiff::Image image{image_.data() + 1, channels, height, width, height * width * step, width * step, step,
+                             scale, zero_point};
+    const qdiff::PackedWeight packed{packed_.data(), bits <= 4, scales_.data(), sums_.data()};
+    source = qdiff::conv_source(qdiff::kKernels, image, packed, window, out, memory_);
   }
   Source(const Source&) = delete;
 
@@ -118,17 +99,18 @@ class Source {
                        qdiff::ceil_div(out, qdiff::kBlockChannels));
   }
 
-  Bytes image_, outside_;
+  Bytes image_;
   std::vector<int8_t> packed_;
   std::vector<float> scales_;
-  std::vector<int32_t> sums_, start_;
-  std::vector<int64_t> rows_, cols_;
+  std::vector<int32_t> sums_;
+  qdiff::SourceMemory memory_;
 };
 
 inline bool takes_winograd(const qdiff::Conv& p) {
   return p.kernel_h == 3 && p.kernel_w == 3 && p.stride_h == 1 && p.stride_w == 1 && p.dilation_h == 1 && p.dilation_w == 1;
 }
 
+// As qdiff::run_conv, but by so many threads however small the work is.
 inline void run_winograd(const qdiff::Conv& p, int64_t threads) {
   const qdiff::Winograd& winograd = *qdiff::kKernels.winograd;
   const int64_t each = winograd.thread_bytes(p, threads);
@@ -143,20 +125,22 @@ inline void run_winograd(const qdiff::Conv& p, int64_t threads) {
 }
 
 // `codes`: (batch, height, width, channels) of every source.
-inline Bytes convolve(const Case& c, const std::vector<Tensor>& codes, const Window& window, const Way& way) {
+inline Bytes convolve(const Case& c, const std::vector<Tensor>& codes, const qdiff::Window& window, const Way& way) {
   const auto &weights = c.tensors("weights"), &scales = c.tensors("weight_scales");
+  const auto& sizes = codes[0].sizes;
+  const auto shape = qdiff::checked_output({sizes[0], sizes[3], sizes[1], sizes[2]}, sizes[3], window, weights[0].sizes[0],
+                                           "driver");
   std::vector<std::unique_ptr<Source>> memory;
   std::vector<qdiff::ConvSource> sources;
   for (size_t i = 0; i < weights.size(); ++i) {
     memory.push_back(std::make_unique<Source>(codes[i], c.numbers("scales")[i], c.integers("zero_points")[i], weights[i],
-                                              c.integers("bits")[i], scales[i], window));
+                                              c.integers("bits")[i], scales[i], window, shape));
     sources.push_back(memory.back()->source);
   }
   const Tensor *shift = c.optional("shift"), *residual = c.optional("residual");
   qdiff::Conv p{};
   p.sources = sources.data(), p.source_count = int64_t(sources.size());
-  p.batch = codes[0].sizes[0], p.out_h = window.out(codes[0].sizes[1], 0), p.out_w = window.out(codes[0].sizes[2], 1);
-  p.out_channels = weights[0].sizes[0];
+  p.batch = shape[0], p.out_channels = shape[1], p.out_h = shape[2], p.out_w = shape[3];
   p.kernel_h = window.kernel[0], p.kernel_w = window.kernel[1], p.stride_h = window.stride[0], p.stride_w = window.stride[1];
   p.dilation_h = window.dilation[0], p.dilation_w = window.dilation[1];
   p.bias = floats_of(c.optional("bias"));
@@ -175,17 +159,13 @@ inline Bytes convolve(const Case& c, const std::vector<Tensor>& codes, const Win
   return out;
 }
 
-inline Bytes int_conv(const Case& c, const Way& way) {
-  const Window window{c.integers("kernel"), c.integers("stride"), c.integers("padding"), c.integers("dilation"),
-                      c.integers("enlarge")};
-  return convolve(c, c.tensors("codes"), window, way);
-}
+inline Bytes int_conv(const Case& c, const Way& way) { return convolve(c, c.tensors("codes"), window_of(c), way); }
 
 // Of (rows, features); of two weights the second is that of the gates.
 inline Bytes int_linear(const Case& c, const Way& way) {
   Tensor image = c.tensor("codes");
   image.sizes = {image.sizes[0], 1, 1, image.sizes[1]};
-  const Window window{{1, 1}, {1, 1}, {0, 0, 0, 0}, {1, 1}, {1, 1}};
+  const qdiff::Window window{{1, 1}, {1, 1}, {0, 0, 0, 0}, {1, 1}, {1, 1}};
   return convolve(c, {c.tensors("weights").size(), image}, window, way);
 }
 
