@@ -73,6 +73,23 @@ def test_any_number_of_threads(threads):
     assert torch.equal(direct, winograd)
 
 
+@pytest.mark.parametrize("threads", [1, 2])
+@pytest.mark.parametrize(("height", "width"), [(58, 61), (120, 40)])
+def test_few_channels_of_large_images(height, width, threads):
+    """Weights are shared, every thread transforms its own inputs; the last chunk and the last tiles are not whole."""
+    codes = torch.randint(0, 256, (2, 70, height, width), dtype=torch.uint8).contiguous(
+        memory_format=torch.channels_last
+    )
+    call = plain_convolution(codes, torch.randint(-128, 128, (33, 70, 3, 3), dtype=torch.int8))
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        direct, winograd = both(call)
+    finally:
+        torch.set_num_threads(before)
+    assert torch.equal(direct, winograd)
+
+
 def test_inputs_too_large_to_be_transformed_at_once():
     codes = torch.randint(0, 256, (1, 300, 162, 158), dtype=torch.uint8).contiguous(memory_format=torch.channels_last)
     direct, winograd = both(plain_convolution(codes, torch.randint(-128, 128, (16, 300, 3, 3), dtype=torch.int8)))

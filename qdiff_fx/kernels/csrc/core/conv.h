@@ -33,11 +33,13 @@ int64_t panel_bytes(const Conv& p, int64_t source, int64_t vectors) {
   return p.kernel_h * p.kernel_w * p.sources[source].quads * vectors * kVectorBytes;
 }
 
-// Whether the tile reads the 4-bit codes of a source as they are stored: where it can, and sums of code * 255 fit.
+// Whether the tile reads the 4-bit codes of a source as they are stored: where it can, sums of code * 255 fit, and so few
+// pixels are multiplied with them that it would not pay to unpack them first.
 bool stay_nibbles(const Conv& p, int64_t source) {
-  constexpr int64_t kMostCodes = (int64_t{1} << 27) / (255 * 8);
+  constexpr int64_t kMostCodes = (int64_t{1} << 27) / (255 * 8), kFewTiles = 12;
   const ConvSource& s = p.sources[source];
-  return QDIFF_READS_NIBBLES && s.nibbles && p.kernel_h * p.kernel_w * s.quads * 4 <= kMostCodes;
+  return QDIFF_READS_NIBBLES && s.nibbles && p.kernel_h * p.kernel_w * s.quads * 4 <= kMostCodes &&
+         pixel_count(p) <= kFewTiles * kTileRows;
 }
 
 // Weights that stay in L2 as a whole are met by one tile of pixels after the other; of larger ones, one block of output
