@@ -6,7 +6,7 @@ BIN := .venv/bin
 # Two workers of one thread each beat one worker of two on small tensors. A file stays in one: its fixtures are made once.
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile
 
-.PHONY: demo test test-all mutants golden sanitize fuzz faults lint format bench clean
+.PHONY: demo test test-all mutants golden sanitize fuzz faults lint format bench wheel wheel-aarch64 clean
 
 .venv/.ready: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
@@ -65,6 +65,18 @@ format: .venv/.ready
 
 bench: .venv/.ready
 	$(BIN)/python -m pytest benchmarks --benchmark-only
+
+WHEEL := PYTHONPATH=. $(BIN)/python -m pip wheel --quiet --no-deps --no-build-isolation --wheel-dir dist .
+
+# A wheel with compiled kernels of every instruction set of this machine.
+wheel: .venv/.ready
+	rm -rf build
+	QDIFF_WHEEL=$$(uname -m) $(WHEEL)
+
+# The same for 64-bit ARM, with a cross compiler: on Debian that of the package g++-aarch64-linux-gnu.
+wheel-aarch64: .venv/.ready
+	rm -rf build
+	QDIFF_WHEEL=aarch64 CXX=aarch64-linux-gnu-g++ $(WHEEL)
 
 clean:
 	rm -rf .venv build dist out *.egg-info

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import shutil
 from pathlib import Path
@@ -15,9 +16,11 @@ from qdiff_fx.cli import app
 from qdiff_fx.cli.rules import parse_rule
 from qdiff_fx.config import Rule
 from qdiff_fx.errors import ConfigError
+from qdiff_fx.kernels import Status
 from qdiff_fx.reconstruction import ReconstructionConfig
 from qdiff_fx.storage import sealed
 
+cli_doctor = importlib.import_module("qdiff_fx.cli.doctor")  # the name is that of its function too
 CUSTOM = Path(__file__).parents[1] / "examples" / "custom_unet.py"
 QUICK = ("--steps", "3", "--samples", "4", "--batch-size", "2")
 REFERENCE = ("--backend", "reference")
@@ -151,6 +154,20 @@ class TestSavedNetwork:
         assert figures["layers"]["integer"] + figures["layers"]["float"] == len({path.split("[")[0] for path in rows})
         assert (rows["last"]["weight_bits"], rows["middle.conv1"]["weight_bits"]) == (8, 4)
         assert {"merge.shortcut[0:32]", "merge.shortcut[32:64]", "attention"} <= set(rows)
+
+    def test_doctor_names_the_kernels_and_where_they_come_from(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        found = Status(True, kernel="avx2", library=Path("/cache/qdiff_avx2.so"), operators=Path("/cache/operators.so"))
+        monkeypatch.setattr(cli_doctor, "status", lambda: found)
+        figures = json.loads(succeed("doctor", "--json", "-").stdout)
+        assert (figures["kernels"], figures["from"]) == ("avx2", "compiled here")
+        assert figures["operators"] == "/cache/operators.so"
+
+    @pytest.mark.parametrize(("disabled", "code"), [(False, 1), (True, 0)])
+    def test_doctor_without_kernels(self, monkeypatch: pytest.MonkeyPatch, disabled: bool, code: int) -> None:
+        monkeypatch.setattr(cli_doctor, "status", lambda: Status(False, "no C++ compiler", disabled=disabled))
+        result = run("doctor")
+        assert result.exit_code == code
+        assert "plain torch: no C++ compiler" in result.stdout
 
     def test_inspect_prints_every_layer(self, folder: Path) -> None:
         output = succeed("inspect", folder, *REFERENCE).stdout

@@ -8,6 +8,7 @@ import typer
 
 from qdiff_fx.cli.bench import bench
 from qdiff_fx.cli.demo import demo
+from qdiff_fx.cli.doctor import doctor
 from qdiff_fx.cli.errors import OneLineErrors
 from qdiff_fx.cli.evaluate import evaluate
 from qdiff_fx.cli.inspect import inspect
@@ -38,6 +39,7 @@ app.command("tune")(tune_command)
 app.command()(inspect)
 app.command("eval")(evaluate)
 app.command()(bench)
+app.command()(doctor)
 app.command()(sample)
 
 

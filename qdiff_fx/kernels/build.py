@@ -14,6 +14,8 @@ import os
 import platform
 import shutil
 import subprocess
+import tempfile
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -129,31 +131,54 @@ def more_flags() -> list[str]:
 
 def build(compiler: str, recipe: Recipe, folder: Path) -> Path:
     """The library, made in a folder that is used for nothing else."""
-    _log.info("building the integer kernels (%s) in %s", recipe.name, folder)
-    flags = [
-        *_COMPILE_FLAGS,
-        f"-I{_FOLDER}",
-        f"-ffile-prefix-map={_FOLDER}=csrc",
-        f"-DQDIFF_VERSION={sources_version()}ull",
-    ]
-    flags += recipe.flags
+    return build_all(compiler, [recipe], folder)[0]
+
+
+def build_all(compiler: str, recipes: Sequence[Recipe], folder: Path) -> list[Path]:
+    """The libraries, made in a folder that is used for nothing else."""
+    _log.info("building the integer kernels (%s) in %s", ", ".join(each.name for each in recipes), folder)
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        jobs = [[pool.submit(_compile, compiler, each, source, folder) for source in each.sources] for each in recipes]
+        try:
+            objects = [[job.result() for job in each] for each in jobs]
+        finally:
+            pool.shutdown(cancel_futures=True)
+    return [_link(compiler, *each, folder) for each in zip(recipes, objects, strict=True)]
+
+
+def build_package(machine: str, folder: Path) -> list[Path]:
+    """All libraries for one machine, in the folder where a package has them.
+
+    Raises:
+        KernelError: there is no compiler, or it fails.
+    """
+    compiler = find_compiler()
+    if not compiler:
+        raise KernelError("no C++ compiler", fix=f"Install one of {', '.join(_COMPILERS)}, or set CXX")
+    folder.mkdir(parents=True, exist_ok=True)
+    recipes = [*(kernels_of(isa, machine) for isa in isas_of(machine)), OPERATORS]
+    with tempfile.TemporaryDirectory(prefix="qdiff-kernels-") as temporary:
+        made = build_all(compiler, recipes, Path(temporary))
+        return [Path(shutil.copyfile(each, folder / each.name)) for each in made]
+
+
+def _compile(compiler: str, recipe: Recipe, source: str, folder: Path) -> Path:
+    flags = [*_COMPILE_FLAGS, f"-DQDIFF_VERSION={sources_version()}ull", *recipe.flags]
+    flags += [f"-I{_FOLDER}", f"-ffile-prefix-map={_FOLDER}=csrc"]
     if recipe.uses_torch:
         headers = _torch_headers()
         flags += [_TORCH_TARGET, f"-isystem{headers}", f"-ffile-prefix-map={headers}=torch"]
-    flags += more_flags()
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
-        objects = list(pool.map(lambda source: _compile(compiler, source, flags, folder), recipe.sources))
+    made = folder / f"{recipe.name}-{source.replace('/', '-')}.o"
+    _run([compiler, *flags, *more_flags(), "-c", str(_FOLDER / source), "-o", str(made)])
+    return made
+
+
+def _link(compiler: str, recipe: Recipe, objects: Sequence[Path], folder: Path) -> Path:
     made = folder / recipe.file
     link = [compiler, "-shared", *more_flags(), *map(str, objects)]
     if recipe.uses_torch:
         link += ["-Wl,--no-as-needed", str(_stand_in_for_torch(compiler, folder))]
     _run([*link, "-o", str(made)])
-    return made
-
-
-def _compile(compiler: str, source: str, flags: list[str], folder: Path) -> Path:
-    made = folder / f"{Path(source).stem}-{Path(source).parent.name}.o"
-    _run([compiler, *flags, "-c", str(_FOLDER / source), "-o", str(made)])
     return made
 
 
