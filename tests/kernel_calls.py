@@ -193,6 +193,39 @@ def _convolution(
     )
 
 
+@st.composite
+def depthwise_convolutions(draw) -> Call:
+    """Every channel by itself; codes and weights of any size, or at their ends only."""
+    torch.manual_seed(draw(seeds))
+    batch, channels = draw(st.integers(1, 3)), draw(st.sampled_from([1, 3, 8, 15, 16, 17, 40, 64, 70, 130]))
+    kernel = draw(st.sampled_from([(1, 1), (3, 3), (1, 3), (4, 2), (5, 5)]))
+    stride, dilation = (draw(st.tuples(*[st.integers(1, 2)] * 2)) for _ in range(2))
+    padding = draw(st.tuples(*[st.integers(0, 2)] * 4))
+    size = [dilation[i] * (kernel[i] - 1) + draw(st.integers(1, 9)) for i in range(2)]
+    codes = torch.randint(0, 256, (batch, channels, *size), dtype=torch.uint8)
+    weight = torch.randint(-128, 128, (*kernel, channels), dtype=torch.int8)
+    if draw(st.booleans()):
+        codes, weight = (codes > 127).to(torch.uint8) * 255, torch.where(weight < 0, -128, 127).to(torch.int8)
+    activation, to, residual = draw(activations), draw(output()), None
+    if draw(st.booleans()):
+        shape = plain.int_depthwise_conv.check(codes, weight, stride, padding, dilation, activation, to[0])
+        residual = layout(torch.randn(shape).to(draw(floats)), draw(layouts))
+    arguments = {
+        "codes": layout(codes, draw(layouts)),
+        "scale": draw(st.floats(0.001, 0.1)),
+        "zero_point": draw(st.integers(0, 255)),
+        "weight": weight,
+        "weight_scale": torch.rand(channels) / 100 + 1e-4,
+        "stride": stride,
+        "padding": padding,
+        "dilation": dilation,
+        "bias": torch.randn(channels) if draw(st.booleans()) else None,
+        "residual": residual,
+        "activation": int(activation),
+    }
+    return Call("int_depthwise_conv", arguments | quantizer(to, "out_"))
+
+
 def plain_convolution(codes: Tensor, weight: Tensor, zero_point: int = 0) -> Call:
     """3x3 and padded, nothing but the sums."""
     names = ("kernel", "stride", "padding", "dilation", "enlarge")

@@ -26,6 +26,7 @@ LAYERS = {
     "256, 8 groups": (2, 32, nn.Conv2d(256, 256, 3, padding=1, groups=8)),
     "256, 16 groups": (2, 32, nn.Conv2d(256, 256, 3, padding=1, groups=16)),
     "256, 32 groups": (2, 32, nn.Conv2d(256, 256, 3, padding=1, groups=32)),
+    "1280 by themselves": (2, 24, nn.Conv2d(1280, 1280, 3, padding=1, groups=1280)),
     "along time, 320": (1, 32, nn.Conv3d(320, 320, (3, 1, 1), padding=(1, 0, 0))),
     "of volumes, 64": (1, 32, nn.Conv3d(64, 64, 3, padding=1)),
 }

@@ -48,6 +48,7 @@ _OPERATORS = (
     "ops/layer_norm_act.cpp",
     "ops/norms.cpp",
     "ops/int_conv.cpp",
+    "ops/int_depthwise_conv.cpp",
     "ops/layout.cpp",
     "ops/act_quantize.cpp",
     "ops/act_quantize_rest.cpp",

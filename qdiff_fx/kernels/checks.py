@@ -172,13 +172,18 @@ def window(
     return found[0], found[1]
 
 
+def weight_scales(op: str, scale: Tensor, channels: int) -> None:
+    """Finite numbers, one for each channel."""
+    vector(op, "weight scales", scale, channels)
+    if not bool((torch.isfinite(scale) & (scale >= 0)).all()):
+        raise error(op, "weight scales must be finite numbers of at least 0")
+
+
 def scales_and_sums(op: str, scale: Tensor, sums: Tensor, channels: int) -> None:
     """Of a packed weight: finite scales, and sums that kernels multiply by up to 255 in 32 bits."""
     if sums.dtype != torch.int32 or sums.dim() != 1 or sums.shape[0] != channels or not sums.is_contiguous():
         raise error(op, "weight sums must be those of pack_weight")
-    vector(op, "weight scales", scale, channels)
-    if not bool((torch.isfinite(scale) & (scale >= 0)).all()):
-        raise error(op, "weight scales must be finite numbers of at least 0")
+    weight_scales(op, scale, channels)
     if int(sums.long().abs().max()) > MOST_WEIGHTS:
         raise error(op, f"weight sums must be those of pack_weight, none above {MOST_WEIGHTS}")
 

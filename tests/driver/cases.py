@@ -15,6 +15,7 @@ from kernel_calls import (
     attentions,
     convolution_at_the_bound,
     convolutions,
+    depthwise_convolutions,
     extreme_linears,
     group_norms,
     layer_norms,
@@ -27,7 +28,7 @@ from torch import Tensor
 
 _TYPES = {torch.float32: "f32", torch.float16: "f16", torch.bfloat16: "bf16", torch.uint8: "u8", torch.int8: "s8"}
 _NUMBERS = list(_TYPES)  # as `Type` of attention.h counts
-_CHANNELS_SECOND = ("int_conv", "group_norm_act")
+_CHANNELS_SECOND = ("int_conv", "int_depthwise_conv", "group_norm_act")
 _NO_QUANTIZER = {"out_scale": 1.0, "out_zero_point": 0, "out_low": 0, "out_high": 0}
 
 
@@ -81,6 +82,12 @@ def _of_convolution(arguments: dict[str, Any]) -> dict[str, Any]:
     return arguments | {"codes": codes, "residual": None if residual is None else residual.movedim(1, -1)}
 
 
+def _of_depthwise_convolution(arguments: dict[str, Any]) -> dict[str, Any]:
+    residual = arguments["residual"]
+    images = {"codes": arguments["codes"].movedim(1, -1)}
+    return arguments | images | {"residual": None if residual is None else residual.movedim(1, -1)}
+
+
 def _of_linear(arguments: dict[str, Any]) -> dict[str, Any]:
     count, residual = len(arguments["weights"]), arguments["residual"]
     rows = {"codes": _rows(arguments["codes"]), "residual": None if residual is None else _rows(residual)}
@@ -118,6 +125,7 @@ def _heads(x: Tensor) -> Tensor:
 
 _LAYOUTS = {
     "int_conv": _of_convolution,
+    "int_depthwise_conv": _of_depthwise_convolution,
     "int_linear": _of_linear,
     "group_norm_act": _of_group_norm,
     "layer_norm_act": _of_rows,
@@ -159,6 +167,7 @@ def _drawn(strategy: st.SearchStrategy[Call], count: int) -> list[Call]:
 _STRATEGIES = (
     convolutions,
     small_convolutions,
+    depthwise_convolutions,
     linears,
     extreme_linears,
     group_norms,

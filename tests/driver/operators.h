@@ -2,6 +2,7 @@
 #pragma once
 
 #include <algorithm>
+#include <array>
 #include <cstdlib>
 #include <cstring>
 #include <functional>
@@ -85,7 +86,7 @@ class Source {
     const qdiff::Image image{image_.data() + 1, channels, height, width, height * width * step, width * step, step,
                              scale, zero_point};
     const qdiff::PackedWeight packed{packed_.data(), bits <= 4, scales_.data(), sums_.data()};
-    source = qdiff::conv_source(qdiff::kKernels, image, packed, window, out, memory_);
+    source = qdiff::conv_source(qdiff::kKernels.code_offset, image, packed, window, out, memory_);
   }
   Source(const Source&) = delete;
 
@@ -107,7 +108,7 @@ class Source {
 };
 
 inline bool takes_winograd(const qdiff::Conv& p) {
-  return p.kernel_h == 3 && p.kernel_w == 3 && p.stride_h == 1 && p.stride_w == 1 && p.dilation_h == 1 && p.dilation_w == 1;
+  return !p.depthwise && p.kernel_h == 3 && p.kernel_w == 3 && p.stride_h == 1 && p.stride_w == 1 && p.dilation_h == 1 && p.dilation_w == 1;
 }
 
 // As qdiff::run_conv, but by so many threads however small the work is.
@@ -124,22 +125,17 @@ inline void run_winograd(const qdiff::Conv& p, int64_t threads) {
   }
 }
 
-// `codes`: (batch, height, width, channels) of every source.
-inline Bytes convolve(const Case& c, const std::vector<Tensor>& codes, const qdiff::Window& window, const Way& way) {
-  const auto &weights = c.tensors("weights"), &scales = c.tensors("weight_scales");
-  const auto& sizes = codes[0].sizes;
-  const auto shape = qdiff::checked_output({sizes[0], sizes[3], sizes[1], sizes[2]}, sizes[3], window, weights[0].sizes[0],
-                                           "driver");
-  std::vector<std::unique_ptr<Source>> memory;
-  std::vector<qdiff::ConvSource> sources;
-  for (size_t i = 0; i < weights.size(); ++i) {
-    memory.push_back(std::make_unique<Source>(codes[i], c.numbers("scales")[i], c.integers("zero_points")[i], weights[i],
-                                              c.integers("bits")[i], scales[i], window, shape));
-    sources.push_back(memory.back()->source);
-  }
+using Shape = std::array<int64_t, 4>;
+
+// Of the result, (N, O, H, W), for an image (N, H, W, C).
+inline Shape shape_of(const Tensor& image, const qdiff::Window& window, int64_t out_channels) {
+  const auto& sizes = image.sizes;
+  return qdiff::checked_output({sizes[0], sizes[3], sizes[1], sizes[2]}, sizes[3], window, out_channels, "driver");
+}
+
+// The sums of `p`'s sources, and what is made of them.
+inline Bytes run_conv(const Case& c, qdiff::Conv p, const Shape& shape, const qdiff::Window& window, const Way& way) {
   const Tensor *shift = c.optional("shift"), *residual = c.optional("residual");
-  qdiff::Conv p{};
-  p.sources = sources.data(), p.source_count = int64_t(sources.size());
   p.batch = shape[0], p.out_channels = shape[1], p.out_h = shape[2], p.out_w = shape[3];
   p.kernel_h = window.kernel[0], p.kernel_w = window.kernel[1], p.stride_h = window.stride[0], p.stride_w = window.stride[1];
   p.dilation_h = window.dilation[0], p.dilation_w = window.dilation[1];
@@ -157,6 +153,44 @@ inline Bytes convolve(const Case& c, const std::vector<Tensor>& codes, const qdi
     share(qdiff::kKernels.conv_tasks(p), way.threads, [&](qdiff::Tasks& tasks) { qdiff::kKernels.conv(p, tasks); });
   }
   return out;
+}
+
+// `codes`: (batch, height, width, channels) of every source.
+inline Bytes convolve(const Case& c, const std::vector<Tensor>& codes, const qdiff::Window& window, const Way& way) {
+  const auto &weights = c.tensors("weights"), &scales = c.tensors("weight_scales");
+  const Shape shape = shape_of(codes[0], window, weights[0].sizes[0]);
+  std::vector<std::unique_ptr<Source>> memory;
+  std::vector<qdiff::ConvSource> sources;
+  for (size_t i = 0; i < weights.size(); ++i) {
+    memory.push_back(std::make_unique<Source>(codes[i], c.numbers("scales")[i], c.integers("zero_points")[i], weights[i],
+                                              c.integers("bits")[i], scales[i], window, shape));
+    sources.push_back(memory.back()->source);
+  }
+  qdiff::Conv p{};
+  p.sources = sources.data(), p.source_count = int64_t(sources.size());
+  return run_conv(c, p, shape, window, way);
+}
+
+// Every channel by itself, with nothing behind the last: codes (N, H, W, C), weight (h, w, C).
+inline Bytes int_depthwise_conv(const Case& c, const Way& way) {
+  const Tensor &codes = c.tensor("codes"), &weight = c.tensor("weight"), &scale = c.tensor("weight_scale");
+  const int64_t height = codes.sizes[1], width = codes.sizes[2], channels = codes.sizes[3];
+  const std::vector<int64_t> kernel{weight.sizes[0], weight.sizes[1]}, enlarge{1, 1};
+  const qdiff::Window window = qdiff::checked_window(kernel, c.integers("stride"), c.integers("padding"),
+                                                     c.integers("dilation"), enlarge, "driver");
+  const Shape shape = shape_of(codes, window, channels);
+  auto scales = std::vector<float>(size_t(qdiff::packed_channels(channels)));
+  auto sums = std::vector<int32_t>(scales.size());
+  std::copy_n(scale.floats(), channels, scales.begin());
+  for (int64_t i = 0; i < weight.elements(); ++i) sums[size_t(i % channels)] += weight.codes()[i];
+  const qdiff::Image image{codes.bytes.data(), channels, height, width, height * width * channels, width * channels, channels,
+                           c.number("scale"), c.integer("zero_point")};
+  qdiff::SourceMemory memory;
+  const qdiff::ConvSource source =
+      qdiff::conv_source(0, image, {weight.codes(), false, scales.data(), sums.data()}, window, shape, memory);
+  qdiff::Conv p{};
+  p.sources = &source, p.source_count = 1, p.depthwise = true;
+  return run_conv(c, p, shape, window, way);
 }
 
 inline Bytes int_conv(const Case& c, const Way& way) { return convolve(c, c.tensors("codes"), window_of(c), way); }

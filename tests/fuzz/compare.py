@@ -76,7 +76,7 @@ def disagreement(problem: Problem) -> str:
     """What is wrong about the answers to a problem; nothing if all is well."""
     operator = problem.operator
     arguments, plain_arguments = problem.arguments(ops.pack_weight), problem.arguments(plain.pack_weight.reference)
-    if operator == "int_conv" and _work(arguments) > MOST_WORK:
+    if operator in ("int_conv", "int_depthwise_conv") and _work(operator, arguments) > MOST_WORK:
         return ""
     found = call(compiled(operator), arguments)
     if isinstance(found, Refused) and (found.by_torch or "a tensor is missing" in found.text):
@@ -110,13 +110,30 @@ def _is_about_forms(problem: Problem, expected: Any) -> bool:
     return named or (isinstance(expected, Refused) and "packed weight has" in expected.text)
 
 
-def _work(arguments: Arguments) -> int:
+CHECKED = {
+    "int_conv": (
+        "codes",
+        "out_channels",
+        "kernel",
+        "stride",
+        "padding",
+        "dilation",
+        "enlarge",
+        "activation",
+        "out_dtype",
+    ),
+    "int_depthwise_conv": ("codes", "weight", "stride", "padding", "dilation", "activation", "out_dtype"),
+}
+
+
+def _work(operator: str, arguments: Arguments) -> int:
     """Elements of the images that a convolution reads and makes; 0 where it refuses."""
-    names = ("codes", "out_channels", "kernel", "stride", "padding", "dilation", "enlarge", "activation", "out_dtype")
     try:
-        made = plain.int_conv.check(*(arguments[name] for name in names))
+        made = getattr(plain, operator).check(*(arguments[name] for name in CHECKED[operator]))
     except Exception:  # whatever it is, the call itself will tell
         return 0
+    if operator == "int_depthwise_conv":
+        arguments = arguments | {"enlarge": [1, 1], "codes": [arguments["codes"]]}
     padding, enlarge, x = arguments["padding"], arguments["enlarge"], arguments["codes"][0]
     read = [x.shape[2 + i] * enlarge[i] + padding[2 * i] + padding[2 * i + 1] for i in range(2)]
     return max(
@@ -162,6 +179,9 @@ def _tolerance(operator: str, arguments: Arguments, expected: Tensor) -> float:
         largest = max(float(each.max()) * scale for each in arguments["weight_scales"] for scale in scales)
         terms = max(each.numel() / max(1, sums.numel()) for each, sums in _weights(arguments))
         return 2e-6 * (1 + largest * 255 * 128 * terms**0.5 * 4)
+    if operator == "int_depthwise_conv":
+        taps = arguments["weight"].numel() / max(1, arguments["weight_scale"].numel())
+        return 2e-6 * (1 + float(arguments["weight_scale"].max()) * arguments["scale"] * 255 * 128 * taps**0.5 * 4)
     if operator in ("group_norm_act", "layer_norm_act"):
         return 3e-5 * (1 + _spread(operator, arguments))
     x = arguments["x"]

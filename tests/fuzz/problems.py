@@ -173,6 +173,36 @@ def _conv(draw: random.Random, pack: Pack) -> Arguments:
     return arguments
 
 
+def _depthwise(draw: random.Random, pack: Pack) -> Arguments:
+    batch, channels, kernel = (
+        draw.choice((0, 1, 2)),
+        draw.choice((1, 5, 16, 17, 64, 70)),
+        draw.choice(((1, 1), (3, 3), (1, 3))),
+    )
+    stride, dilation = ([draw.randint(1, 2), draw.randint(1, 2)] for _ in range(2))
+    padding = [draw.randint(0, 2) for _ in range(4)]
+    size = [dilation[i] * (kernel[i] - 1) + draw.randint(1, 7) for i in range(2)]
+    made = [
+        (size[i] + sum(padding[2 * i : 2 * i + 2]) - dilation[i] * (kernel[i] - 1) - 1) // stride[i] + 1
+        for i in range(2)
+    ]
+    residual = _laid_out(draw, torch.randn(batch, channels, *made).to(draw.choice(FLOATS)))
+    return {
+        "codes": _laid_out(draw, _codes(batch, channels, *size)),
+        "scale": draw.uniform(0.001, 0.1),
+        "zero_point": draw.randint(0, 255),
+        "weight": torch.randint(-128, 128, (*kernel, channels), dtype=torch.int8),
+        "weight_scale": torch.rand(channels) / 100,
+        "stride": stride,
+        "padding": padding,
+        "dilation": dilation,
+        "bias": torch.randn(channels) if draw.random() < 0.5 else None,
+        "residual": residual if draw.random() < 0.5 else None,
+        "activation": draw.randint(0, 3),
+        **_output(draw),
+    }
+
+
 def _linear(draw: random.Random, pack: Pack) -> Arguments:
     rows = draw.choice(((1,), (7,), (2, 5), (2, 3, 4), (0,), (), (3, 0)))
     features, out = draw.randint(1, 70), draw.choice((1, 16, 33, 64, 100, 200))
@@ -287,6 +317,7 @@ def _timestep_bin(draw: random.Random, pack: Pack) -> Arguments:
 VALID: dict[str, Callable[[random.Random, Pack], Arguments]] = {
     "pack_weight": _pack_weight,
     "int_conv": _conv,
+    "int_depthwise_conv": _depthwise,
     "int_linear": _linear,
     "group_norm_act": _group_norm,
     "layer_norm_act": _layer_norm,

@@ -17,6 +17,13 @@ TABLE = (
     f"int_conv 17 enlarge[0]={2**20} stride[0]={2**20}",
     f"int_conv 17 kernel=[{2**32},{2**32}]",
     "int_conv 17 kernel=[1,1025]",
+    *(
+        f"int_depthwise_conv 17 {name}[0]={number}"
+        for name in ("stride", "dilation", "padding")
+        for number in (WRAPS, 2**62)
+    ),
+    *(f"int_depthwise_conv 17 {name}=sparse" for name in ("codes", "weight", "weight_scale", "bias", "residual")),
+    *(f"int_depthwise_conv 17 weight={kind}" for kind in ("number", "huge", "none_in_rows")),
     # Negative sizes, and those of nothing.
     *(f"int_conv 17 out_channels={number}" for number in (-1, 0, -16, -(2**63), 2**63 - 1, 2**62, 2**40)),
     *(f"int_linear 5 out_features={number}" for number in (-1, 0, -16, -(2**63), 2**63 - 1, 2**62, 2**40)),

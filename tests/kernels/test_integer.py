@@ -14,6 +14,7 @@ from kernel_calls import (
     NORM_RESOLUTION,
     assert_close,
     convolutions,
+    depthwise_convolutions,
     extreme_linears,
     group_norms,
     layer_norms,
@@ -39,6 +40,12 @@ FILES = ("test_integer.py", "test_winograd.py", "test_attention_vnni.py")  # of 
 @given(convolutions())
 @examples(60)
 def test_convolution(call):
+    assert_close(call.run(), call.reference())
+
+
+@given(depthwise_convolutions())
+@examples(60)
+def test_convolution_of_every_channel_by_itself(call):
     assert_close(call.run(), call.reference())
 
 
@@ -112,6 +119,18 @@ def test_extremes_do_not_overflow(bits, features, outputs):
             operands = ([packed], [torch.ones(outputs)], [sums], outputs, None, None)
             out = ops.int_linear(codes, 1.0, zero_point, *operands, 0, torch.float32, 1.0, 0, 0, 0)
             assert (out == float((code - zero_point) * features * value)).all()
+
+
+@pytest.mark.parametrize("channels", [64, 15, 17])
+def test_extremes_of_every_channel_by_itself(channels):
+    """The largest sums of 25 taps, exactly, and what lies outside the image counts nothing."""
+    for code, zero_point, value in ((255, 0, -128), (255, 0, 127), (0, 255, -128), (0, 255, 127)):
+        codes = torch.full((1, channels, 7, 6), code, dtype=torch.uint8).contiguous(memory_format=torch.channels_last)
+        weight = torch.full((5, 5, channels), value, dtype=torch.int8)
+        operands = (codes, 1.0, zero_point, weight, torch.ones(channels))
+        out = ops.int_depthwise_conv(*operands, [1, 1], [2] * 4, [1, 1], None, None, 0, torch.float32, 1.0, 0, 0, 0)
+        inside = torch.nn.functional.conv2d(torch.ones(1, 1, 7, 6), torch.ones(1, 1, 5, 5), padding=2)
+        assert torch.equal(out, (inside * (code - zero_point) * value).expand(out.shape))
 
 
 @given(extreme_linears())

@@ -67,6 +67,12 @@ def convolution(bits: int, dtype: torch.dtype, *quantizer: Any) -> tuple[Any, ..
     )
 
 
+def depthwise_convolution(channels: int, dtype: torch.dtype, *quantizer: Any) -> tuple[Any, ...]:
+    weight, window = weight_codes(3, 3, channels), ([2, 1], [1, 0, 1, 1], [1, 2])
+    operands = (codes(2, channels, 6, 7), 0.02, 128, weight, torch.rand(channels) / 100)
+    return (*operands, *window, torch.randn(channels), None, Activation.SILU.value, dtype, *quantizer)
+
+
 def linear(bits: int, dtype: torch.dtype, *quantizer: Any) -> tuple[Any, ...]:
     residual = torch.randn(3, 4, 20, dtype=torch.float16)
     found = packed(20, 9, bits=bits)
@@ -92,6 +98,10 @@ SAMPLES: dict[str, list[Sample]] = {
         lambda: attention_numbers(*TO_UINT8),
     ],
     "int_conv.default": [lambda: convolution(8, torch.float16, *FLOATS), lambda: convolution(4, *TO_UINT8)],
+    "int_depthwise_conv.default": [
+        lambda: depthwise_convolution(20, torch.float16, *FLOATS),
+        lambda: depthwise_convolution(64, *TO_UINT8),
+    ],
     "int_linear.default": [lambda: linear(8, torch.float32, *FLOATS), lambda: linear(3, *TO_INT8)],
     "layer_norm_act.default": [
         lambda: (torch.randn(2, 3, 8), torch.randn(8), torch.randn(8), 1e-5, *TO_UINT8),

@@ -16,9 +16,10 @@ from examples import examples
 from qdiff_fx.backends import get_backend
 from qdiff_fx.backends.common.geometry import Axis
 from qdiff_fx.backends.native.backend import NativeOptions
-from qdiff_fx.backends.native.fusion.kernels import CONV
+from qdiff_fx.backends.native.fusion.kernels import CONV, DEPTHWISE
 from qdiff_fx.backends.native.fusion.supported import MOST_WASTE
 from qdiff_fx.backends.native.fusion.weight_forms import OfGroups, Phases
+from qdiff_fx.kernels.activations import Activation
 from qdiff_fx.passes.quantize.convert import convert
 
 aten = torch.ops.aten
@@ -154,6 +155,48 @@ def test_a_grouped_convolution_agrees_with_the_reference(data):
     module, (row,) = lower(Plain(layer), x, **bits)
     assert row.integer
     assert len(convs(module)) == -(-groups // max(1, 64 // outputs))
+
+
+@given(st.data())
+@examples(25)
+def test_a_convolution_of_every_channel_by_itself_agrees_with_the_reference(data):
+    dims, channels = data.draw(st.integers(1, 2)), data.draw(st.sampled_from([2, 7, 16, 33, 64, 70, 130]))
+    torch.manual_seed(data.draw(st.integers(0, 100)))
+    layer = CONVS[dims](
+        channels,
+        channels,
+        data.draw(st.sampled_from([1, 3, 5])),
+        groups=channels,
+        stride=data.draw(st.integers(1, 2)),
+        padding=data.draw(st.integers(0, 3)),
+        dilation=data.draw(st.integers(1, 2)),
+        bias=data.draw(st.booleans()),
+    )
+    x = torch.randn(2, channels, *(9, 10)[:dims]) + data.draw(st.sampled_from([0.0, 2.0]))
+    bits = {"weight_bits": data.draw(st.integers(2, 8)), "act_bits": data.draw(st.integers(4, 8))}
+    module, (row,) = lower(Plain(layer), x, **bits)
+    assert row.integer
+    assert len(module.graph_module.graph.find_nodes(op="call_function", target=DEPTHWISE)) == 1
+
+
+class Separable(nn.Module):
+    """A residual, SiLU and the next quantizer behind convolutions of every channel by itself."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.second = (nn.Conv2d(20, 20, 3, padding=1, groups=20) for _ in range(2))
+        self.point = nn.Conv2d(20, 20, 1)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.second(x) + self.point(F.silu(self.first(x)))
+
+
+def test_what_lies_behind_is_fused_into_it():
+    torch.manual_seed(0)
+    module, rows = lower(Separable(), torch.randn(2, 20, 7, 6))
+    kernels = module.graph_module.graph.find_nodes(op="call_function", target=DEPTHWISE)
+    assert (Activation.SILU, torch.uint8) in [(each.kwargs["activation"], each.kwargs["out_dtype"]) for each in kernels]
+    assert "its kernel also does: silu, quantizes its result" in {note for row in rows for note in row.notes}
 
 
 def test_groups_are_the_grouped_convolution():

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import fx
 
-from qdiff_fx.backends.native.fusion.kernels import CONV, GROUP_NORM, LAYER_NORM, LINEAR, QUANTIZE
+from qdiff_fx.backends.native.fusion.kernels import CONV, DEPTHWISE, GROUP_NORM, LAYER_NORM, LINEAR, QUANTIZE
 from qdiff_fx.ir.annotations import value
 from qdiff_fx.kernels.activations import Activation
 from qdiff_fx.passes.rule import Rule
@@ -48,7 +48,7 @@ def _same_sizes(source: Any, dim: Any) -> Iterator[fx.Node]:
 def _input_of_same_size(node: fx.Node, dim: int) -> fx.Node | None:
     given: dict[str, Any] = node.kwargs
     target = node.target
-    if target not in (LINEAR, CONV, GROUP_NORM, QUANTIZE, LAYER_NORM):
+    if target not in (LINEAR, CONV, DEPTHWISE, GROUP_NORM, QUANTIZE, LAYER_NORM):
         return None
     last = value(node).dim() - 1
     dim %= last + 1
@@ -57,6 +57,8 @@ def _input_of_same_size(node: fx.Node, dim: int) -> fx.Node | None:
         found = given["codes"]
     elif target is CONV and dim == 0:
         found = given["codes"][0]
+    elif target is DEPTHWISE and dim <= 1:
+        found = given["codes"]
     elif target is GROUP_NORM and dim != 1:
         found = given["parts"][0]
     elif target is LAYER_NORM or (target is QUANTIZE and not _halves(given, dim == last)):

@@ -18,11 +18,11 @@ from qdiff_fx.kernels.checks import CODES
 
 qdiff = torch.ops.qdiff
 
-CONV, LINEAR = qdiff.int_conv.default, qdiff.int_linear.default
+CONV, DEPTHWISE, LINEAR = qdiff.int_conv.default, qdiff.int_depthwise_conv.default, qdiff.int_linear.default
 QUANTIZE, QUANTIZE_REST = qdiff.act_quantize.default, qdiff.act_quantize_rest.default
 GROUP_NORM, LAYER_NORM = qdiff.group_norm_act.default, qdiff.layer_norm_act.default
 ATTENTION = qdiff.int_attention_vnni.numbers
-LAYERS = frozenset({CONV, LINEAR})
+LAYERS = frozenset({CONV, DEPTHWISE, LINEAR})
 QUANTIZERS = frozenset({QUANTIZE, QUANTIZE_REST})
 NORMS = frozenset({GROUP_NORM, LAYER_NORM})
 

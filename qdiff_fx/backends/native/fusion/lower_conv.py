@@ -20,7 +20,7 @@ from qdiff_fx.backends.native.fusion.layer_calls import (
     replace_layer,
 )
 from qdiff_fx.backends.native.fusion.lower_layer import LowerLayer
-from qdiff_fx.backends.native.fusion.supported import groups_together
+from qdiff_fx.backends.native.fusion.supported import groups_together, is_depthwise
 from qdiff_fx.backends.native.fusion.weight_forms import OfGroups
 from qdiff_fx.ir.annotations import value
 from qdiff_fx.ir.edit import insert_call
@@ -35,6 +35,9 @@ class LowerConv(LowerLayer):
     """
 
     targets = frozenset({aten.conv1d.default, aten.conv2d.default})
+
+    def match(self, gm: fx.GraphModule, node: fx.Node) -> fx.Node | None:
+        return None if is_depthwise(node) else super().match(gm, node)
 
     def rewrite(self, gm: fx.GraphModule, found: fx.Node) -> str:
         dims = CONVS[found.target]

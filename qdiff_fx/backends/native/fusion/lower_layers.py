@@ -7,6 +7,7 @@ from torch import fx
 
 from qdiff_fx.backends.native.fusion.kernels import QUANTIZE
 from qdiff_fx.backends.native.fusion.lower_conv import LowerConv
+from qdiff_fx.backends.native.fusion.lower_depthwise_conv import LowerDepthwiseConv
 from qdiff_fx.backends.native.fusion.lower_linear import LowerLinear
 from qdiff_fx.backends.native.fusion.lower_transposed_conv import LowerTransposedConv
 from qdiff_fx.backends.native.fusion.lower_volume_conv import LowerVolumeConv
@@ -36,13 +37,8 @@ class LowerLayers(Pass):
     def run(self, gm: fx.GraphModule) -> PassReport:
         packer = WeightPacker(gm, release=self.release)
         # Why a layer stays in float is reported with the layer.
-        rules = (
-            LowerQuantizer(),
-            LowerLinear(packer),
-            LowerConv(packer),
-            LowerVolumeConv(packer),
-            LowerTransposedConv(packer),
-        )
+        lowerings = LowerLinear, LowerConv, LowerDepthwiseConv, LowerVolumeConv, LowerTransposedConv
+        rules = LowerQuantizer(), *(lowering(packer) for lowering in lowerings)
         changes, _ = apply_rules(gm, rules, revisit="changed")
         return PassReport(self.name, tuple(changes))
 

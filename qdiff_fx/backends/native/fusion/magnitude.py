@@ -149,6 +149,10 @@ class Magnitudes:
         sources = [(call["codes"], call["scale"], call["zero_point"], weight) for weight in call["weights"]]
         return self._layer(node, sources)
 
+    def _depthwise(self, node: fx.Node) -> float:
+        call: dict[str, Any] = dict(node.kwargs)
+        return self._layer(node, [(call["codes"], call["scale"], call["zero_point"], call["weight"])])
+
     def _conv(self, node: fx.Node) -> float:
         call: dict[str, Any] = dict(node.kwargs)
         names = ("codes", "scales", "zero_points", "weights")
@@ -197,6 +201,7 @@ RULES: dict[Any, Callable[[Magnitudes, fx.Node], float]] = {
     qdiff.layer_norm_act.default: Magnitudes._layer_norm,
     qdiff.int_attention_vnni.numbers: Magnitudes._attention,
     qdiff.int_conv.default: Magnitudes._conv,
+    qdiff.int_depthwise_conv.default: Magnitudes._depthwise,
     qdiff.int_linear.default: Magnitudes._linear,
     qdiff.act_quantize.default: Magnitudes._quantizer,
     aten.embedding.default: Magnitudes._looked_up,
@@ -208,6 +213,7 @@ RULES: dict[Any, Callable[[Magnitudes, fx.Node], float]] = {
 # Of these the bound is not made of the bounds of all arguments.
 READ_IN_PART: dict[Any, tuple[str, ...]] = {
     **dict.fromkeys((qdiff.int_conv.default, qdiff.int_linear.default), ("shift", "residual")),
+    qdiff.int_depthwise_conv.default: ("residual",),
     **dict.fromkeys((ops.LINEAR, *ops.CONVS.values()), ("input", "bias")),
     **dict.fromkeys((qdiff.group_norm_act.default, aten.group_norm.default), ("weight", "bias")),
     **dict.fromkeys((qdiff.layer_norm_act.default, aten.layer_norm.default), ("weight", "bias")),

@@ -43,6 +43,12 @@ def why_float(layer: fx.Node) -> str:
     return _why_volume(layer) if layer.target is VOLUME_CONV else _why_conv(layer)
 
 
+def is_depthwise(conv: fx.Node) -> bool:
+    """Whether every channel is convolved by itself."""
+    groups, weight = conv_geometry(conv, CONVS[conv.target])[3], value(operand(conv, 1)).shape
+    return bool(groups > 1 and weight[0] == groups and weight[1] == 1)
+
+
 def groups_together(conv: fx.Node) -> int:
     """How many groups of a grouped convolution one call computes: those whose output channels fill a block."""
     groups = conv_geometry(conv, CONVS[conv.target])[3]
@@ -66,7 +72,7 @@ def _why_linear(layer: fx.Node, weight: fx.Node) -> str:
 def _why_conv(layer: fx.Node) -> str:
     groups = conv_geometry(layer, CONVS[layer.target])[3]
     outputs = value(layer).shape[1] // groups
-    if groups > 1 and outputs < LEAST_GROUP_CHANNELS:
+    if not is_depthwise(layer) and groups > 1 and outputs < LEAST_GROUP_CHANNELS:
         return f"a grouped convolution with groups of {outputs} output channels is faster in float"
     return _why_window(value(operand(layer, 1)).shape[2:])
 

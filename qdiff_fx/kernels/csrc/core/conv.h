@@ -53,7 +53,7 @@ bool pixels_first(const Conv& p) {
   return bytes <= kStaysInL2 && row_chunks(p) >= kEnoughTasks;
 }
 
-int64_t conv_tasks(const Conv& p) { return row_chunks(p) * (pixels_first(p) ? 1 : blocks_of(p)); }
+int64_t conv_tasks(const Conv& p) { return row_chunks(p) * (p.depthwise || pixels_first(p) ? 1 : blocks_of(p)); }
 
 // Whether `count` output pixels side by side read source pixels that are as far apart as the stride says, by every column of
 // the kernel: no padding and no repetition in between. From one place to the next a map moves on by one at most, so its
@@ -324,6 +324,14 @@ Place place_of(const Conv& p, int64_t first, int64_t last, int64_t block) {
   return {first, rows, rows, 0, block, channel, std::min(kBlockChannels, p.out_channels - channel)};
 }
 
+}  // namespace
+}  // namespace qdiff
+
+#include "core/depthwise.h"
+
+namespace qdiff {
+namespace {
+
 void conv_task(const Conv& p, int64_t task, bool all_blocks, Weights& weights, Places& places, Tile& tile) {
   const int64_t chunks = row_chunks(p), from = task % chunks * kTileRows * kTilesPerTask;
   const int64_t to = std::min(pixel_count(p), from + kTileRows * kTilesPerTask);
@@ -339,6 +347,7 @@ void conv_task(const Conv& p, int64_t task, bool all_blocks, Weights& weights, P
 }
 
 void conv(const Conv& p, Tasks& tasks) {
+  if (p.depthwise) return depthwise(p, tasks);
   const bool all_blocks = pixels_first(p);
   int64_t begin, end;
   if (!tasks.take(begin, end)) return;

@@ -23,7 +23,7 @@ std::atomic<Algorithm> algorithm{Algorithm::cheapest};
 
 bool by_winograd(const Kernels& kernels, const Conv& p) {
   const Algorithm chosen = algorithm.load(std::memory_order_relaxed);
-  if (chosen == Algorithm::direct || p.kernel_h != 3 || p.kernel_w != 3 || p.stride_h != 1 || p.stride_w != 1 ||
+  if (chosen == Algorithm::direct || p.depthwise || p.kernel_h != 3 || p.kernel_w != 3 || p.stride_h != 1 || p.stride_w != 1 ||
       p.dilation_h != 1 || p.dilation_w != 1) {
     return false;
   }
@@ -45,10 +45,10 @@ void run_winograd(const Winograd& winograd, const Conv& p, int64_t work) {
   }
 }
 
-// In nanoseconds: dots are of four products each, some 64 a nanosecond.
+// In nanoseconds: dots are of four products each, some 64 a nanosecond; lone products are as slow as four.
 int64_t work_of(const Conv& p) {
-  double quads = 0;
-  for (int64_t i = 0; i < p.source_count; ++i) quads += double(p.sources[i].quads);
+  double quads = p.depthwise ? 4 : 0;
+  for (int64_t i = 0; !p.depthwise && i < p.source_count; ++i) quads += double(p.sources[i].quads);
   const double results = double(p.batch) * double(p.out_h) * double(p.out_w) * double(p.out_channels);
   return int64_t(std::min(results * double(p.kernel_h * p.kernel_w) * quads / 64, 1e15));
 }
@@ -92,14 +92,14 @@ std::array<int64_t, 4> checked_output(const Sizes& image, int64_t channels, cons
   return sizes;
 }
 
-ConvSource conv_source(const Kernels& kernels, const Image& image, const PackedWeight& weight, const Window& w, const Sizes& out,
+ConvSource conv_source(int32_t code_offset, const Image& image, const PackedWeight& weight, const Window& w, const Sizes& out,
                        SourceMemory& memory) {
   const int64_t quads = ceil_div(image.channels, 4), channels = packed_channels(out[1]);
   memory.outside = Bytes(size_t(quads * 4));
   std::memset(memory.outside.data(), int(image.zero_point), size_t(quads * 4));
   memory.start = Bytes(size_t(channels) * sizeof(int32_t));
   int32_t* start = memory.start.data<int32_t>();
-  for (int64_t c = 0; c < channels; ++c) start[c] = (kernels.code_offset - int32_t(image.zero_point)) * weight.sums[c];
+  for (int64_t c = 0; c < channels; ++c) start[c] = (code_offset - int32_t(image.zero_point)) * weight.sums[c];
   memory.rows = index_map(image.height, image.height * w.enlarge[0], w.pad[0], w.reach(out[2], 0));
   memory.cols = index_map(image.width, image.width * w.enlarge[1], w.pad[2], w.reach(out[3], 1));
   ConvSource s{};

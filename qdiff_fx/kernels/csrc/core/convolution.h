@@ -47,8 +47,8 @@ struct SourceMemory {
   std::vector<int64_t> rows, cols;
 };
 
-// out: the shape (N, O, H, W) of the result.
-ConvSource conv_source(const Kernels& kernels, const Image& image, const PackedWeight& weight, const Window& window,
+// code_offset: what is subtracted from codes before they are multiplied; out: the shape (N, O, H, W) of the result.
+ConvSource conv_source(int32_t code_offset, const Image& image, const PackedWeight& weight, const Window& window,
                        const Sizes& out, SourceMemory& memory);
 
 // Which way convolutions of 3x3 are computed; the results are the same.

@@ -39,6 +39,7 @@ struct Conv {
   int64_t source_count;
   int64_t batch, out_h, out_w, out_channels;
   int64_t kernel_h, kernel_w, stride_h, stride_w, dilation_h, dilation_w;
+  bool depthwise;         // every channel by itself: the weights of the only source are signed bytes [tap][channel]
   const float* bias;      // per output channel; may be null
   const float* shift;     // per image and output channel; may be null
   int64_t shift_stride;

@@ -20,7 +20,7 @@ Tensor int_conv(const Tensors& codes, const Floats& scales, const Integers& zero
       activation, {Activation::none, Activation::silu, Activation::gelu, Activation::gelu_tanh}, op);
   const auto quantizer = checked_quantizer(out_scale, out_zero_point, out_low, out_high, out_dtype, op);
   const Window window = checked_window(kernel, stride, padding, dilation, enlarge, op);
-  return run_layer({codes, scales, zero_points, weights, weight_scales, weight_sums, out_channels, window, bias, shift, residual,
+  return run_layer({codes, scales, zero_points, weights, weight_scales, weight_sums, out_channels, window, false, bias, shift, residual,
                     act, out_dtype, quantizer, op});
 }
 

@@ -46,8 +46,8 @@ Tensor int_linear(const Tensor& codes, double scale, int64_t zero_point, const T
   const Floats scales(count, scale);
   const Integers zero_points(count, zero_point);
   const OptionalTensor shift;
-  const Tensor out = run_layer({images, scales, zero_points, weights, weight_scales, weight_sums, out_features, window, bias,
-                                shift, added, act, out_dtype, quantizer, op});
+  const Tensor out = run_layer({images, scales, zero_points, weights, weight_scales, weight_sums, out_features, window, false,
+                                bias, shift, added, act, out_dtype, quantizer, op});
   return viewed(out, sizes, contiguous_strides(sizes));
 }
 

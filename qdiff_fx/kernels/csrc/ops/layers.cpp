@@ -1,5 +1,6 @@
 #include "ops/layers.h"
 
+#include <algorithm>
 #include <cfloat>
 
 #include "ops/checks.h"
@@ -75,6 +76,34 @@ PackedWeight checked_weight(const Tensor& weight, const Tensor& weight_scale, co
   return {data_of<int8_t>(weight), nibbles, scale, sum};
 }
 
+// The scales and sums of a weight of every channel by itself.
+struct ChannelMemory {
+  Bytes scales, sums;
+};
+
+// A weight int8 (h, w, C) with its scales (C,).
+PackedWeight checked_channel_weight(const Tensor& weight, const Tensor& weight_scale, int64_t channels, ChannelMemory& memory,
+                                    const char* op) {
+  QDIFF_CHECK(dtype_of(weight) == Dtype::Char && weight.dim() == 3 && weight.size(2) == channels, op,
+              ": the weight must be int8 (h, w, ", channels, "), not ", dtype_of(weight), " ", sizes_of(weight));
+  QDIFF_CHECK(weight.is_contiguous(), op, ": the weight must be contiguous");
+  const float* scale = checked_floats(weight_scale, channels, "weight scales", op);
+  bool good = true;
+  for (int64_t c = 0; c < channels; ++c) good &= scale[c] >= 0 && scale[c] <= FLT_MAX;
+  QDIFF_CHECK(good, op, ": weight scales must be finite numbers of at least 0");
+  const size_t padded = size_t(packed_channels(channels));
+  memory.scales = Bytes(padded * sizeof(float)), memory.sums = Bytes(padded * sizeof(int32_t));
+  float* scales = memory.scales.data<float>();
+  int32_t* sums = memory.sums.data<int32_t>();
+  std::fill_n(scales, padded, 0.0f), std::fill_n(sums, padded, 0);
+  std::copy_n(scale, channels, scales);
+  const int8_t* code = data_of<int8_t>(weight);
+  for (int64_t tap = 0; tap < weight.size(0) * weight.size(1); ++tap) {
+    for (int64_t c = 0; c < channels; ++c, ++code) sums[c] += *code;
+  }
+  return {data_of<int8_t>(weight), false, scales, sums};
+}
+
 void check_epilogue(const ConvCall& call, const Sizes& sizes) {
   const char* op = call.op;
   const bool gated = call.activation == Activation::geglu;
@@ -111,10 +140,13 @@ Tensor run_layer(const ConvCall& call) {
   const auto sizes = checked_output(sizes_of(call.codes[0]), channels, call.window, call.out_channels, op);
   const size_t count = call.codes.size();
   std::vector<PackedWeight> weights;
+  ChannelMemory channel_memory;
   for (size_t i = 0; i < count; ++i) {
     check_codes(call.codes[i], call.scales[i], call.zero_points[i], op);
-    weights.push_back(checked_weight(call.weights[i], call.weight_scales[i], call.weight_sums[i], call.out_channels,
-                                     call.codes[i].size(1), call.window, op));
+    weights.push_back(call.depthwise
+                          ? checked_channel_weight(call.weights[i], call.weight_scales[i], channels, channel_memory, op)
+                          : checked_weight(call.weights[i], call.weight_scales[i], call.weight_sums[i], call.out_channels,
+                                           call.codes[i].size(1), call.window, op));
   }
   check_epilogue(call, sizes);
   Tensor out = channels_last(sizes, call.out_dtype);
@@ -128,7 +160,8 @@ Tensor run_layer(const ConvCall& call) {
     const Sizes x = sizes_of(source.codes), strides = strides_of(source.codes);
     const Image image = {data_of<uint8_t>(source.codes), x[1], x[2], x[3], strides[0], strides[2], strides[3], call.scales[i],
                          call.zero_points[i]};
-    sources.push_back(conv_source(kernels(), image, weights[i], call.window, sizes, source.memory));
+    const int32_t offset = call.depthwise ? 0 : kernels().code_offset;
+    sources.push_back(conv_source(offset, image, weights[i], call.window, sizes, source.memory));
   }
   const Window& window = call.window;
   Conv p{};
@@ -137,6 +170,7 @@ Tensor run_layer(const ConvCall& call) {
   p.kernel_h = window.kernel[0], p.kernel_w = window.kernel[1];
   p.stride_h = window.stride[0], p.stride_w = window.stride[1];
   p.dilation_h = window.dilation[0], p.dilation_w = window.dilation[1];
+  p.depthwise = call.depthwise;
   p.activation = call.activation;
   p.bias = call.bias.has_value() ? data_of<float>(*call.bias) : nullptr;
   OptionalTensor shift, added;

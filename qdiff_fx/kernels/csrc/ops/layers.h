@@ -13,6 +13,7 @@ struct ConvCall {
   const Tensors &weights, &weight_scales, &weight_sums;
   int64_t out_channels;
   Window window;
+  bool depthwise;  // one source, whose weight is int8 (h, w, C) and has no sums
   const OptionalTensor &bias, &shift, &residual;
   Activation activation;
   Dtype out_dtype;

@@ -19,6 +19,11 @@ Tensor int_conv(const Tensors& codes, const Floats& scales, const Integers& zero
                 const OptionalTensor& bias, const OptionalTensor& shift, const OptionalTensor& residual, int64_t activation,
                 Dtype out_dtype, double out_scale, int64_t out_zero_point, int64_t out_low, int64_t out_high);
 
+Tensor int_depthwise_conv(const Tensor& codes, double scale, int64_t zero_point, const Tensor& weight,
+                          const Tensor& weight_scale, const Integers& stride, const Integers& padding, const Integers& dilation,
+                          const OptionalTensor& bias, const OptionalTensor& residual, int64_t activation, Dtype out_dtype,
+                          double out_scale, int64_t out_zero_point, int64_t out_low, int64_t out_high);
+
 Tensor int_linear(const Tensor& codes, double scale, int64_t zero_point, const Tensors& weights, const Tensors& weight_scales,
                   const Tensors& weight_sums, int64_t out_features, const OptionalTensor& bias, const OptionalTensor& residual,
                   int64_t activation, Dtype out_dtype, double out_scale, int64_t out_zero_point, int64_t out_low,

@@ -20,6 +20,7 @@ using Bind = std::unique_ptr<Call> (*)(Reader&);
 const std::map<std::string, Bind>& bound_directly() {
   static const std::map<std::string, Bind> known = {
       {"qdiff::int_conv.", direct<&int_conv>},
+      {"qdiff::int_depthwise_conv.", direct<&int_depthwise_conv>},
       {"qdiff::int_linear.", direct<&int_linear>},
       {"qdiff::group_norm_act.", direct<&group_norm_act>},
       {"qdiff::layer_norm_act.", direct<&layer_norm_act>},
