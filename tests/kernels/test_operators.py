@@ -122,6 +122,11 @@ def test_every_operator_is_a_file_of_its_name():
     assert {name.split(".")[0] for name in registered()} - files == {"int_attention_vnni"}  # beside int_attention
 
 
+def test_every_compiled_operator_is_a_file_of_that_name_too():
+    room = Path(plain.__file__).parents[1] / "csrc" / "ops"
+    assert {name for name in plain.__all__ if not (room / f"{name}.cpp").exists()} == {"timestep_bin"}
+
+
 def test_every_operator_has_samples():
     assert registered() == sorted(SAMPLES)
 
