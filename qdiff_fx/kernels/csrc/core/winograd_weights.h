@@ -1,0 +1,154 @@
+// Packed weights, transformed: G g G' of every pair of channels, position by position.
+#pragma once
+
+#include "core/winograd_plan.h"
+
+namespace qdiff {
+namespace {
+
+// The packed weights of a panel: [tap][quad][vectors][16][4], in nibbles or not.
+struct PackedPanel {
+  const int8_t* first;
+  int64_t quad, tap;  // bytes from one to the next
+  bool nibbles;
+
+  PackedPanel(const Conv& p, int64_t source, int64_t panel)
+      : first(stored_weights(p, source, panel)), nibbles(p.sources[source].nibbles) {
+    const int64_t vectors = vectors_of_block(p, panel);
+    quad = nibbles ? nibble_bytes(vectors) : vectors * kVectorBytes;
+    tap = p.sources[source].quads * quad;
+  }
+
+  const int8_t* at(int64_t vector, int64_t quad_index) const {
+    return first + quad_index * quad + (nibbles ? vector / 2 : vector) * kVectorBytes;
+  }
+};
+
+// Shifts that leave, of 16-bit words of packed weights, those at even places or (Odd) at odd ones, as 16-bit numbers.
+template <bool Nibbles, bool Upper, bool Odd>
+QDIFF_INLINE Shorts unpacked(const int8_t* from) {
+  constexpr int up = Nibbles ? (Odd ? 4 : 12) - (Upper ? 4 : 0) : (Odd ? 0 : 8);
+  return (load_raw<Shorts>(from) << up) >> (Nibbles ? 12 : 8);
+}
+
+// The weights of a quad in a register's worth of output channels, one of every two, at every position.
+template <bool Nibbles, bool Upper, bool Odd>
+QDIFF_INLINE void transform_weight(const int8_t* from, int64_t tap, int16_t* to, int64_t position) {
+  Shorts half[kPatch][3];
+  for (int j = 0; j < 3; ++j) {
+    Shorts made[kPatch];
+    weight_transform(unpacked<Nibbles, Upper, Odd>(from + j * tap), unpacked<Nibbles, Upper, Odd>(from + (3 + j) * tap),
+                     unpacked<Nibbles, Upper, Odd>(from + (6 + j) * tap), made);
+    for (int64_t i = 0; i < kPatch; ++i) half[i][j] = made[i];
+  }
+  for (int64_t i = 0; i < kPatch; ++i) {
+    Shorts made[kPatch];
+    weight_transform(half[i][0], half[i][1], half[i][2], made);
+    for (int64_t j = 0; j < kPatch; ++j) store_raw(to + (i * kPatch + j) * position, made[j]);
+  }
+}
+
+template <bool Nibbles, bool Upper>
+QDIFF_INLINE void transform_vector(const int8_t* from, int64_t tap, int16_t* even, int16_t* odd, int64_t position) {
+  for (int64_t byte = 0; byte < kVectorBytes; byte += kRegister) {
+    transform_weight<Nibbles, Upper, false>(from + byte, tap, even + byte / 2, position);
+  }
+  for (int64_t byte = 0; byte < kVectorBytes; byte += kRegister) {
+    transform_weight<Nibbles, Upper, true>(from + byte, tap, odd + byte / 2, position);
+  }
+}
+
+// Sums of two neighbouring bytes' magnitudes, of nine taps: they fit into 16 bits.
+QDIFF_INLINE Shorts magnitudes_of(const int8_t* from, int64_t tap) {
+  Shorts sum{};
+  for (int t = 0; t < 9; ++t) {
+#if defined(__AVX512BW__)
+    const __m512i bytes = _mm512_abs_epi8(_mm512_loadu_si512(from + t * tap));
+    sum += Shorts(_mm512_maddubs_epi16(bytes, _mm512_set1_epi8(1)));
+#elif defined(__AVX2__)
+    const __m256i bytes = _mm256_abs_epi8(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(from + t * tap)));
+    sum += Shorts(_mm256_maddubs_epi16(bytes, _mm256_set1_epi8(1)));
+#else
+    const Shorts both = load_raw<Shorts>(from + t * tap), low = (both << 8) >> 8, high = both >> 8;
+    sum += (low ^ (low >> 15)) - (low >> 15) + (high ^ (high >> 15)) - (high >> 15);
+#endif
+  }
+  return sum;
+}
+
+// Sums of the magnitudes of weights, of every output channel of a panel; weights are whole bytes.
+class Magnitudes {
+ public:
+  // Those of a quad in 16 output channels, all taps.
+  QDIFF_INLINE void add(const int8_t* from, int64_t tap, int64_t vector) {
+    for (int64_t part = 0; part < kParts; ++part) {
+      const Wides two = Wides(magnitudes_of(from + part * kRegister, tap));
+      sums_[vector * kParts + part] += (two & 0xffff) + (two >> 16);
+    }
+  }
+
+  int64_t largest() const {
+    int64_t most = 0;
+    for (const Wides& sum : sums_) {
+      for (int64_t lane = 0; lane < kRegister / 4; ++lane) most = std::max<int64_t>(most, sum[lane]);
+    }
+    return most;
+  }
+
+ private:
+  static constexpr int64_t kParts = kVectorBytes / kRegister;
+  Wides sums_[kBlockVectors * kParts] = {};
+};
+
+// Whether the sums of a source may be too large for one part, so that magnitudes matter.
+QDIFF_INLINE bool may_need_parts(const ConvSource& s) { return s.quads * 4 * 9 * (s.nibbles ? 8 : 128) * 128 >= kReach; }
+
+// A block of a panel's weights, [position][pair][kPanel][2] of `quads` quads from `first`, made piece by piece: a piece is 16
+// output channels of a quad. Pairs are in the order of transform_input.
+class BlockWeights {
+ public:
+  BlockWeights(const Conv& p, int64_t source, int64_t panel, int64_t first, int64_t quads, int16_t* to)
+      : packed_(p, source, panel),
+        first_(first),
+        quads_(quads),
+        vectors_(vectors_of_block(p, panel)),
+        measures_(may_need_parts(p.sources[source]) && !packed_.nibbles),
+        to_(to) {}
+
+  int64_t pieces() const { return quads_ * vectors_; }
+
+  // The largest sum of magnitudes over the output channels, or a bound of it, where it matters.
+  int64_t magnitude() const { return measures_ ? magnitudes_.largest() : quads_ * 36 * (packed_.nibbles ? 8 : 128); }
+
+  // As if it were made.
+  void measure() {
+    for (int64_t q = 0; measures_ && q < quads_; ++q) {
+      for (int64_t v = 0; v < vectors_; ++v) magnitudes_.add(packed_.at(v, first_ + q), packed_.tap, v);
+    }
+  }
+
+  void piece(int64_t number) {
+    const int64_t q = number / vectors_, v = number % vectors_, position = weight_position(quads_);
+    const int64_t group = q / kGroupQuads * kGroupQuads, in_group = std::min(kGroupQuads, quads_ - group);
+    int16_t *even = to_ + (group + q) * kPanel * 2 + v * kLanes * 2, *odd = even + in_group * kPanel * 2;
+    const int8_t* from = packed_.at(v, first_ + q);
+    if (measures_) magnitudes_.add(from, packed_.tap, v);
+    if (!packed_.nibbles) {
+      transform_vector<false, false>(from, packed_.tap, even, odd, position);
+    } else if (v % 2) {
+      transform_vector<true, true>(from, packed_.tap, even, odd, position);
+    } else {
+      transform_vector<true, false>(from, packed_.tap, even, odd, position);
+    }
+  }
+
+ private:
+  PackedPanel packed_;
+  int64_t first_, quads_, vectors_;
+  bool measures_;
+  int16_t* to_;
+  Magnitudes magnitudes_;
+};
+
+}  // namespace
+}  // namespace qdiff
