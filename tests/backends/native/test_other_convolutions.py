@@ -13,6 +13,7 @@ from tiny_graphs import Plain, prepared, qdq_graph, run
 from torch import fx, nn
 
 from examples import examples
+from qdiff_fx import QDiffConfig, convert_qdiff, load_qdiff, prepare_qdiff, save_qdiff
 from qdiff_fx.backends import get_backend
 from qdiff_fx.backends.common.geometry import Axis
 from qdiff_fx.backends.native.backend import NativeOptions
@@ -271,6 +272,20 @@ def test_volumes_of_any_size_at_any_timestep():
     for shape, t in (((2, 3, 4, 6, 5), 0), ((1, 3, 7, 4, 4), 999), ((3, 3, 1, 6, 6), 999)):
         other, step = torch.randn(shape) * (1 + t / 50), torch.full((shape[0],), t)
         torch.testing.assert_close(run(lowered.module, other, step), run(reference, other, step), rtol=1e-4, atol=1e-3)
+
+
+def test_a_loaded_network_takes_volumes_of_any_size(tmp_path):
+    torch.manual_seed(0)
+    x, t = torch.randn(2, 3, 4, 6, 5), torch.tensor([0, 0])
+    network = prepare_qdiff(Volumes().eval(), QDiffConfig(edge_weight_bits=2, sample_act_bits=8), {"x": x, "t": t})
+    with torch.no_grad():
+        network(x, t)
+    quantized = convert_qdiff(network, "native")
+    save_qdiff(quantized, tmp_path / "saved")
+    loaded = load_qdiff(tmp_path / "saved", "native")
+    for shape in ((2, 3, 4, 6, 5), (1, 3, 7, 4, 4), (3, 3, 1, 6, 6)):
+        other, step = torch.randn(shape), torch.zeros(shape[0], dtype=torch.long)
+        assert torch.equal(loaded(other, step), quantized(other, step))
 
 
 def test_grouped_convolutions_of_volumes_stay_in_float():

@@ -104,7 +104,6 @@ def _padded(layer: fx.Node, frames: Codes, padding: int) -> fx.Node:
     return padded
 
 
-def _size(layer: fx.Node, codes: fx.Node, dim: int) -> int | fx.Node:
-    """A size of the input that the result has too, a number if it is known."""
-    known = value(codes).shape[dim]
-    return known if isinstance(known, int) else insert_call(layer.graph, layer, aten.sym_size.int, (codes, dim))
+def _size(layer: fx.Node, codes: fx.Node, dim: int) -> fx.Node:
+    """A size that the result has too. Asked when it runs: of a loaded graph only those of its example are known."""
+    return insert_call(layer.graph, layer, aten.sym_size.int, (codes, dim))
