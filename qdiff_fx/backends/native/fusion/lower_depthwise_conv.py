@@ -59,7 +59,8 @@ def _weight(gm: fx.GraphModule, layer: fx.Node) -> tuple[torch.Tensor, dict[str,
     node = operand(dequantized)
     codes, scales = weight_codes(gm, node), weight_tensors(gm, layer)[1].float().clone()
     reach = WeightReach.of_codes(codes, scales)
-    moved_codes = codes.flatten(0, 1).movedim(0, -1).contiguous()
+    # A copy, also of one tap: the codes may be freed.
+    moved_codes = codes.flatten(0, 1).movedim(0, -1).clone(memory_format=torch.contiguous_format)
     image = moved_codes if codes.dim() == 4 else moved_codes.unsqueeze(0)
     with gm.graph.inserting_before(layer):
         weight = gm.graph.get_attr(add_buffer(gm, f"{node.target}_by_channel", image))
