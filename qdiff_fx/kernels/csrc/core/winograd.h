@@ -9,6 +9,7 @@
 //   weights would allow more, the input channels are cut into parts, each with an output transform of its own.
 //
 // An instruction set includes this after conv.h and defines `multiply_pairs` and `kRates`.
+// The steps have files of their own: transforms, plan, inputs, weights, outputs, products, order.
 #pragma once
 
 #include "core/winograd_order.h"
