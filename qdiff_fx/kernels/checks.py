@@ -26,6 +26,7 @@ MOST_PARTS = 8  # of a group norm: kMaxParts of kernels.h
 
 CODES = (torch.uint8, torch.int8)
 FLOATS = (torch.float32, torch.float16, torch.bfloat16)
+NUMBERS = (*FLOATS, torch.float64, torch.bool, *CODES, torch.int16, torch.int32, torch.int64)  # of a tensor that holds one
 LEAST_SCALE, MOST_SCALE = torch.finfo(torch.float32).tiny, torch.finfo(torch.float32).max
 
 
@@ -191,6 +192,6 @@ def scales_and_sums(op: str, scale: Tensor, sums: Tensor, channels: int) -> None
 def number_of(op: str, what: str, x: Tensor) -> float | int:
     """The one number that a tensor holds."""
     plain(op, [x])
-    if x.is_meta or x.numel() != 1:
+    if x.is_meta or x.numel() != 1 or x.dtype not in NUMBERS:
         raise error(op, f"{what} must hold one real number, not {x.dtype} {tuple(x.shape)} on {x.device}")
     return x.item()

@@ -83,7 +83,7 @@ TABLE = (
         for number in ("NaN", "Infinity", "-Infinity", "0.0", "-1.0", "1e-46", "1e300")
     ),
     "layer_norm_act 1354524655 epsilon=1e-46",  # of rows of one number
-    *(f"int_attention_vnni 3 q_scale={kind}" for kind in ("nan", "longer", "meta", "sparse", "s32", "more_dims")),
+    *(f"int_attention_vnni 3 q_scale={kind}" for kind in ("nan", "longer", "meta", "sparse", "s32", "f8", "more_dims")),
     *(f"int_attention_vnni 3 q_zero_point={kind}" for kind in ("f32", "most", "longer", "meta", "nan", "none_in_rows")),
     "int_attention_vnni.numbers 3 softmax_scale=1e30 q_scale=1e30",
     *(f"{op} 6 activation={number}" for op in ("int_conv", "int_linear", "group_norm_act") for number in (-1, 4, 5, 2)),

@@ -180,6 +180,16 @@ def test_a_convolution_of_every_channel_by_itself_agrees_with_the_reference(data
     assert len(module.graph_module.graph.find_nodes(op="call_function", target=DEPTHWISE)) == 1
 
 
+def test_a_kernel_of_one_tap_keeps_its_weight_when_codes_are_released():
+    torch.manual_seed(0)
+    x = torch.randn(2, 33, 9, 10)
+    gm = qdq_graph(Plain(nn.Conv2d(33, 33, 1, groups=33)), x)
+    expected = run(REFERENCE.lower(gm).module, x)
+    module = NATIVE.lower(gm, NativeOptions(torch.float32, reuse=False), release=True).module
+    assert all(buffer.untyped_storage().nbytes() > 0 for buffer in module.graph_module.buffers())  # a read would crash
+    torch.testing.assert_close(run(module, x), expected, rtol=1e-4, atol=1e-4 * expected.abs().max().item())
+
+
 class Separable(nn.Module):
     """A residual, SiLU and the next quantizer behind convolutions of every channel by itself."""
 

@@ -191,11 +191,27 @@ void check_numbers(const Numbers& numbers) {
               score_scale);
 }
 
+bool is_number(Dtype dtype) {
+  switch (dtype) {
+    case Dtype::Float:
+    case Dtype::Half:
+    case Dtype::BFloat16:
+    case Dtype::Double:
+    case Dtype::Bool:
+    case Dtype::Byte:
+    case Dtype::Char:
+    case Dtype::Short:
+    case Dtype::Int:
+    case Dtype::Long: return true;
+    default: return false;
+  }
+}
+
 // The one number that a tensor holds.
 double number_of(const Tensor& x, const char* what) {
   QDIFF_CHECK(x.defined(), "int_attention: a tensor is missing: ", what);
   check_plain(x, kOp);
-  QDIFF_CHECK(x.numel() == 1, "int_attention: ", what, " must hold one real number, not ", dtype_of(x));
+  QDIFF_CHECK(x.numel() == 1 && is_number(dtype_of(x)), "int_attention: ", what, " must hold one real number, not ", dtype_of(x));
   double number = 0;
   check_call(aoti_torch_item_float64(x.get(), &number), "item");
   return number;
