@@ -26,7 +26,15 @@ MOST_PARTS = 8  # of a group norm: kMaxParts of kernels.h
 
 CODES = (torch.uint8, torch.int8)
 FLOATS = (torch.float32, torch.float16, torch.bfloat16)
-NUMBERS = (*FLOATS, torch.float64, torch.bool, *CODES, torch.int16, torch.int32, torch.int64)  # of a tensor that holds one
+NUMBERS = (
+    *FLOATS,
+    torch.float64,
+    torch.bool,
+    *CODES,
+    torch.int16,
+    torch.int32,
+    torch.int64,
+)  # of a tensor that holds one
 LEAST_SCALE, MOST_SCALE = torch.finfo(torch.float32).tiny, torch.finfo(torch.float32).max
 
 

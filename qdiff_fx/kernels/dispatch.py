@@ -6,7 +6,8 @@ import functools
 import os
 import threading
 import warnings
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from qdiff_fx.errors import KernelError
@@ -29,6 +30,7 @@ class Status:
         library: its library.
         operators: the library of operators that calls it.
         disabled: by the user, not by a lack of something.
+        delete_plan: what deletes the plan of a number.
     """
 
     available: bool
@@ -37,6 +39,7 @@ class Status:
     library: Path | None = None
     operators: Path | None = None
     disabled: bool = False
+    delete_plan: Callable[[int], None] | None = field(default=None, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         if self.available == bool(self.reason):
@@ -67,10 +70,10 @@ def _load_once() -> Status:
     try:
         isa = choose_isa("" if choice == "1" else choice)
         kernels, operators = _both(kernels_of(isa))
-        start(operators, kernels)
+        delete_plan = start(operators, kernels)
     except KernelError as error:
         return Status(False, str(error))
-    return Status(True, kernel=isa.name, library=kernels.path, operators=operators.path)
+    return Status(True, "", isa.name, kernels.path, operators.path, delete_plan=delete_plan)
 
 
 def _both(kernels: Recipe) -> tuple[Loaded, Loaded]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -38,13 +39,20 @@ def load(path: Path, recipe: Recipe) -> Loaded:
     return loaded
 
 
-def start(operators: Loaded, kernels: Loaded) -> None:
-    """Register the operators with torch, for good; raises KernelError where they cannot be."""
+def start(operators: Loaded, kernels: Loaded) -> Callable[[int], None]:
+    """Register the operators with torch, for good; raises KernelError where they cannot be.
+
+    Returns:
+        What deletes the plan of a number.
+    """
     begin = operators.handle.qdiff_start
     begin.restype, begin.argtypes = ctypes.c_char_p, [ctypes.POINTER(_Library)]
     reason = begin(ctypes.byref(_set_of(kernels)))
     if reason:
         raise KernelError(reason.decode(errors="replace"), where=str(operators.path))
+    delete_plan = operators.handle.qdiff_plan_delete
+    delete_plan.restype, delete_plan.argtypes = None, [ctypes.c_int64]
+    return delete_plan
 
 
 def _set_of(kernels: Loaded) -> _Library:

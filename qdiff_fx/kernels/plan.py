@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from qdiff_fx.errors import KernelError
+from qdiff_fx.kernels.dispatch import status
 
 # Kinds of arguments, as ops/arguments.h numbers them.
 NONE, SLOT, INT, FLOAT, TENSOR, DTYPE, LIST = range(7)
@@ -52,13 +53,17 @@ class Plan:
         slots: how many values there are.
     """
 
+    _number: int | None = None
+    _delete: Callable[[int], None] | None = None
+
     def __init__(self, slots: int):
-        self._number = -1
+        self._delete = status().delete_plan
         self._number = torch.ops.qdiff_native.plan_new(slots)
 
     def __del__(self) -> None:
-        if self._number >= 0 and torch is not None:
-            torch.ops.qdiff_native.plan_delete(self._number)
+        # Not as an operator: garbage is collected at any moment, also while a mode watches what torch is asked to do.
+        if self._number is not None and self._delete is not None:
+            self._delete(self._number)
 
     def add(
         self,

@@ -7,6 +7,7 @@ import operator
 import pytest
 import torch
 from torch import Tensor, fx
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from qdiff_fx.backends.native.runtime.program import _pieces, compile_graph
 from qdiff_fx.ir.edit import add_buffer
@@ -135,3 +136,28 @@ class TestRefusals:
         torch.ops.qdiff_native.plan_add(plan._number, "aten::no_such_thing", "", [0], [], [], [], 1, [])
         with pytest.raises(RuntimeError, match="no_such_thing"):
             plan.run([], [], [], [])
+
+
+class Watched(TorchDispatchMode):
+    """Notes what torch is asked to do."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.seen: list[str] = []
+
+    def __torch_dispatch__(self, op, types, args=(), kwargs=None):
+        self.seen.append(str(op))
+        return op(*args, **(kwargs or {}))
+
+
+def test_it_is_deleted_whatever_torch_is_doing():
+    """Garbage is collected at any moment: also in a capture, whose mode would take it for a part of it."""
+    plan = Plan(1)
+    number, delete = plan._number, plan._delete
+    with Watched() as mode:
+        del plan
+    assert mode.seen == []
+    assert number is not None
+    assert delete is not None
+    with pytest.raises(RuntimeError, match="plan"):
+        torch.ops.qdiff_native.plan_run(number, [], [], [], [])

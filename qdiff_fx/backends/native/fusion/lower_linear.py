@@ -23,7 +23,8 @@ from qdiff_fx.backends.native.fusion.pack_weight import PackedWeight
 from qdiff_fx.ir.annotations import value
 
 aten = torch.ops.aten
-PERMUTE, SQUEEZE, UNSQUEEZE = aten.permute.default, aten.squeeze.dim, aten.unsqueeze.default
+PERMUTE = aten.permute.default
+SQUEEZE, UNSQUEEZE = aten.squeeze.dim, aten.unsqueeze.default
 
 # Rows (..., I) as an image (N, I, H, W) and back, without a copy, by their number of dimensions.
 AS_IMAGE: dict[int, tuple[Moves, Moves]] = {

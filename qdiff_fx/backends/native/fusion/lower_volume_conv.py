@@ -18,7 +18,8 @@ from qdiff_fx.ir.edit import insert_call
 
 aten = torch.ops.aten
 FLATTEN, UNFLATTEN = aten.flatten.using_ints, aten.unflatten.int
-PAD, PERMUTE, SLICE = aten.constant_pad_nd.default, aten.permute.default, aten.slice.Tensor
+PAD = aten.constant_pad_nd.default
+PERMUTE, SLICE = aten.permute.default, aten.slice.Tensor
 END = torch.iinfo(torch.int64).max
 
 

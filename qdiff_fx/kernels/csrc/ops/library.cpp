@@ -64,8 +64,6 @@ void register_all() {
   StableLibrary& plans = library(StableLibrary::Kind::FRAGMENT, "qdiff_native", nullptr);
   plans.def("plan_new(int slots) -> int");
   plans.impl("plan_new", TORCH_BOX(&plan_new));
-  plans.def("plan_delete(int plan) -> ()");
-  plans.impl("plan_delete", TORCH_BOX(&plan_delete));
   plans.def(
       "plan_add(int plan, str name, str overload, int[] types, int[] code, float[] floats, Tensor[] tensors, int result, "
       "int[] dead) -> ()");
@@ -82,6 +80,9 @@ const Kernels& kernels() { return *chosen; }
 }  // namespace qdiff
 
 extern "C" QDIFF_EXPORT uint64_t qdiff_version() { return QDIFF_VERSION; }
+
+// No operator: garbage is collected at any moment, also while a mode watches what torch is asked to do.
+extern "C" QDIFF_EXPORT void qdiff_plan_delete(int64_t plan) { qdiff::plan_delete(plan); }
 
 // Returns why it cannot be, or null; called once in a process.
 extern "C" QDIFF_EXPORT const char* qdiff_start(const qdiff::Library* set) {
