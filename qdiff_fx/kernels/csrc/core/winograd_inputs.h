@@ -87,9 +87,8 @@ void transform_input(const Patch& patch, int64_t first, int64_t quads, int16_t* 
 // The inputs of a chunk, [source][block][position][tile][channel], which are made piece by piece: a piece is a block of a tile.
 class ChunkInputs {
  public:
-  ChunkInputs(const Conv& p, const WinogradPlan& plan, int64_t chunk, int16_t* to) : p_(p), plan_(plan), chunk_(chunk), to_(to) {
-    for (int64_t i = 0; i < p.source_count; ++i) blocks_ += Blocks(p.sources[i].quads).count;
-  }
+  ChunkInputs(const Conv& p, const WinogradPlan& plan, int64_t chunk, int16_t* to)
+      : p_(p), plan_(plan), chunk_(chunk), blocks_(block_count(p)), to_(to) {}
 
   int64_t pieces() const { return plan_.tiles_of(chunk_) * blocks_; }
 
@@ -112,7 +111,7 @@ class ChunkInputs {
  private:
   const Conv& p_;
   const WinogradPlan& plan_;
-  int64_t chunk_, blocks_ = 0;
+  int64_t chunk_, blocks_;
   int16_t* to_;
   // Of the next piece.
   int64_t source_ = 0, block_ = 0;

@@ -88,12 +88,6 @@ void by_panels(const Conv& p, const WinogradPlan& plan, int64_t run, const int16
 
 // ------------------------------------------------------------------------------------------- chunk after chunk
 
-int64_t block_count(const Conv& p) {
-  int64_t count = 0;
-  for (int64_t i = 0; i < p.source_count; ++i) count += Blocks(p.sources[i].quads).count;
-  return count;
-}
-
 // Calls with each block of a panel's weights and where it lies: (source, block, first element).
 template <typename Use>
 void each_block(const Conv& p, const Use& use) {

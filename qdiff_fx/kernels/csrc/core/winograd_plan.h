@@ -31,6 +31,13 @@ struct Blocks {
   int64_t quads_of(int64_t block) const { return std::min(size, quads - block * size); }
 };
 
+// Of all sources.
+int64_t block_count(const Conv& p) {
+  int64_t count = 0;
+  for (int64_t i = 0; i < p.source_count; ++i) count += Blocks(p.sources[i].quads).count;
+  return count;
+}
+
 // Distances in memory, in elements. Those between positions are no multiples of a page: caches would hold none of them.
 // A row that ends within a group of channels has room for the rest of it.
 QDIFF_INLINE int64_t row_stride(int64_t quads) { return quads * 4 + (quads % kGroupQuads ? kRegister / 2 : 0); }
