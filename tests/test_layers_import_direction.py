@@ -13,6 +13,7 @@ ROOT = Path(__file__).parents[1] / "qdiff_fx"
 LAYERS = (
     "errors",
     "atomic",
+    "progress",
     "quant",
     "config",
     "ir",
