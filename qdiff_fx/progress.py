@@ -11,7 +11,7 @@ from tqdm import tqdm
 
 
 class Phase(Protocol):
-    """A part of the work that is going on, of a total known when it began."""
+    """A part of the work that is going on."""
 
     def advance(self, count: float = 1) -> None:
         """So many more of the phase's units are done."""
@@ -26,18 +26,18 @@ class Phase(Protocol):
 class Progress(Protocol):
     """Whoever shows several phases together."""
 
-    def phase(self, name: str, total: float, unit: str) -> AbstractContextManager[Phase]:
+    def phase(self, name: str, total: float | None, unit: str) -> AbstractContextManager[Phase]:
         """Begin one; it ends with the ``with``.
 
         Args:
             name: what is being done, "rounding".
-            total: how many units of work it has; the sum of what `advance` and `skip` will be given.
+            total: how many units of work it has; the sum of what `advance` and `skip` will be given. None: unknown.
             unit: of what, in the singular, "row".
         """
 
 
 @contextmanager
-def phase(progress: bool | Progress, name: str, total: float, unit: str) -> Iterator[Phase]:
+def phase(progress: bool | Progress, name: str, total: float | None, unit: str) -> Iterator[Phase]:
     """What a function with an argument ``progress`` reports to: its own bar for True, nothing for False.
 
     >>> with phase(False, "counting", 3, "number") as counting:

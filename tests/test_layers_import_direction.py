@@ -14,6 +14,7 @@ LAYERS = (
     "errors",
     "atomic",
     "progress",
+    "checkpoint",
     "quant",
     "config",
     "ir",

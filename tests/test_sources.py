@@ -150,8 +150,8 @@ class TestPythonFile:
         handwritten = resolve(str(write(tmp_path, text, "hand.py")))
         for source, names in ((tiny, ["sample", "timestep"]), (handwritten, ["x", "t"])):
             data = source.calibration_data(SampleRequest(3, steps=4), every=2, batch_size=2)
-            assert [list(batch) for batch in data] == [names] * 4
-            assert [len(batch[names[0]]) for batch in data] == [2, 2, 1, 1]
+            assert [list(batch) for batch in data] == [names] * 2
+            assert [len(batch[names[0]]) for batch in data] == [3, 3]
             assert all(batch[names[1]].shape == (len(batch[names[0]]),) for batch in data)
 
     def test_conditioning_reaches_the_network(self, tmp_path: Path) -> None:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import asdict
 from functools import partial
 from numbers import Real
 from pathlib import Path
@@ -12,53 +12,25 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 from qdiff_fx.calibration.data import FILE_NAME, FINGERPRINT, TIMESTEP, Batch, CalibrationData
 from qdiff_fx.calibration.fingerprint import WHAT_WAS_DRAWN, inputs_fingerprint, source_fingerprint
+from qdiff_fx.calibration.plan import CollectionPlan, samples_at_once
 from qdiff_fx.calibration.recorder import TrajectoryRecorder, recorded_bytes
-from qdiff_fx.errors import CalibrationError, ConfigError
+from qdiff_fx.calibration.steps import Steps
+from qdiff_fx.checkpoint import differing
+from qdiff_fx.errors import CalibrationError
+from qdiff_fx.progress import Phase, Progress, phase
+from qdiff_fx.sampling.recorder import watching
 from qdiff_fx.sampling.samplers import Sampler, make_sampler
 
 Inputs = Mapping[str, Any] | Callable[[int], Mapping[str, Any]] | None
-
 
 NOT_PER_SAMPLE = frozenset(
     {"timesteps", "sigmas", "callback_on_step_end_tensor_inputs", "control_guidance_start", "control_guidance_end"}
     | {"controlnet_conditioning_scale", "ip_adapter_image", "ip_adapter_image_embeds"}
 )
 """Arguments of pipelines whose lists are for all samples, however many items they have: schedules, mostly."""
-
-
-@dataclass(frozen=True)
-class CollectionPlan:
-    """What is recorded; data recorded under another plan are not resumed."""
-
-    network: str
-    scheduler: str
-    num_train_timesteps: int
-    num_samples: int
-    num_inference_steps: int
-    every: int
-    batch_size: int
-    seed: int
-    guidance_scale: float | None
-
-    def __post_init__(self) -> None:
-        for name in ("num_samples", "num_inference_steps", "every", "batch_size"):
-            if getattr(self, name) < 1:
-                raise ConfigError(f"{getattr(self, name)} is below 1", where=name)
-        if self.every > self.num_inference_steps:
-            raise ConfigError(
-                f"{self.every} is above num_inference_steps {self.num_inference_steps}",
-                where="every",
-                fix="Record at least one step of the trajectory",
-            )
-
-    def trajectories(self) -> Iterator[range]:
-        """The sample numbers of each run of the sampler."""
-        for start in range(0, self.num_samples, self.batch_size):
-            yield range(start, min(start + self.batch_size, self.num_samples))
 
 
 def collect_calibration_data(
@@ -68,18 +40,18 @@ def collect_calibration_data(
     num_samples: int,
     num_inference_steps: int,
     every: int = 1,
-    batch_size: int,
+    batch_size: int | None = None,
     seed: int,
     inputs: Inputs = None,
     guidance_scale: float | None = None,
     memory_cap_bytes: int = 2 << 30,
     resume_dir: str | os.PathLike[str] | None = None,
-    progress: bool = True,
+    progress: bool | Progress = True,
 ) -> CalibrationData:
     """Sample with the float network and record its inputs `(x_t, t, conditioning)` at every c-th step.
 
-    The same seed gives the same data. Paper settings: 256 samples of 20 steps (CIFAR-10, LSUN); 128 samples of 25
-    steps with both guidance halves (Stable Diffusion).
+    The same seed gives the same data: what is drawn together is always the same, see `plan.GROUP`. Paper settings: 256
+    samples of 20 steps (CIFAR-10, LSUN); 128 samples of 25 steps with both guidance halves (Stable Diffusion).
 
     Args:
         source: a diffusers pipeline, or the network alone together with `scheduler`.
@@ -87,10 +59,10 @@ def collect_calibration_data(
         num_samples: n; each contributes one row per recorded step, two with guidance.
         num_inference_steps: steps of the sampler.
         every: c; the last step is always recorded.
-        batch_size: samples per run of the sampler.
+        batch_size: changes nothing any more.
         inputs: the pipeline's arguments (prompts, labels) or the network's (conditioning), either as a mapping,
-            whose lists and tensors of num_samples items are cut into batches, or as a function of the number of
-            samples in a batch, which may draw from torch's global generator. A schedule (``timesteps``, ``sigmas``)
+            whose lists and tensors of num_samples items are cut into groups, or as a function of the number of
+            samples in a group, which may draw from torch's global generator. A schedule (``timesteps``, ``sigmas``)
             and a tuple of numbers (a size) are for all samples, and so is a prompt that is one string. Where a bare
             network is guided, they hold 2n rows: first all unconditional ones, then all conditional ones.
         guidance_scale: classifier-free guidance; None leaves a pipeline its default and a bare network unguided.
@@ -98,9 +70,10 @@ def collect_calibration_data(
         resume_dir: keep every finished run of the sampler there, and skip the runs found there. Each is kept with
             digests of the weights, the scheduler's settings and what was drawn; data of other ones, or of a version
             that kept none, are refused.
-        progress: show a progress bar.
+        progress: show a progress bar, or report to this.
     Raises:
-        CalibrationError: the source cannot be sampled from; too much memory; `resume_dir` holds other data.
+        CalibrationError: the source cannot be sampled from; its network gives NaN; too much memory; `resume_dir` holds
+            other data.
         ConfigError: a count below 1, or `every` above `num_inference_steps`.
     """
     sampler = make_sampler(source, scheduler, num_inference_steps, guidance_scale)
@@ -111,20 +84,19 @@ def collect_calibration_data(
         num_samples=num_samples,
         num_inference_steps=num_inference_steps,
         every=every,
-        batch_size=batch_size,
+        group=samples_at_once(sampler.unet),
         seed=seed,
         guidance_scale=guidance_scale,
     )
     fingerprint = {} if resume_dir is None else source_fingerprint(source, sampler.scheduler)
     records: list[Batch] = []
     timestep = ""
-    with tqdm(total=num_samples, desc="sampling", unit="sample", disable=not progress) as bar:
+    with phase(progress, "sampling", num_samples, "sample") as bar:
         for samples in plan.trajectories():
             folder = None if resume_dir is None else Path(resume_dir) / f"samples-{samples.start:06d}"
-            data = _run_or_resume(sampler, plan, samples, inputs, memory_cap_bytes, folder, fingerprint)
+            data = _run_or_resume(sampler, plan, samples, inputs, memory_cap_bytes, folder, fingerprint, bar)
             records.extend(data)
             timestep = data.metadata.get(TIMESTEP, "")
-            bar.update(len(samples))
     return CalibrationData(records, asdict(plan) | {TIMESTEP: timestep})
 
 
@@ -136,6 +108,7 @@ def _run_or_resume(
     cap: int,
     folder: Path | None,
     fingerprint: Mapping[str, str],
+    bar: Phase,
 ) -> CalibrationData:
     """One run of the sampler. It depends on the seed and its own samples only, so resuming changes nothing."""
     seed = plan.seed * 1_000_003 + samples.start
@@ -143,11 +116,13 @@ def _run_or_resume(
         torch.manual_seed(seed)  # for `inputs`, and for samplers that take no generator
         conditioning = inputs(len(samples)) if callable(inputs) else _cut(inputs or {}, samples, plan, sampler.halves)
         if folder is None:
-            return _run(sampler, plan, samples, conditioning, seed, cap)
+            return _run(sampler, plan, samples, conditioning, seed, cap, bar)
         known = {**fingerprint, WHAT_WAS_DRAWN: inputs_fingerprint(conditioning)}
         data = _resumed(folder, plan, known)
-        if data is None:
-            data = _run(sampler, plan, samples, conditioning, seed, cap)
+        if data is not None:
+            bar.skip(len(samples))
+        else:
+            data = _run(sampler, plan, samples, conditioning, seed, cap, bar)
             data.metadata[FINGERPRINT] = known
             data.save(folder)
     return data
@@ -162,7 +137,7 @@ def _resumed(folder: Path, plan: CollectionPlan, fingerprint: Mapping[str, str])
     if not (folder / FILE_NAME).is_file():
         return None
     data = CalibrationData.load(folder)
-    changed = sorted(key for key, value in asdict(plan).items() if data.metadata.get(key) != value)
+    changed = differing({key: data.metadata.get(key) for key in asdict(plan)}, asdict(plan))
     kept = data.metadata.get(FINGERPRINT)
     if not changed and not isinstance(kept, dict):
         raise CalibrationError(
@@ -171,7 +146,7 @@ def _resumed(folder: Path, plan: CollectionPlan, fingerprint: Mapping[str, str])
             fix="Use another resume_dir; CalibrationData.load(folder) reads the data as they are",
         )
     found: Mapping[str, str] = {} if changed or kept is None else kept
-    changed = changed or sorted(key for key in {**found, **fingerprint} if found.get(key) != fingerprint.get(key))
+    changed = changed or differing(found, fingerprint)
     if changed:
         raise CalibrationError(
             f"it was recorded with other settings ({', '.join(changed)})",
@@ -182,16 +157,24 @@ def _resumed(folder: Path, plan: CollectionPlan, fingerprint: Mapping[str, str])
 
 
 def _run(
-    sampler: Sampler, plan: CollectionPlan, samples: range, conditioning: Mapping[str, Any], seed: int, cap: int
+    sampler: Sampler,
+    plan: CollectionPlan,
+    samples: range,
+    conditioning: Mapping[str, Any],
+    seed: int,
+    cap: int,
+    bar: Phase,
 ) -> CalibrationData:
+    shown = Steps(bar, samples, plan.num_inference_steps)
     recorder = TrajectoryRecorder(
         sampler.unet,
         schedule=lambda: sampler.scheduler.timesteps,
         every=plan.every,
         on_record=partial(_check_memory, plan=plan, samples=samples, cap=cap),
     )
-    with recorder.recording():
+    with recorder.recording(), watching(sampler.unet, after=shown.see):
         drawn = sampler.sample(len(samples), conditioning, torch.Generator().manual_seed(seed))
+    shown.finish()
     # The first argument is x_t; the others have its number of rows, see `as_record`.
     rows = len(next(iter(recorder.records[-1].values()))) if recorder.records else 0
     if rows == 0 or rows % len(samples) or (drawn is not None and drawn % len(samples)):

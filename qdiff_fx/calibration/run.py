@@ -2,28 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sized
 
 import torch
 from torch import nn
-from tqdm import tqdm
 
 from qdiff_fx.calibration.data import Batch
 from qdiff_fx.calibration.nested import flatten
 from qdiff_fx.calibration.schedule import schedule_of, settle_schedule, timesteps_of
 from qdiff_fx.errors import CalibrationError, QDiffError
 from qdiff_fx.networks import PreparedUNet
+from qdiff_fx.progress import Progress, phase
 from qdiff_fx.quant.timestep_bins import TimestepBins
 from qdiff_fx.signature.roles import sample_argument, timestep_of_call
 
 
-def calibrate(prepared: nn.Module, batches: Iterable[Batch], *, progress: bool = True) -> None:
+def calibrate(prepared: nn.Module, batches: Iterable[Batch], *, progress: bool | Progress = True) -> None:
     """Run `prepared(**batch)` on every batch, without gradients. Calling it again adds to what was seen.
 
     Args:
         prepared: a network with observers inside.
         batches: mappings of its forward arguments; `CalibrationData`, or any iterable. Where timesteps are none of a
             training schedule (log σ, a time in [0, 1]), their range is found in these, see `settle_schedule`.
+        progress: show a bar, or report to this.
     Raises:
         CalibrationError: there are no batches, or no observers; an input is empty or holds NaN or infinity; a timestep
             lies outside the schedule. The message names the batch and the argument.
@@ -37,14 +38,16 @@ def calibrate(prepared: nn.Module, batches: Iterable[Batch], *, progress: bool =
         )
     batches = settle_schedule(prepared, batches)
     index = -1
-    for index, batch in enumerate(tqdm(batches, desc="calibrating", unit="batch", disable=not progress)):
-        check_batch(index, batch, schedule_of(prepared), prepared)
-        try:
-            with torch.no_grad():
-                prepared(**batch)
-        except QDiffError as error:
-            error.add_note(f"This happened in calibration batch {index}.")
-            raise
+    with phase(progress, "calibrating", len(batches) if isinstance(batches, Sized) else None, "batch") as calibrating:
+        for index, batch in enumerate(batches):
+            check_batch(index, batch, schedule_of(prepared), prepared)
+            try:
+                with torch.no_grad():
+                    prepared(**batch)
+            except QDiffError as error:
+                error.add_note(f"This happened in calibration batch {index}.")
+                raise
+            calibrating.advance()
     if index < 0:
         raise CalibrationError(
             "there are no batches", where="calibrate", fix="Record some with collect_calibration_data"

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import os
-import sys
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
 
 from torch import Tensor
-from tqdm import tqdm
 
 from qdiff_fx.calibration.data import Batch
+from qdiff_fx.checkpoint import Checkpoint
 from qdiff_fx.networks import PreparedUNet
+from qdiff_fx.progress import Phase, Progress, phase
 from qdiff_fx.quant.parameters import ParameterStore
 from qdiff_fx.reconstruction.cache import ActivationCache
 from qdiff_fx.reconstruction.config import ReconstructionConfig
@@ -22,7 +22,6 @@ from qdiff_fx.reconstruction.report import Reconstruction, UnitReport
 from qdiff_fx.reconstruction.sensitivity import output_sensitivity
 from qdiff_fx.reconstruction.simulation import Simulation, simulate
 from qdiff_fx.reconstruction.stage import FLOAT, QUANTIZED, Stage, build_stages
-from qdiff_fx.reconstruction.state import Checkpoint
 from qdiff_fx.reconstruction.unit import CHUNK, JUDGED, Lesson, reconstruct_unit
 from qdiff_fx.reconstruction.units import find_units
 
@@ -34,7 +33,7 @@ def reconstruct(
     *,
     resume_dir: str | os.PathLike[str] | None = None,
     cache_dir: str | os.PathLike[str] | None = None,
-    progress: bool = True,
+    progress: bool | Progress = True,
 ) -> Reconstruction:
     """Learn how to round weights and how wide to make quantization steps, block by block (Q-Diffusion, section 4.3).
 
@@ -47,7 +46,7 @@ def reconstruct(
         config: how long and how; `ReconstructionConfig.fast()` by default.
         resume_dir: keep every finished unit there; a run that was killed goes on from it, to the same result.
         cache_dir: where cached activations go while this runs, up to `config.cache_bytes`.
-        progress: show a bar, and say which units kept their rounded weights.
+        progress: show a bar or report to this, and say which units kept their rounded weights.
     Raises:
         CalibrationError: `prepared` saw no data; too few samples, or none of a part of the schedule; the disk is full.
         InputError: data of another network.
@@ -60,7 +59,7 @@ def reconstruct(
     samples = fitting(simulation, stages, samples, config)
     checkpoint = Checkpoint(resume_dir, fingerprint(simulation, prepared.qconfig, config, samples))
     reports: list[UnitReport] = []
-    with tqdm(total=len(stages) * len(_passes(config)), unit="unit", disable=not progress) as bar:
+    with phase(progress, "reconstructing", len(stages) * len(_passes(config)), "unit") as bar:
         for name, weights, activations in _passes(config):
             simulation.switch.set(weights=True, activations=activations)
             with ActivationCache(len(samples), cache_dir) as cache:
@@ -70,8 +69,8 @@ def reconstruct(
                 lesson = Lesson(config, samples, cache, sensitivity, weights, activations)
                 for report in _run(name, simulation, stages, lesson, checkpoint, bar):
                     reports.append(report)
-                    if report.fell_back and progress:
-                        tqdm.write(f"{report.path}: {report.fell_back}; it keeps what it had", file=sys.stderr)
+                    if report.fell_back:
+                        bar.note(f"{report.path}: {report.fell_back}; it keeps what it had")
     prepared.decided |= _decided(simulation)
     return Reconstruction(tuple(reports), len(samples))
 
@@ -96,13 +95,12 @@ def _sensitivity(
 
 
 def _run(
-    name: str, simulation: Simulation, stages: list[Stage], lesson: Lesson, checkpoint: Checkpoint, bar: tqdm
+    name: str, simulation: Simulation, stages: list[Stage], lesson: Lesson, checkpoint: Checkpoint, bar: Phase
 ) -> Iterator[UnitReport]:
     """One pass over all units. Units a checkpoint holds are set, and computed for those that come after."""
     finished = [checkpoint.load(f"{name}-{index:04d}") for index in range(len(stages))]
     ahead = any(each is None for each in finished)
     for index, (stage, found) in enumerate(zip(stages, finished, strict=True)):
-        bar.set_description(stage.unit.path)
         if ahead:
             with simulation.switch.off():
                 stage.propagate(lesson.cache, FLOAT, CHUNK)
@@ -117,7 +115,7 @@ def _run(
         for node in stage.finished if ahead else ():
             lesson.cache.drop(f"{FLOAT}.{node}")
             lesson.cache.drop(f"{QUANTIZED}.{node}")
-        bar.update()
+        (bar.advance if found is None else bar.skip)()
         yield report
 
 

@@ -8,10 +8,11 @@ from diffusers import (
     UNet2DConditionModel,
     UNet2DModel,
 )
+from listener import Listener
 
 from qdiff_fx.bundled.modules import DigitEmbedding
 from qdiff_fx.bundled.pipeline import DigitsPipeline
-from qdiff_fx.calibration import CalibrationData, collect_calibration_data
+from qdiff_fx.calibration import CalibrationData, collect_calibration_data, plan
 from qdiff_fx.errors import CalibrationError, ConfigError
 
 
@@ -55,7 +56,13 @@ def digits_pipeline():
     return DigitsPipeline(conditional_unet(32), seeded(DigitEmbedding), DDIMScheduler())
 
 
-COUNTS = {"num_samples": 3, "num_inference_steps": 4, "batch_size": 2, "seed": 5, "progress": False}
+COUNTS = {"num_samples": 3, "num_inference_steps": 4, "seed": 5, "progress": False}
+
+
+@pytest.fixture(autouse=True)
+def in_twos(monkeypatch):
+    """Two samples are drawn together."""
+    monkeypatch.setattr(plan, "GROUP", 2)
 
 
 def collect(source=None, scheduler=None, **changes):
@@ -102,6 +109,14 @@ class TestNetwork:
     def test_same_seed_same_data(self):
         assert_same(collect(), collect())
         assert not torch.equal(collect()[0]["sample"], collect(seed=6)[0]["sample"])
+
+    def test_nobody_decides_how_many_are_drawn_together(self):
+        for size in (1, 4):
+            assert_same(collect(batch_size=size), collect())
+
+    def test_large_networks_draw_one_at_a_time(self, monkeypatch):
+        monkeypatch.setattr(plan, "LARGE", 100)
+        assert [len(batch["sample"]) for batch in collect(num_inference_steps=1)] == [1] * 3
 
     def test_does_not_disturb_the_global_generator(self):
         before = torch.random.get_rng_state()
@@ -257,6 +272,38 @@ class TestMemory:
         assert len(calls) <= 2
 
 
+class TestNumbers:
+    @pytest.mark.parametrize("value", [torch.nan, torch.inf])
+    def test_a_prediction_that_is_no_number_names_its_step_and_rows(self, value):
+        unet, calls = unconditional_unet(), []
+
+        def spoil(module, args, output):
+            calls.append(1)
+            if len(calls) == 6:
+                output.sample[0, 0, 3, 3] = value
+
+        unet.register_forward_hook(spoil)
+        with pytest.raises(CalibrationError, match=r"samples 2 to 3: the network gives NaN.* in step 2 .* rows \[0\]"):
+            collect(unet, DDIMScheduler(), num_samples=4)
+        assert len(calls) == 6
+
+
+class TestProgress:
+    @pytest.mark.parametrize("start", [0, 2])
+    def test_steps_are_reported_as_parts_of_samples(self, start):
+        listener = Listener()
+        collect(Scheduled(start), inputs={"prompt": "a"}, progress=listener)
+        advanced = [each[1] for each in listener.heard if each[0] == "advance"]
+        assert sum(advanced) == pytest.approx(3)
+        assert len(advanced) >= 2 * (4 - start)
+
+    def test_samples_of_an_earlier_run_are_skipped(self, tmp_path):
+        listener = Listener()
+        collect(resume_dir=tmp_path)
+        collect(resume_dir=tmp_path, progress=listener)
+        assert listener.heard == [("sampling", 3, "sample"), ("skip", 2), ("skip", 1), ("end",)]
+
+
 class TestResuming:
     def test_finished_runs_are_not_repeated(self, tmp_path):
         whole = collect()
@@ -283,8 +330,8 @@ class TestResuming:
 
     def test_refuses_data_of_other_weights_scheduler_settings_and_conditioning(self, tmp_path):
         unet, scheduler = conditional_unet(), DDIMScheduler()
-        inputs = {"encoder_hidden_states": torch.randn(3, 2, 64)}
-        one_run = {"inputs": inputs, "batch_size": 3, "resume_dir": tmp_path}
+        inputs = {"encoder_hidden_states": torch.randn(2, 2, 64)}
+        one_run = {"inputs": inputs, "resume_dir": tmp_path, "num_samples": 2}
         kept = collect(unet, scheduler, **one_run)
         assert_same(collect(conditional_unet(), DDIMScheduler(), **one_run), kept)
         other = {"encoder_hidden_states": inputs["encoder_hidden_states"] + 1e-3}
@@ -302,7 +349,7 @@ class TestResuming:
 
     def test_refuses_data_of_another_prompt_or_another_encoder(self, tmp_path):
         pipeline = digits_pipeline()
-        one_run = {"batch_size": 3, "num_inference_steps": 2, "resume_dir": tmp_path}
+        one_run = {"num_inference_steps": 2, "resume_dir": tmp_path}
         collect(pipeline, **one_run, inputs={"labels": [1, 2, 3]})
         with pytest.raises(CalibrationError, match=r"other settings \(prompts or conditioning\)"):
             collect(pipeline, **one_run, inputs={"labels": [1, 2, 4]})
@@ -334,7 +381,7 @@ class TestRefusals:
         with pytest.raises(CalibrationError, match="Linear: its config has no in_channels"):
             collect(torch.nn.Linear(1, 1), DDIMScheduler())
 
-    @pytest.mark.parametrize("name", ["num_samples", "num_inference_steps", "every", "batch_size"])
+    @pytest.mark.parametrize("name", ["num_samples", "num_inference_steps", "every"])
     def test_counts_below_one(self, name):
         with pytest.raises(ConfigError, match=f"{name}: 0 is below 1"):
             collect(**{name: 0})

@@ -9,13 +9,13 @@ from residual_net import QUICK, Net, batches, make_prepared
 from tiny_graphs import reference_for
 
 from qdiff_fx import QDiffConfig, Reconstruction, convert_qdiff, load_qdiff, prepare_qdiff, reconstruct, save_qdiff
+from qdiff_fx.checkpoint import Checkpoint
 from qdiff_fx.errors import ArtifactError, CalibrationError, InputError
 from qdiff_fx.ir.annotations import nodes_with
 from qdiff_fx.ir.edit import get_attr_tensor, is_op
 from qdiff_fx.ir.facts import LayerPlan, layer_id
 from qdiff_fx.quant.numerics import sqnr_db
 from qdiff_fx.reconstruction import learning
-from qdiff_fx.reconstruction.state import Checkpoint
 
 dequantize = torch.ops.quantized_decomposed.dequantize_per_channel.default
 

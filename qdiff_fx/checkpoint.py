@@ -1,4 +1,4 @@
-"""What reconstruction has decided so far, on disk: a run that was killed goes on, and ends as if it had not been."""
+"""What long work has come to so far, on disk: a run that was killed goes on, and ends as if it had not been."""
 
 from __future__ import annotations
 
@@ -15,29 +15,31 @@ from torch import Tensor
 from qdiff_fx.atomic import entries, replacing_file, write_text
 from qdiff_fx.errors import ArtifactError
 
-FORMAT, VERSION = "qdiff_fx reconstruction", 1
-MANIFEST = "reconstruction.json"
+VERSION = 1
 
 
 class Checkpoint:
-    """A folder with one file for each finished unit.
+    """A folder with one file for each finished step.
 
     Args:
         folder: made if it is missing; ``None`` keeps nothing.
-        fingerprint: a digest for each thing the result depends on ("network", "data", ...).
+        fingerprint: what the result depends on, a digest or a short text for each thing ("network", "data", ...).
+        work: of what, in a word that file names may hold.
     Raises:
         ArtifactError: the folder belongs to a run of another fingerprint, or holds something else.
     """
 
-    def __init__(self, folder: str | os.PathLike[str] | None, fingerprint: Mapping[str, str]):
+    def __init__(
+        self, folder: str | os.PathLike[str] | None, fingerprint: Mapping[str, str], work: str = "reconstruction"
+    ):
         self.folder = None if folder is None else Path(folder)
-        self.fingerprint = dict(fingerprint)
+        self.fingerprint, self.work = dict(fingerprint), work
         if self.folder is not None:
             self._open(self.folder)
 
     def _open(self, folder: Path) -> None:
-        manifest = folder / MANIFEST
-        header = {"format": FORMAT, "version": VERSION, "fingerprint": self.fingerprint}
+        manifest = folder / f"{self.work}.json"
+        header = {"format": f"qdiff_fx {self.work}", "version": VERSION, "fingerprint": self.fingerprint}
         if not manifest.is_file():
             if folder.exists() and entries(folder):
                 raise ArtifactError("it holds something else", where=str(folder), fix="Choose an empty folder")
@@ -45,17 +47,16 @@ class Checkpoint:
             write_text(manifest, json.dumps(header, indent=1))
             return
         found = _read_header(manifest)
-        if (found.get("format"), found.get("version")) != (FORMAT, VERSION):
+        if (found.get("format"), found.get("version")) != (header["format"], VERSION):
             raise ArtifactError(
                 f"it is of {found.get('format')!r} version {found.get('version')!r}",
                 where=str(manifest),
                 fix="Choose another folder",
             )
-        kept = found.get("fingerprint", {})
-        differing = sorted(name for name in {*kept, *self.fingerprint} if kept.get(name) != self.fingerprint.get(name))
-        if differing:
+        different = differing(found.get("fingerprint", {}), self.fingerprint)
+        if different:
             raise ArtifactError(
-                f"it was begun with another {' and another '.join(differing)}",
+                f"it was begun with another {' and another '.join(different)}",
                 where=str(folder),
                 fix="Give the folder of this run, or an empty one to start again",
             )
@@ -75,7 +76,7 @@ class Checkpoint:
                 return tensors, json.loads(stored.metadata()["report"])
         except (SafetensorError, KeyError, TypeError, json.JSONDecodeError) as error:
             raise ArtifactError(
-                f"it is damaged ({error})", where=str(file), fix="Delete this file to learn the unit again"
+                f"it is damaged ({error})", where=str(file), fix="Delete this file to do that step again"
             ) from error
 
     def save(self, step: str, tensors: Mapping[str, Tensor], report: Mapping[str, Any]) -> None:
@@ -93,6 +94,11 @@ class Checkpoint:
 
     def _file(self, step: str) -> Path | None:
         return None if self.folder is None else self.folder / f"{step}.safetensors"
+
+
+def differing(kept: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+    """The names under which two fingerprints do not agree, or of which one of them knows nothing."""
+    return sorted(name for name in {*kept, *now} if kept.get(name) != now.get(name))
 
 
 def _read_header(manifest: Path) -> dict[str, Any]:
