@@ -48,7 +48,11 @@ class Call:
             packs = [pack(weight, each) for weight, each in zip(arguments["weights"], bits, strict=True)]
             arguments["weights"], arguments["weight_sums"] = [p[0] for p in packs], [p[1] for p in packs]
             arguments["weight_scales"] = [padded(s, p[1]) for s, p in zip(scales, packs, strict=True)]
-        return operator(**arguments)
+        if "total" not in arguments:
+            return operator(**arguments)
+        total: Tensor = arguments["total"].clone()  # which is written into
+        operator(**arguments | {"total": total})
+        return total
 
 
 NORM_RESOLUTION = 3e-5  # a mean far from zero is subtracted, which costs digits
@@ -104,6 +108,19 @@ def layout(x: Tensor, kind: str) -> Tensor:
 
 
 layouts = st.sampled_from(["channels_last", "contiguous", "slice"])
+
+
+# ----------------------------------------------------------------------------------------------- second moments
+
+
+@st.composite
+def grams(draw) -> Call:
+    """Rows and columns that fill the tiles and such that do not, of codes of all sizes or at their ends."""
+    torch.manual_seed(draw(seeds))
+    rows, columns = draw(st.integers(0, 150)), draw(st.sampled_from([1, 5, 16, 17, 63, 64, 65, 130, 390, 450]))
+    low, high = draw(st.sampled_from([(-128, 128), (-128, -127), (127, 128), (-3, 4)]))
+    total = torch.randint(-(2**31), 2**31, (columns, columns)).int()
+    return Call("int_gram", {"total": total, "rows": torch.randint(low, high, (rows, columns), dtype=torch.int8)})
 
 
 # ------------------------------------------------------------------------------------------------ convolutions

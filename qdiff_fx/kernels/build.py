@@ -49,6 +49,7 @@ _OPERATORS = (
     "ops/norms.cpp",
     "ops/int_conv.cpp",
     "ops/int_depthwise_conv.cpp",
+    "ops/int_gram.cpp",
     "ops/layout.cpp",
     "ops/act_quantize.cpp",
     "ops/act_quantize_rest.cpp",

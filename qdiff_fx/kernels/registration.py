@@ -98,7 +98,9 @@ def _warn_once(reason: str) -> None:
 
 def _checked(op: str, schema: str, function: Callable[..., Any]) -> Callable[..., Any]:
     """The function, given no less than the schema says, and tensors that it can look at."""
-    needed = [index for index, each in enumerate(schema.lstrip("(").split(", ")) if each.startswith("Tensor ")]
+    needed = [
+        index for index, each in enumerate(schema.lstrip("(").split(", ")) if each.startswith(("Tensor ", "Tensor("))
+    ]
 
     def run(*args: Any) -> Any:
         # Tensors of other layouts come here on the CPU too, and would again from `_compiled_or`.

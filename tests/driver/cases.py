@@ -17,6 +17,7 @@ from kernel_calls import (
     convolutions,
     depthwise_convolutions,
     extreme_linears,
+    grams,
     group_norms,
     layer_norms,
     linears,
@@ -114,6 +115,10 @@ def _of_attention(arguments: dict[str, Any]) -> dict[str, Any]:
     return _NO_QUANTIZER | arguments | operands | scales | numbers
 
 
+def _of_gram(arguments: dict[str, Any]) -> dict[str, Any]:
+    return arguments | {"total": arguments["total"].view(torch.uint8)}
+
+
 def _rows(x: Tensor) -> Tensor:
     return x.reshape(-1, x.shape[-1])
 
@@ -126,6 +131,7 @@ def _heads(x: Tensor) -> Tensor:
 _LAYOUTS = {
     "int_conv": _of_convolution,
     "int_depthwise_conv": _of_depthwise_convolution,
+    "int_gram": _of_gram,
     "int_linear": _of_linear,
     "group_norm_act": _of_group_norm,
     "layer_norm_act": _of_rows,
@@ -170,6 +176,7 @@ _STRATEGIES = (
     depthwise_convolutions,
     linears,
     extreme_linears,
+    grams,
     group_norms,
     layer_norms,
     quantizations,

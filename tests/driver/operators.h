@@ -203,6 +203,25 @@ inline Bytes int_linear(const Case& c, const Way& way) {
   return convolve(c, {c.tensors("weights").size(), image}, window, way);
 }
 
+// ---------------------------------------------------------------------------------------------- second moments
+
+// Of rows (rows, columns), added to a total (columns, 4 * columns) of the bytes of 32-bit numbers.
+inline Bytes int_gram(const Case& c, const Way& way) {
+  const Tensor &rows = c.tensor("rows"), &total = c.tensor("total");
+  std::vector<int32_t> sums(total.bytes.size() / sizeof(int32_t));
+  std::memcpy(sums.data(), total.bytes.data(), total.bytes.size());
+  const qdiff::Gram p{rows.codes(), rows.sizes[0], rows.sizes[1], sums.data()};
+  const qdiff::SecondMoments& moments = *qdiff::kKernels.second_moments;
+  const Aligned memory(moments.bytes(p));
+  for (int64_t run = 0; run < moments.runs(p); ++run) {
+    share(moments.pack_tasks(p), way.threads, [&](qdiff::Tasks& tasks) { moments.pack(p, run, memory.data(), tasks); });
+    share(moments.tasks(p), way.threads, [&](qdiff::Tasks& tasks) { moments.multiply(p, run, memory.data(), tasks); });
+  }
+  Bytes out(total.bytes.size());
+  std::memcpy(out.data(), sums.data(), out.size());
+  return out;
+}
+
 // ------------------------------------------------------------------------------------------------------- norms
 
 inline qdiff::Norm norm_of(const Case& c, const std::vector<Tensor>& parts) {

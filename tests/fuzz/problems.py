@@ -225,6 +225,13 @@ def _linear(draw: random.Random, pack: Pack) -> Arguments:
     }
 
 
+def _gram(draw: random.Random, pack: Pack) -> Arguments:
+    rows, columns = draw.choice((0, 1, 15, 16, 33, 100)), draw.choice((1, 5, 16, 17, 64, 70, 130))
+    total = torch.randint(-(2**31), 2**31 - 1, (columns, columns), dtype=torch.int32)
+    codes = torch.randint(-128, 128, (rows, columns), dtype=torch.int8)
+    return {"total": total, "rows": codes.T.contiguous().T if draw.random() < 0.3 else codes}
+
+
 def _pack_weight(draw: random.Random, pack: Pack) -> Arguments:
     bits = draw.randint(2, 8)
     shape = [draw.choice((1, 5, 16, 17, 70, 130)), *(draw.randint(1, 9) for _ in range(draw.randint(1, 3)))]
@@ -318,6 +325,7 @@ VALID: dict[str, Callable[[random.Random, Pack], Arguments]] = {
     "pack_weight": _pack_weight,
     "int_conv": _conv,
     "int_depthwise_conv": _depthwise,
+    "int_gram": _gram,
     "int_linear": _linear,
     "group_norm_act": _group_norm,
     "layer_norm_act": _layer_norm,

@@ -24,6 +24,14 @@ TABLE = (
     ),
     *(f"int_depthwise_conv 17 {name}=sparse" for name in ("codes", "weight", "weight_scale", "bias", "residual")),
     *(f"int_depthwise_conv 17 weight={kind}" for kind in ("number", "huge", "none_in_rows")),
+    *(
+        f"int_gram 5 total={kind}"
+        for kind in ("s64", "f32", "shorter", "repeated", "turned", "overlapping", "flat", "meta")
+    ),
+    *(
+        f"int_gram 5 rows={kind}"
+        for kind in ("u8", "wider", "narrower", "more_dims", "strided", "rows_of_none", "none_in_rows")
+    ),
     # Negative sizes, and those of nothing.
     *(f"int_conv 17 out_channels={number}" for number in (-1, 0, -16, -(2**63), 2**63 - 1, 2**62, 2**40)),
     *(f"int_linear 5 out_features={number}" for number in (-1, 0, -16, -(2**63), 2**63 - 1, 2**62, 2**40)),
@@ -43,6 +51,8 @@ TABLE = (
                 ("pack_weight", "codes"),
                 ("int_conv", "codes[0]"),
                 ("int_linear", "codes"),
+                ("int_gram", "total"),
+                ("int_gram", "rows"),
                 ("group_norm_act", "parts[0]"),
             ),
             *(("layer_norm_act", "x"), ("act_quantize", "x"), ("act_quantize_rest", "x"), ("int_attention_vnni", "q")),

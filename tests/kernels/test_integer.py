@@ -16,6 +16,7 @@ from kernel_calls import (
     convolutions,
     depthwise_convolutions,
     extreme_linears,
+    grams,
     group_norms,
     layer_norms,
     linears,
@@ -139,6 +140,47 @@ def test_sums_are_exact_at_the_extremes(call):
     """As many as fit into 16 bits and more, to the last bit."""
     expected = call.arguments["codes"].long() @ call.arguments["weights"][0].long().T
     assert torch.equal(call.run(), expected.float())
+
+
+@given(grams())
+@examples(40)
+def test_second_moments_are_added_exactly(call):
+    assert torch.equal(call.run(), call.reference())
+
+
+def test_second_moments_of_rows_that_are_not_taken_at_once():
+    """So many that they are brought into order in two runs, and the most there may be."""
+    codes = torch.randint(-128, 128, (9000, 2000), dtype=torch.int8)
+    total = torch.zeros(2000, 2000, dtype=torch.int32)
+    ops.int_gram(total, codes)
+    for at in (slice(0, 3), slice(997, 1003), slice(1997, 2000)):
+        assert torch.equal(total[at].long(), (codes[:, at].double().T @ codes.double()).long())
+    assert torch.equal(total, total.T)
+    most = torch.zeros(2, 2, dtype=torch.int32)
+    ops.int_gram(most, torch.full((plain.int_gram.MOST_ROWS, 2), -128, dtype=torch.int8))
+    assert (most == plain.int_gram.MOST_ROWS * 128**2).all()
+
+
+@pytest.mark.parametrize("gram", [ops.int_gram, plain.int_gram.reference], ids=["compiled", "plain"])
+@pytest.mark.parametrize(
+    ("total", "rows", "message"),
+    [
+        (torch.zeros(3, 3, dtype=torch.int32), torch.zeros(2, 3, dtype=torch.uint8), r"rows must be int8 \(R, K\)"),
+        (torch.zeros(3, 3, dtype=torch.int32), torch.zeros(1, 2, 3, dtype=torch.int8), r"rows must be int8 \(R, K\)"),
+        (torch.zeros(3, 3), torch.zeros(2, 3, dtype=torch.int8), "total must be contiguous int32"),
+        (torch.zeros(4, 3, dtype=torch.int32), torch.zeros(2, 3, dtype=torch.int8), "total must be contiguous int32"),
+        (torch.zeros(3, 3, dtype=torch.int32), torch.zeros(2, 4, dtype=torch.int8), "total must be contiguous"),
+        (
+            torch.zeros(1, dtype=torch.int32).expand(3, 3),
+            torch.zeros(2, 3, dtype=torch.int8),
+            "total must be contiguous",
+        ),
+        (torch.zeros(1, 1, dtype=torch.int32), torch.zeros(131072, 1, dtype=torch.int8), "takes 131071 rows at most"),
+    ],
+)
+def test_second_moments_that_are_refused(gram, total, rows, message):
+    with pytest.raises((RuntimeError, KernelError), match=f"int_gram.*{message}"):
+        gram(total, rows)
 
 
 def test_misaligned_and_huge_strides():

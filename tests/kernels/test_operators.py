@@ -102,6 +102,10 @@ SAMPLES: dict[str, list[Sample]] = {
         lambda: depthwise_convolution(20, torch.float16, *FLOATS),
         lambda: depthwise_convolution(64, *TO_UINT8),
     ],
+    "int_gram.default": [
+        lambda: (torch.zeros(9, 9, dtype=torch.int32), weight_codes(20, 9)),
+        lambda: (torch.randint(-9, 9, (70, 70), dtype=torch.int32), weight_codes(5, 70)),
+    ],
     "int_linear.default": [lambda: linear(8, torch.float32, *FLOATS), lambda: linear(3, *TO_INT8)],
     "layer_norm_act.default": [
         lambda: (torch.randn(2, 3, 8), torch.randn(8), torch.randn(8), 1e-5, *TO_UINT8),

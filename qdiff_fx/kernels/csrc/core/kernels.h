@@ -88,6 +88,14 @@ struct Pointwise {
   Quantizer rest;  // of what is left over
 };
 
+// Rows [rows][columns] whose products of any two columns are added up: total += codes' codes. Of the total, [columns][columns],
+// the upper triangle is read and all of it written.
+struct Gram {
+  const int8_t* codes;
+  int64_t rows, columns;
+  int32_t* total;
+};
+
 // Work shared by threads. Each begins with a part of its own, the same part of every tensor, whose data is in its cache
 // from the kernel before; who is done helps the others, so that one that is held up holds up nobody else.
 struct TaskPool {
@@ -134,6 +142,16 @@ struct Winograd {
   void (*multiply)(const Conv&, int64_t run, void* shared, void* of_thread, int64_t threads, Tasks&);
 };
 
+// A Gram run by run: some of its rows are brought into the order of the tile, then multiplied. Memory is 64-byte aligned.
+struct SecondMoments {
+  int64_t (*runs)(const Gram&);
+  int64_t (*bytes)(const Gram&);
+  int64_t (*pack_tasks)(const Gram&);
+  void (*pack)(const Gram&, int64_t run, void* memory, Tasks&);
+  int64_t (*tasks)(const Gram&);
+  void (*multiply)(const Gram&, int64_t run, void* memory, Tasks&);
+};
+
 // One implementation of everything for one instruction set. What takes Tasks is called by every thread at once.
 struct Kernels {
   const char* name;
@@ -150,6 +168,7 @@ struct Kernels {
   void (*layer_norm)(const Norm&, Tasks&);       // a task is a row
   void (*pointwise)(const Pointwise&, Tasks&);  // a task is a row
   const Kernel* attention;
+  const SecondMoments* second_moments;
 };
 
 constexpr int64_t kMaxTaps = 1024;  // kernel_h * kernel_w

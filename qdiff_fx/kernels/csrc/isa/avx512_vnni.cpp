@@ -6,6 +6,7 @@
 
 #include "isa/avx512.h"
 #include "core/conv.h"
+#include "core/gram.h"
 #include "core/norm.h"
 #include "core/pointwise.h"
 #include "core/winograd.h"
@@ -165,7 +166,8 @@ const Rates kRates = {125, 125, 62, 4.5, 10, 0.8, 8};
 
 }  // namespace
 
-const Kernels kKernels = {"avx512_vnni", kCodeOffset, conv_tasks, conv,      &kWinograd,
-                          norm_splits,   group_norm,  layer_norm, pointwise, &kVnniAttention};
+const Kernels kKernels = {"avx512_vnni", kCodeOffset,     conv_tasks,      conv,
+                          &kWinograd,    norm_splits,     group_norm,      layer_norm,
+                          pointwise,     &kVnniAttention, &kSecondMoments};
 
 }  // namespace qdiff

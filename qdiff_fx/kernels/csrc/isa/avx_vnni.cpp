@@ -6,6 +6,7 @@
 #include <immintrin.h>
 
 #include "core/conv.h"
+#include "core/gram.h"
 #include "core/norm.h"
 #include "core/pointwise.h"
 
@@ -92,7 +93,8 @@ const Kernel kAttention = {QDIFF_NAME, 512, kMostKeys, 255, tile_plan, tile_pack
 
 }  // namespace
 
-const Kernels kKernels = {QDIFF_NAME,  kCodeOffset, conv_tasks, conv,      &kWinograd,
-                          norm_splits, group_norm,  layer_norm, pointwise, &kAttention};
+const Kernels kKernels = {QDIFF_NAME, kCodeOffset, conv_tasks,      conv,
+                          &kWinograd, norm_splits, group_norm,      layer_norm,
+                          pointwise,  &kAttention, &kSecondMoments};
 
 }  // namespace qdiff

@@ -8,6 +8,7 @@
 #define QDIFF_CODE_OFFSET 128
 
 #include "core/conv.h"
+#include "core/gram.h"
 #include "core/norm.h"
 #include "core/pointwise.h"
 
@@ -83,7 +84,8 @@ const Kernel kAttention = {"neon", 512, kMostKeys, 255, tile_plan, tile_pack, ti
 
 }  // namespace
 
-const Kernels kKernels = {"neon",      kCodeOffset, conv_tasks, conv,      &kWinograd,
-                          norm_splits, group_norm,  layer_norm, pointwise, &kAttention};
+const Kernels kKernels = {"neon",     kCodeOffset, conv_tasks,      conv,
+                          &kWinograd, norm_splits, group_norm,      layer_norm,
+                          pointwise,  &kAttention, &kSecondMoments};
 
 }  // namespace qdiff

@@ -8,6 +8,7 @@
 #define QDIFF_CODE_OFFSET 128
 
 #include "core/conv.h"
+#include "core/gram.h"
 #include "core/norm.h"
 #include "core/pointwise.h"
 
@@ -92,7 +93,8 @@ const Kernel kAttention = {"neon_dotprod", 512, kMostKeys, 255, tile_plan, tile_
 
 }  // namespace
 
-const Kernels kKernels = {"neon_dotprod", kCodeOffset, conv_tasks, conv,      &kWinograd,
-                          norm_splits,    group_norm,  layer_norm, pointwise, &kAttention};
+const Kernels kKernels = {"neon_dotprod", kCodeOffset, conv_tasks,      conv,
+                          &kWinograd,     norm_splits, group_norm,      layer_norm,
+                          pointwise,      &kAttention, &kSecondMoments};
 
 }  // namespace qdiff

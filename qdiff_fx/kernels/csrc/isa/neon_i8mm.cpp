@@ -6,6 +6,7 @@
 #include <arm_neon.h>
 
 #include "core/conv.h"
+#include "core/gram.h"
 #include "core/norm.h"
 #include "core/pointwise.h"
 
@@ -105,7 +106,8 @@ const Kernel kAttention = {"neon_i8mm", 512, kMostKeys, 255, tile_plan, tile_pac
 
 }  // namespace
 
-const Kernels kKernels = {"neon_i8mm", kCodeOffset, conv_tasks, conv,      &kWinograd,
-                          norm_splits, group_norm,  layer_norm, pointwise, &kAttention};
+const Kernels kKernels = {"neon_i8mm", kCodeOffset, conv_tasks,      conv,
+                          &kWinograd,  norm_splits, group_norm,      layer_norm,
+                          pointwise,   &kAttention, &kSecondMoments};
 
 }  // namespace qdiff

@@ -3,6 +3,7 @@
 #include "core/kernels.h"
 
 #include "core/conv.h"
+#include "core/gram.h"
 #include "core/norm.h"
 #include "core/pointwise.h"
 #include "core/winograd.h"
@@ -61,7 +62,8 @@ const Kernel kAttention = {"portable", 512, kMostKeys, 255, tile_plan, tile_pack
 
 }  // namespace
 
-const Kernels kKernels = {"portable",  kCodeOffset, conv_tasks, conv,      &kWinograd,
-                          norm_splits, group_norm,  layer_norm, pointwise, &kAttention};
+const Kernels kKernels = {"portable", kCodeOffset, conv_tasks,      conv,
+                          &kWinograd, norm_splits, group_norm,      layer_norm,
+                          pointwise,  &kAttention, &kSecondMoments};
 
 }  // namespace qdiff

@@ -24,6 +24,8 @@ Tensor int_depthwise_conv(const Tensor& codes, double scale, int64_t zero_point,
                           const OptionalTensor& bias, const OptionalTensor& residual, int64_t activation, Dtype out_dtype,
                           double out_scale, int64_t out_zero_point, int64_t out_low, int64_t out_high);
 
+void int_gram(const Tensor& total, const Tensor& rows);
+
 Tensor int_linear(const Tensor& codes, double scale, int64_t zero_point, const Tensors& weights, const Tensors& weight_scales,
                   const Tensors& weight_sums, int64_t out_features, const OptionalTensor& bias, const OptionalTensor& residual,
                   int64_t activation, Dtype out_dtype, double out_scale, int64_t out_zero_point, int64_t out_low,
