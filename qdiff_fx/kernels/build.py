@@ -44,6 +44,8 @@ _OPERATORS = (
     "ops/dispatched.cpp",
     "ops/checks.cpp",
     "ops/pack_weight.cpp",
+    "ops/nearest_codes.cpp",
+    "ops/histogram.cpp",
     "ops/aten.cpp",
     "ops/layer_norm_act.cpp",
     "ops/norms.cpp",

@@ -5,10 +5,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+import qdiff_fx.kernels  # noqa: F401, registers the operator used here
 from qdiff_fx.observers.base import Observer
 from qdiff_fx.observers.statistics import coarsen, smallest_exponent
 
-CHUNK_ELEMENTS = 1 << 15  # small enough to stay in L2 between the five passes over it
 MAX_ELEMENTS_PER_SAMPLE = 1 << 20  # of one sample that enter the histogram
 
 
@@ -32,21 +32,11 @@ class TimestepObserver(Observer):
             steps = torch.tensor([exponent - before], device=self.hist.device)
             self.hist[index] = coarsen(self.hist[index : index + 1], steps)[0]
             self.exponent[index] = exponent
-        self.hist[index] += count_on_grid(_subsample(rows), exponent, self.histogram_bins)
+        step = _step(rows.shape[1])
+        self.hist[index] += torch.ops.qdiff.histogram(rows, exponent, self.histogram_bins, step)
 
 
-def _subsample(rows: Tensor) -> Tensor:
-    """rows [R, K] -> [R, <= 2^20]. An odd stride does not lock on to the even widths of feature maps."""
-    stride = -(-rows.shape[1] // MAX_ELEMENTS_PER_SAMPLE)
-    return rows if stride == 1 else rows[:, :: stride | 1]
-
-
-def count_on_grid(values: Tensor, exponent: int, bins: int) -> Tensor:
-    """Occurrences int64 [bins] of float32 values (any shape) on the grid of width `2^exponent` around 0."""
-    # Dividing by a power of two is exact, except that small values may underflow when it is large.
-    dtype = torch.float32 if exponent <= 0 else torch.float64
-    total = torch.zeros(bins, dtype=torch.int64, device=values.device)
-    for chunk in values.reshape(-1).split(CHUNK_ELEMENTS):
-        steps = (chunk.to(dtype) * 2.0**-exponent).floor_().add_(bins // 2)
-        total += torch.bincount(steps.to(torch.int16), minlength=bins)
-    return total
+def _step(elements: int) -> int:
+    """Of so many elements of a sample every how many enter the histogram, so that there are at most 2^20."""
+    step = -(-elements // MAX_ELEMENTS_PER_SAMPLE)
+    return step if step == 1 else step | 1  # an odd one does not lock on to the even widths of feature maps

@@ -1,4 +1,4 @@
-"""Quantization numerics as pure functions: integer ranges, qparams, (de)quantize, weight scale search.
+"""Quantization numerics as pure functions: integer ranges, qparams, (de)quantize.
 
 One invariant runs through the file: `x ≈ (q - zero_point) * scale` with integer codes `q` in `[qmin, qmax]`.
 `zero_point` is itself a code, so 0.0 is always represented exactly (padding and skipped inputs stay exact).
@@ -6,22 +6,13 @@ One invariant runs through the file: `x ≈ (q - zero_point) * scale` with integ
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
-from functools import partial
-from typing import Literal
-
 import torch
 from torch import Tensor
 
-from qdiff_fx.errors import CalibrationError, ConfigError, ConversionError
+from qdiff_fx.errors import CalibrationError, ConfigError
 
 MIN_BITS, MAX_BITS = 2, 16
 SMALLEST_SCALE = torch.finfo(torch.float32).tiny  # its reciprocal is still finite
-CHUNK_ELEMENTS = 1 << 15  # of the weight search: stays in L2, and torch runs ops this small on one thread
-CHECK_EVERY = 8  # candidates between two looks at the stopping bound of the weight search
-
-WeightMethod = Literal["max", "mse"]
 
 
 def integer_range(bits: int, *, signed: bool) -> tuple[int, int]:
@@ -66,9 +57,9 @@ def choose_qparams(
     low, high = _checked_range(lo, hi)
     low, high = low.clamp(max=0), high.clamp(min=0)
     if symmetric:
-        scale = _valid_scale(torch.maximum(-low, high) / ((1 << (bits - 1)) - 1))
+        scale = valid_scale(torch.maximum(-low, high) / ((1 << (bits - 1)) - 1))
         return scale, torch.full_like(scale, 0 if signed else 1 << (bits - 1), dtype=torch.int64)
-    scale = _valid_scale((high - low) / (qmax - qmin))
+    scale = valid_scale((high - low) / (qmax - qmin))
     zero_point = (qmin - (low / scale.double()).round()).clamp(qmin, qmax)
     empty = low == high
     return scale, torch.where(empty, 0.0, zero_point).to(torch.int64)
@@ -105,7 +96,7 @@ def _checked_range(lo: Tensor | float, hi: Tensor | float) -> tuple[Tensor, Tens
     return low, high
 
 
-def _valid_scale(scale: Tensor) -> Tensor:
+def valid_scale(scale: Tensor) -> Tensor:
     """float32 scales that are positive and have a finite reciprocal; an empty range gets 1."""
     return torch.where(scale == 0, 1.0, scale.clamp(min=SMALLEST_SCALE)).to(torch.float32)
 
@@ -174,107 +165,6 @@ def _along(values: Tensor | float, x: Tensor, axis: int | None) -> Tensor | floa
     shape = [1] * x.dim()
     shape[axis] = -1
     return values.view(shape)
-
-
-def weight_scales(
-    w: Tensor,
-    bits: int,
-    *,
-    axis: int = 0,
-    method: WeightMethod = "max",
-    p: float = 2.4,
-    candidates: int = 80,
-    shrink: float = 0.01,
-) -> Tensor:
-    """Symmetric scale of every output channel, for codes in `weight_range(bits)` and zero point 0.
-
-    "max" is the smallest scale under which nothing clips, `max(max(w) / qmax, min(w) / qmin)`. "mse" tries
-    `candidates` scales, that one shrunk by `shrink` more each time, and keeps the one with the least
-    `sum |w - ŵ|^p` (Q-Diffusion: 80 candidates, 1 % each, L2.4). A channel of zeros gets scale 1.
-
-    Args:
-        w: weight with O output channels along `axis`: 0 for conv and linear, 1 for conv_transpose.
-    Returns:
-        float32 [O].
-    Raises:
-        ConversionError: the weight holds NaN or infinity.
-        ConfigError: an unsupported `bits`, `method`, `p`, or candidates that shrink to nothing.
-    """
-    qmin, qmax = weight_range(bits)
-    if method not in ("max", "mse"):
-        raise ConfigError(f"unknown method {method!r}", where="weight_scales", fix="Use 'max' or 'mse'")
-    if candidates < 1 or shrink <= 0 or shrink * (candidates - 1) >= 1 or p <= 0:
-        raise ConfigError(
-            f"{candidates} candidates shrinking by {shrink} each, error |.|^{p}, cannot be searched",
-            where="weight_scales",
-            fix="Keep candidates >= 1, p > 0, shrink > 0 and shrink * (candidates - 1) below 1",
-        )
-    search = partial(
-        _search_scale,
-        qmin=qmin,
-        qmax=qmax,
-        p=p,
-        candidates=candidates if method == "mse" else 1,
-        shrink=shrink,
-    )
-    # A chunk per thread: thousands of tiny ops would otherwise each wait for a barrier of torch's own threads.
-    with ThreadPoolExecutor(torch.get_num_threads()) as threads:
-        return torch.cat(list(threads.map(search, _row_chunks(w.detach(), axis))))
-
-
-def _row_chunks(w: Tensor, axis: int) -> Iterator[Tensor]:
-    """The weight with its output channels first, [rows, ...], a cache-sized number of channels at a time."""
-    rows = w.movedim(axis, 0)
-    step = max(1, CHUNK_ELEMENTS // max(1, rows[0].numel()))
-    for start in range(0, rows.shape[0], step):
-        yield rows[start : start + step]
-
-
-def _search_scale(channels: Tensor, *, qmin: int, qmax: int, p: float, candidates: int, shrink: float) -> Tensor:
-    """The best of `candidates` scales for every channel of [R, ...]."""
-    rows = channels.to(torch.float32).flatten(1)
-    smallest, largest = rows.aminmax(dim=1)
-    if not bool((smallest.isfinite() & largest.isfinite()).all()):
-        raise ConversionError("the weight holds NaN or infinity", where="weight_scales")
-    unclipped = _valid_scale(torch.maximum(largest.double() / qmax, smallest.double() / qmin))
-    if candidates == 1:
-        return unclipped
-    # In units of the unclipped scale every row has the same candidates, and no error under- or overflows.
-    units = rows * (1.0 / unclipped)[:, None]
-    best_ratio, best_error = torch.ones_like(unclipped), torch.full_like(unclipped, torch.inf)
-    scratch = torch.empty_like(units), torch.empty_like(units)
-    for index in range(candidates):
-        ratio = 1 - shrink * index
-        look = index % CHECK_EVERY == 0
-        if look and bool((_clipping_error(units, ratio, qmin, qmax, p) > best_error).all()):
-            break  # clipping only grows as the scale shrinks: no later candidate can win
-        error = _rounding_error(units, ratio, qmin, qmax, p, scratch)
-        better = error < best_error
-        best_error = torch.where(better, error, best_error)
-        best_ratio = torch.where(better, ratio, best_ratio)
-    return (unclipped * best_ratio).clamp(min=SMALLEST_SCALE)
-
-
-def _rounding_error(
-    units: Tensor, scale: float, qmin: int, qmax: int, p: float, scratch: tuple[Tensor, Tensor]
-) -> Tensor:
-    """`sum |u - û|^p` of every row of [R, K]; the two scratch tensors have its shape."""
-    steps, codes = scratch
-    torch.mul(units, 1.0 / scale, out=steps)
-    torch.round(steps, out=codes).clamp_(qmin, qmax)
-    unit: float = scale**p
-    return _sum_of_powers(steps.sub_(codes).abs_(), p) * unit
-
-
-def _clipping_error(units: Tensor, scale: float, qmin: int, qmax: int, p: float) -> Tensor:
-    """The part of `_rounding_error` that no finer grid could remove: values beyond the outermost codes."""
-    return _sum_of_powers((units - units.clamp(qmin * scale, qmax * scale)).abs_(), p)
-
-
-def _sum_of_powers(magnitudes: Tensor, p: float) -> Tensor:
-    """`sum x^p` over dim 1 of non-negative [R, K], overwriting it. exp2(p log2 x) is much faster than pow."""
-    powers = magnitudes.square_() if p == 2 else magnitudes.log2_().mul_(p).exp2_()
-    return powers.sum(dim=1)
 
 
 def sqnr_db(reference: Tensor, approx: Tensor) -> float:

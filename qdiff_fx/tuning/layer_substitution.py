@@ -18,7 +18,8 @@ from qdiff_fx.ir.edit import get_attr_tensor
 from qdiff_fx.ir.facts import QuantizedLayer, layer_info, quantized_layers
 from qdiff_fx.ir.subgraph import Subgraph, subgraph
 from qdiff_fx.networks import PreparedUNet
-from qdiff_fx.quant.numerics import fake_quantize, weight_range, weight_scales
+from qdiff_fx.passes.quantize.nearest import weight_scales
+from qdiff_fx.quant.numerics import fake_quantize, weight_range
 from qdiff_fx.quant.qparams import SIXTEEN_BITS
 from qdiff_fx.tuning.choice import Choice
 from qdiff_fx.tuning.float_graph import all_values, without_observers

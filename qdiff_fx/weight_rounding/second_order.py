@@ -20,7 +20,8 @@ from qdiff_fx.ir.edit import get_attr_tensor
 from qdiff_fx.ir.facts import LayerPlan, layer_id, layer_info, quantized_layers
 from qdiff_fx.networks import PreparedUNet, QuantizedUNet
 from qdiff_fx.passes.quantize.convert import convert
-from qdiff_fx.quant.numerics import weight_range, weight_scales
+from qdiff_fx.passes.quantize.nearest import weight_scales
+from qdiff_fx.quant.numerics import weight_range
 from qdiff_fx.quant.parameters import WeightParameters
 from qdiff_fx.weight_rounding.hessian import Hessian, hessian_of
 from qdiff_fx.weight_rounding.nearest_plane import HessianFactor, factorise, feedback_codes

@@ -321,6 +321,22 @@ def _timestep_bin(draw: random.Random, pack: Pack) -> Arguments:
     return {"timestep": steps, "bins": draw.randint(1, 20), "num_train_timesteps": draw.choice((1, 50, 1000))}
 
 
+def _nearest_codes(draw: random.Random, pack: Pack) -> Arguments:
+    weight = torch.randn(draw.choice((0, 1, 7)), draw.choice((0, 1, 9, 40, 700))) * draw.choice((0.0, 1e-30, 1.0, 1e30))
+    numbers = {"candidates": draw.choice((1, 2, 80)), "shrink": 0.01, "power": draw.choice((1.0, 2.0, 2.4))}
+    return {"weight": weight.to(draw.choice(FLOATS)).nan_to_num(), "bits": draw.randint(2, 8), **numbers}
+
+
+def _histogram(draw: random.Random, pack: Pack) -> Arguments:
+    rows = torch.randn(draw.choice((0, 1, 3)), draw.choice((0, 1, 9, 40, 700))).to(draw.choice(FLOATS))
+    return {
+        "rows": rows,
+        "exponent": draw.randint(-20, 20),
+        "bins": draw.choice((2, 16, 2048)),
+        "step": draw.choice((1, 3)),
+    }
+
+
 VALID: dict[str, Callable[[random.Random, Pack], Arguments]] = {
     "pack_weight": _pack_weight,
     "int_conv": _conv,
@@ -335,4 +351,6 @@ VALID: dict[str, Callable[[random.Random, Pack], Arguments]] = {
     "int_attention_vnni": _attention,
     "int_attention_vnni.numbers": _attention_numbers,
     "timestep_bin": _timestep_bin,
+    "nearest_codes": _nearest_codes,
+    "histogram": _histogram,
 }

@@ -35,7 +35,13 @@ from qdiff_fx.kernels.isa import supported_isas
 pytestmark = pytest.mark.skipif(not status().available, reason=status().reason or "-")
 ops = torch.ops.qdiff
 
-FILES = ("test_integer.py", "test_winograd.py", "test_attention_vnni.py")  # of every instruction set
+FILES = (
+    "test_integer.py",
+    "test_winograd.py",
+    "test_attention_vnni.py",
+    "test_nearest_codes.py",
+    "test_histogram.py",
+)  # of every instruction set
 
 
 @given(convolutions())

@@ -91,6 +91,10 @@ SAMPLES: dict[str, list[Sample]] = {
         lambda: ([image(2, 4, 4, 5), image(2, 8, 4, 5)], 3, torch.randn(12), None, 1e-5, 1, *TO_UINT8),
         lambda: ([image(2, 4, 4, 5, dtype=torch.float16)], 2, None, None, 1e-5, 0, torch.float16, *FLOATS),
     ],
+    "histogram.default": [
+        lambda: (torch.randn(3, 40), -6, 512, 1),
+        lambda: (torch.randn(2, 41)[:, 1:].half(), 3, 16, 3),
+    ],
     "int_attention.default": [attention, lambda: attention(torch.bfloat16, tokens_outside=False)],
     "int_attention_vnni.default": [attention, lambda: attention(torch.bfloat16, tokens_outside=False)],
     "int_attention_vnni.numbers": [
@@ -110,6 +114,10 @@ SAMPLES: dict[str, list[Sample]] = {
     "layer_norm_act.default": [
         lambda: (torch.randn(2, 3, 8), torch.randn(8), torch.randn(8), 1e-5, *TO_UINT8),
         lambda: (torch.randn(2, 3, 8).half(), None, None, 1e-5, torch.float16, *FLOATS),
+    ],
+    "nearest_codes.default": [
+        lambda: (torch.randn(5, 36), 4, 80, 0.01, 2.4),
+        lambda: (torch.randn(36, 5).bfloat16().t(), 8, 1, 0.01, 2.4),
     ],
     "pack_weight.default": [
         lambda: (weight_codes(20, 5, 3, 3), 8),

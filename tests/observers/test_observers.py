@@ -11,7 +11,6 @@ from qdiff_fx import observers
 from qdiff_fx.errors import CalibrationError, ConfigError
 from qdiff_fx.observers import MinMaxObserver, Observer, TimestepObserver, merge, observer_types
 from qdiff_fx.observers import timestep as timestep_module
-from qdiff_fx.observers.timestep import count_on_grid
 
 KINDS = [TimestepObserver, MinMaxObserver]
 
@@ -89,18 +88,6 @@ class TestMergeEqualsOneBigObserver:
 
 
 class TestHistogram:
-    @given(
-        st.lists(st.floats(-(2.0**30), 2.0**30, width=32), min_size=1, max_size=50),
-        st.sampled_from([-100, -9, 0, 7, 25]),
-    )
-    def test_bins_are_floor_of_value_over_width(self, values, exponent):
-        inside = [v for v in values if -8 * 2.0**exponent <= v < 8 * 2.0**exponent]
-        hist = count_on_grid(torch.tensor(inside, dtype=torch.float32), exponent, 16)
-        expected = [0] * 16
-        for value in inside:
-            expected[int(value // 2.0**exponent) + 8] += 1
-        assert hist.tolist() == expected
-
     def test_small_samples_are_counted_completely(self):
         seen = observer()
         seen(torch.randn(3, 40_000), torch.tensor([0]))

@@ -4,9 +4,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch.ao.quantization.fx import _decomposed  # noqa: F401  (registers quantized_decomposed)
 
-from examples import examples
 from qdiff_fx.errors import CalibrationError, ConfigError, ConversionError
-from qdiff_fx.quant import numerics
 from qdiff_fx.quant.numerics import (
     choose_qparams,
     dequantize,
@@ -15,7 +13,6 @@ from qdiff_fx.quant.numerics import (
     quantize,
     sqnr_db,
     weight_range,
-    weight_scales,
 )
 from qdiff_fx.quant.parameters import WeightParameters
 
@@ -150,92 +147,6 @@ class TestQuantize:
     def test_refuses_a_dtype_that_is_too_small(self):
         with pytest.raises(ConfigError, match="cannot hold codes"):
             quantize(torch.zeros(1), 1.0, 0, 0, 65535, dtype=torch.uint8)
-
-
-def rounding_error(w, scales, bits, p=2.4):
-    qmin, qmax = weight_range(bits)
-    zeros = torch.zeros_like(scales, dtype=torch.int64)
-    return (fake_quantize(w, scales, zeros, qmin, qmax, axis=0) - w).abs().double().pow(p).flatten(1).sum(1)
-
-
-class TestWeightScales:
-    @given(st.integers(0, 2**31), st.integers(2, 8), st.integers(1, 40))
-    def test_max_covers_every_weight_and_uses_the_last_code(self, seed, bits, inputs):
-        w = torch.randn(5, inputs, generator=torch.Generator().manual_seed(seed))
-        scales = weight_scales(w, bits)
-        assert bool((rounding_error(w, scales, bits, p=1) <= inputs * 0.501 * scales).all())
-        qmin, qmax = weight_range(bits)
-        codes = torch.round(w / scales[:, None])
-        assert bool(((codes == qmin) | (codes == qmax)).any(dim=1).all())
-
-    @given(st.integers(0, 2**31), st.integers(2, 8))
-    @examples(25)
-    def test_search_equals_trying_every_candidate(self, seed, bits):
-        w = torch.randn(6, 3, 3, 3, generator=torch.Generator().manual_seed(seed)).pow(3)
-        tried = torch.stack([weight_scales(w, bits) * (1 - 0.01 * i) for i in range(80)])
-        errors = torch.stack([rounding_error(w, scales, bits) for scales in tried])
-        found = rounding_error(w, weight_scales(w, bits, method="mse"), bits)
-        torch.testing.assert_close(found, errors.amin(dim=0), rtol=1e-4, atol=0)
-
-    def test_search_helps_most_where_outliers_stretch_the_range(self):
-        w = torch.randn(2, 2000, generator=torch.Generator().manual_seed(0))
-        w[1, 0] = 20.0
-        gain = rounding_error(w, weight_scales(w, 4), 4) / rounding_error(w, weight_scales(w, 4, method="mse"), 4)
-        assert gain[1] > gain[0] > 1
-
-    @given(st.integers(0, 2**31))
-    @examples(10)
-    def test_axis_names_the_output_channels(self, seed):
-        w = torch.randn(4, 6, 3, 3, generator=torch.Generator().manual_seed(seed))
-        for method in ("max", "mse"):
-            expected = weight_scales(w.transpose(0, 1), 4, method=method)
-            torch.testing.assert_close(weight_scales(w, 4, axis=1, method=method), expected)
-
-    def test_does_not_depend_on_how_the_channels_are_cut_up(self, monkeypatch):
-        w = torch.randn(13, 70, generator=torch.Generator().manual_seed(0))
-        whole = weight_scales(w, 4, method="mse")
-        monkeypatch.setattr(numerics, "CHUNK_ELEMENTS", 150)
-        assert torch.equal(whole, weight_scales(w, 4, method="mse"))
-
-    def test_never_holds_more_than_a_few_channels_of_temporaries(self, monkeypatch):
-        sizes: list[int] = []
-        search = numerics._search_scale
-
-        def watched(channels, **options):
-            sizes.append(channels.numel())
-            return search(channels, **options)
-
-        monkeypatch.setattr(numerics, "_search_scale", watched)
-        weight_scales(torch.randn(64, 3000), 4, method="mse", candidates=2)
-        assert max(sizes) <= numerics.CHUNK_ELEMENTS
-
-    @given(st.sampled_from([1e-30, 1e-12, 1.0, 1e12, 1e30]))
-    def test_scales_with_the_weight(self, factor):
-        w = torch.randn(4, 100, generator=torch.Generator().manual_seed(0))
-        unit = weight_scales(w, 4, method="mse")
-        torch.testing.assert_close(weight_scales(w * factor, 4, method="mse") / factor, unit, rtol=1e-4, atol=0)
-
-    @pytest.mark.parametrize("method", ["max", "mse"])
-    def test_zero_channel_and_half_precision(self, method):
-        w = torch.randn(3, 50, generator=torch.Generator().manual_seed(0)).bfloat16()
-        w[1] = 0
-        scales = weight_scales(w.requires_grad_(), 4, method=method)
-        assert scales.dtype == torch.float32
-        assert not scales.requires_grad
-        assert scales[1] == 1
-
-    def test_squared_error_is_a_power_like_any_other(self):
-        w = torch.randn(4, 500, generator=torch.Generator().manual_seed(0))
-        found = rounding_error(w, weight_scales(w, 4, method="mse", p=2), 4, p=2)
-        assert bool((found <= rounding_error(w, weight_scales(w, 4, method="mse"), 4, p=2)).all())
-
-    def test_refusals(self):
-        with pytest.raises(ConversionError, match="NaN or infinity"):
-            weight_scales(torch.tensor([[1.0, float("nan")]]), 8)
-        with pytest.raises(ConfigError, match="unknown method"):
-            weight_scales(torch.ones(2, 2), 8, method="median")  # type: ignore[arg-type]
-        with pytest.raises(ConfigError, match="cannot be searched"):
-            weight_scales(torch.ones(2, 2), 8, method="mse", candidates=101)
 
 
 class TestSqnr:

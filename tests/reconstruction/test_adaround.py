@@ -5,7 +5,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
-from qdiff_fx.quant.numerics import quantize, weight_range, weight_scales
+from qdiff_fx.passes.quantize.nearest import weight_scales
+from qdiff_fx.quant.numerics import quantize, weight_range
 from qdiff_fx.quant.parameters import WeightParameters
 from qdiff_fx.reconstruction.adaround import AdaRound
 

@@ -6,7 +6,8 @@ import pytest
 import torch
 
 from qdiff_fx.errors import ConversionError
-from qdiff_fx.quant.numerics import quantize, weight_range, weight_scales
+from qdiff_fx.passes.quantize.nearest import weight_scales
+from qdiff_fx.quant.numerics import quantize, weight_range
 from qdiff_fx.weight_rounding.nearest_plane import BLOCK, factorise, feedback_codes
 from qdiff_fx.weight_rounding.second_order import second_order
 

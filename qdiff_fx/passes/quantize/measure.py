@@ -6,9 +6,9 @@ from dataclasses import replace
 from typing import cast
 
 import torch
-from torch import Tensor, fx
+from torch import fx
 
-from qdiff_fx.config import QDiffConfig, WeightRange
+from qdiff_fx.config import QDiffConfig
 from qdiff_fx.ir.annotations import fact, nodes_with, require
 from qdiff_fx.ir.facts import (
     RESIDUAL,
@@ -21,8 +21,9 @@ from qdiff_fx.ir.facts import (
 )
 from qdiff_fx.observers import Observer, Statistics, choose_range
 from qdiff_fx.passes.quantize.check_scales import check_scales, check_weight, weight_and_bias
+from qdiff_fx.passes.quantize.nearest import nearest
 from qdiff_fx.passes.quantize.readings import Reading, readings
-from qdiff_fx.quant.numerics import choose_qparams, dequantize, quantize, weight_range, weight_scales
+from qdiff_fx.quant.numerics import choose_qparams, dequantize
 from qdiff_fx.quant.parameters import NOTHING, ActivationParameters, OutputParameters, ParameterStore, WeightParameters
 from qdiff_fx.quant.qparams import SIXTEEN_BITS, QParams, TensorSpec
 
@@ -89,14 +90,6 @@ def fitting(gm: fx.GraphModule, config: QDiffConfig, decided: ParameterStore) ->
     # Where codes are missing now, rounding has to be asked for again; it keeps those that are here.
     rounding = decided.weight_rounding if len(kept) == len(concerned) else "nearest"
     return replace(decided, weights=kept, weight_rounding=rounding)
-
-
-def nearest(weight: Tensor, bits: int, axis: int, method: WeightRange) -> WeightParameters:
-    """A float32 weight with every value rounded to its nearest code; one scale for each slice along `axis`."""
-    scales = weight_scales(weight, bits, axis=axis, method=method)
-    zero_points = torch.zeros_like(scales, dtype=torch.int64)
-    codes = quantize(weight, scales, zero_points, *weight_range(bits), axis=axis, dtype=torch.int8)
-    return WeightParameters(codes, scales, bits, axis)
 
 
 def _activation(gm: fx.GraphModule, reading: Reading, table: bool, decided: ParameterStore) -> ActivationParameters:

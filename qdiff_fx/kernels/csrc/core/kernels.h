@@ -96,6 +96,39 @@ struct Gram {
   int32_t* total;
 };
 
+// Rows of numbers as codes from `low` to `high`, each with a scale of its own: the one under which none clips times the
+// ratio, of those that are tried, that has the least sum of |x - scale * code|^power.
+struct NearestCodes {
+  struct Candidate {
+    float ratio, inverse;  // from 1 down
+    double unit;           // ratio^power
+  };
+
+  const void* weight;
+  Type type;
+  int64_t rows, columns;
+  int32_t low, high;
+  const Candidate* tried;
+  int64_t candidates;
+  float power;
+  float near[5];   // |e|^power is e^2 (near[0] + near[1] |e| + ... + near[4] |e|^4), |e| <= 0.5
+  float* scratch;  // of each thread `scratch_numbers`: twice the columns, both as whole vectors
+  int64_t scratch_numbers;
+  float* scales;   // NaN of rows that hold NaN or infinity
+  int8_t* codes;
+};
+
+// Every `step`-th number of each row, counted on a grid of so many bins of width 2^exponent, half of them below 0.
+struct Histogram {
+  const void* in;
+  Type type;
+  int64_t rows, columns, step;
+  int32_t exponent;
+  int64_t bins;
+  uint32_t* counts;  // of each thread kCounters * bins
+};
+constexpr int64_t kCounters = 4;  // of a bin, so that equal numbers do not wait for each other
+
 // Work shared by threads. Each begins with a part of its own, the same part of every tensor, whose data is in its cache
 // from the kernel before; who is done helps the others, so that one that is held up holds up nobody else.
 struct TaskPool {
@@ -169,7 +202,15 @@ struct Kernels {
   void (*pointwise)(const Pointwise&, Tasks&);  // a task is a row
   const Kernel* attention;
   const SecondMoments* second_moments;
+
+  void (*nearest_codes)(const NearestCodes&, Tasks&);  // a task is a row
+  // A task is so many of the numbers that are counted.
+  void (*histogram)(const Histogram&, Tasks&);
 };
+
+constexpr int64_t kHistogramTask = 1 << 14;
+inline int64_t counted_columns(const Histogram& p) { return (p.columns + p.step - 1) / p.step; }
+inline int64_t histogram_tasks_of_row(const Histogram& p) { return (counted_columns(p) + kHistogramTask - 1) / kHistogramTask; }
 
 constexpr int64_t kMaxTaps = 1024;  // kernel_h * kernel_w
 

@@ -6,6 +6,8 @@
 
 #include "core/conv.h"
 #include "core/gram.h"
+#include "core/histogram.h"
+#include "core/nearest_codes.h"
 #include "core/norm.h"
 #include "core/pointwise.h"
 #include "isa/multiply_256.h"
@@ -32,6 +34,7 @@ const Kernel kAttention = {"avx2", kMostDims, kMostKeys, 255, attention_plan, at
 
 const Kernels kKernels = {"avx2",     kCodeOffset, conv_tasks,      conv,
                           &kWinograd, norm_splits, group_norm,      layer_norm,
-                          pointwise,  &kAttention, &kSecondMoments};
+                          pointwise,  &kAttention, &kSecondMoments,
+                          nearest_codes, histogram};
 
 }  // namespace qdiff

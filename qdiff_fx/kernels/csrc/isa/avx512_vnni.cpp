@@ -7,6 +7,8 @@
 #include "isa/avx512.h"
 #include "core/conv.h"
 #include "core/gram.h"
+#include "core/histogram.h"
+#include "core/nearest_codes.h"
 #include "core/norm.h"
 #include "core/pointwise.h"
 #include "core/winograd.h"
@@ -168,6 +170,7 @@ const Rates kRates = {125, 125, 62, 4.5, 10, 0.8, 8};
 
 const Kernels kKernels = {"avx512_vnni", kCodeOffset,     conv_tasks,      conv,
                           &kWinograd,    norm_splits,     group_norm,      layer_norm,
-                          pointwise,     &kVnniAttention, &kSecondMoments};
+                          pointwise,     &kVnniAttention, &kSecondMoments,
+                          nearest_codes, histogram};
 
 }  // namespace qdiff

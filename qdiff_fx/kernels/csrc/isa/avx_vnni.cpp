@@ -7,6 +7,8 @@
 
 #include "core/conv.h"
 #include "core/gram.h"
+#include "core/histogram.h"
+#include "core/nearest_codes.h"
 #include "core/norm.h"
 #include "core/pointwise.h"
 
@@ -95,6 +97,7 @@ const Kernel kAttention = {QDIFF_NAME, 512, kMostKeys, 255, tile_plan, tile_pack
 
 const Kernels kKernels = {QDIFF_NAME, kCodeOffset, conv_tasks,      conv,
                           &kWinograd, norm_splits, group_norm,      layer_norm,
-                          pointwise,  &kAttention, &kSecondMoments};
+                          pointwise,  &kAttention, &kSecondMoments,
+                          nearest_codes, histogram};
 
 }  // namespace qdiff

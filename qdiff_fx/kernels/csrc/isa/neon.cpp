@@ -9,6 +9,8 @@
 
 #include "core/conv.h"
 #include "core/gram.h"
+#include "core/histogram.h"
+#include "core/nearest_codes.h"
 #include "core/norm.h"
 #include "core/pointwise.h"
 
@@ -86,6 +88,7 @@ const Kernel kAttention = {"neon", 512, kMostKeys, 255, tile_plan, tile_pack, ti
 
 const Kernels kKernels = {"neon",     kCodeOffset, conv_tasks,      conv,
                           &kWinograd, norm_splits, group_norm,      layer_norm,
-                          pointwise,  &kAttention, &kSecondMoments};
+                          pointwise,  &kAttention, &kSecondMoments,
+                          nearest_codes, histogram};
 
 }  // namespace qdiff

@@ -7,6 +7,8 @@
 
 #include "core/conv.h"
 #include "core/gram.h"
+#include "core/histogram.h"
+#include "core/nearest_codes.h"
 #include "core/norm.h"
 #include "core/pointwise.h"
 
@@ -108,6 +110,7 @@ const Kernel kAttention = {"neon_i8mm", 512, kMostKeys, 255, tile_plan, tile_pac
 
 const Kernels kKernels = {"neon_i8mm", kCodeOffset, conv_tasks,      conv,
                           &kWinograd,  norm_splits, group_norm,      layer_norm,
-                          pointwise,   &kAttention, &kSecondMoments};
+                          pointwise,   &kAttention, &kSecondMoments,
+                          nearest_codes, histogram};
 
 }  // namespace qdiff

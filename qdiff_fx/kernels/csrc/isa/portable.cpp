@@ -4,6 +4,8 @@
 
 #include "core/conv.h"
 #include "core/gram.h"
+#include "core/histogram.h"
+#include "core/nearest_codes.h"
 #include "core/norm.h"
 #include "core/pointwise.h"
 #include "core/winograd.h"
@@ -64,6 +66,7 @@ const Kernel kAttention = {"portable", 512, kMostKeys, 255, tile_plan, tile_pack
 
 const Kernels kKernels = {"portable", kCodeOffset, conv_tasks,      conv,
                           &kWinograd, norm_splits, group_norm,      layer_norm,
-                          pointwise,  &kAttention, &kSecondMoments};
+                          pointwise,  &kAttention, &kSecondMoments,
+                          nearest_codes, histogram};
 
 }  // namespace qdiff

@@ -47,6 +47,8 @@ StableLibrary& library(StableLibrary::Kind kind, const char* name, const char* k
 void register_all() {
   StableLibrary& operators = library(StableLibrary::Kind::IMPL, "qdiff", "CPU");
   operators.impl("pack_weight", TORCH_BOX(&packed_weight));
+  operators.impl("nearest_codes", TORCH_BOX(&nearest_codes));
+  operators.impl("histogram", TORCH_BOX(&histogram));
   operators.impl("int_conv", TORCH_BOX(&int_conv));
   operators.impl("int_depthwise_conv", TORCH_BOX(&int_depthwise_conv));
   operators.impl("int_gram", TORCH_BOX(&int_gram));

@@ -13,6 +13,11 @@ const Kernels& kernels();
 
 std::tuple<Tensor, Tensor> packed_weight(const Tensor& codes, int64_t bits);
 
+// Codes and scales.
+std::tuple<Tensor, Tensor> nearest_codes(const Tensor& weight, int64_t bits, int64_t candidates, double shrink, double power);
+
+Tensor histogram(const Tensor& rows, int64_t exponent, int64_t bins, int64_t step);
+
 Tensor int_conv(const Tensors& codes, const Floats& scales, const Integers& zero_points, const Tensors& weights,
                 const Tensors& weight_scales, const Tensors& weight_sums, int64_t out_channels, const Integers& kernel,
                 const Integers& stride, const Integers& padding, const Integers& dilation, const Integers& enlarge,
