@@ -54,7 +54,7 @@ class TestQuantize:
     def test_stdout_is_json_alone(self, quantized: tuple[Path, Result]) -> None:
         folder, result = quantized
         figures = json.loads(result.stdout)
-        assert set(figures) == {"folder", "bytes", "source", "config", "layers"}
+        assert set(figures) == {"folder", "bytes", "source", "config", "layers", "phases"}
         assert figures["folder"] == str(folder)
         assert figures["bytes"] == sum(file.stat().st_size for file in folder.iterdir())
         assert figures["source"] == str(CUSTOM)
@@ -102,6 +102,16 @@ class TestQuantize:
         assert all(unit["resumed"] for unit in figures[1])
         hashes = [json.loads((tmp_path / name / "qdiff.json").read_text())["sha256"] for name in ("first", "second")]
         assert hashes[0] == hashes[1]
+        other = run("quantize", CUSTOM, *QUICK, *kept, "--act-bits", "7", "--out", tmp_path / "third")
+        assert other.exit_code == 1
+        assert "it was begun with another act_bits and another weight_bits" in other.stderr
+
+    def test_nobody_decides_how_many_are_drawn_together(self, tmp_path: Path) -> None:
+        for size in ("1", "4"):
+            options = ("--steps", "2", "--samples", "5", "--batch-size", size, "--rounding", "nearest", "--rows", "6")
+            succeed("quantize", CUSTOM, *options, "--out", tmp_path / size)
+        first, second = (sorted(each.read_bytes() for each in (tmp_path / size).iterdir()) for size in ("1", "4"))
+        assert first == second
 
 
 class TestTune:
@@ -286,7 +296,6 @@ class TestErrors:
             (("quantize", "digits", "--out", "x", "--rule", "conv_in"), 2, "a rule has the form PATTERN=float"),
             (("quantize", "digits", "--out", "x", "--steps", "0"), 2, "--steps"),
             (("quantize", "digits", "--out", "x", "--reconstruct", "best"), 2, "Choose one of fast, standard, paper"),
-            (("quantize", "digits", "--out", "x", "--resume", "y"), 2, "there is nothing to resume"),
             (("quantize", "digits"), 2, "Missing option '--out'"),
             (("inspect", "nowhere"), 1, "error: nowhere: the folder does not exist."),
             (("eval", "nowhere"), 1, "error: nowhere: the folder does not exist."),

@@ -149,7 +149,7 @@ class TestPythonFile:
         text = HANDWRITTEN + "\n    SAMPLE_SHAPE = (1, 4, 4)\n"
         handwritten = resolve(str(write(tmp_path, text, "hand.py")))
         for source, names in ((tiny, ["sample", "timestep"]), (handwritten, ["x", "t"])):
-            data = source.calibration_data(SampleRequest(3, steps=4), every=2, batch_size=2)
+            data = source.calibration_data(SampleRequest(3, steps=4), every=2)
             assert [list(batch) for batch in data] == [names] * 2
             assert [len(batch[names[0]]) for batch in data] == [3, 3]
             assert all(batch[names[1]].shape == (len(batch[names[0]]),) for batch in data)
@@ -172,9 +172,9 @@ class TestPythonFile:
             )
             source = resolve(str(write(tmp_path, text)))
             if number == 1:
-                source.calibration_data(request, every=1, batch_size=2, resume_dir=tmp_path / "kept")
+                source.calibration_data(request, every=1, resume_dir=tmp_path / "kept")
         with pytest.raises(CalibrationError, match=r"other settings \(source\)"):
-            source.calibration_data(request, every=1, batch_size=2, resume_dir=tmp_path / "kept")
+            source.calibration_data(request, every=1, resume_dir=tmp_path / "kept")
 
     def test_neighbouring_files_can_be_imported_while_it_is_executed_only(self, tmp_path: Path) -> None:
         write(tmp_path, "VALUE = 7", "qdiff_neighbour.py")

@@ -45,7 +45,7 @@ class Study:
     @cached_property
     def data(self) -> CalibrationData:
         request = SampleRequest(self.images, self.steps, self.seeds[0])
-        return self.source.calibration_data(request, every=1, batch_size=self.images)
+        return self.source.calibration_data(request, every=1)
 
     @cached_property
     def trajectories(self) -> list[Trajectory]:

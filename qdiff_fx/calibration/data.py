@@ -108,6 +108,24 @@ class CalibrationData(Sequence[Batch]):
         kept = [record for record, timestep in zip(self._records, at, strict=True) if timestep in chosen]
         return CalibrationData(kept, self.metadata | {"selected": [timesteps, steps]})
 
+    def spread(self, rows: int | None) -> CalibrationData:
+        """Whole batches that hold about so many samples, not fewer if there are as many; None: all of them.
+
+        Evenly over the timesteps, and from one timestep to the next over the batches recorded there: over trajectories.
+        """
+        if rows is None or not len(self):
+            return self
+        at: dict[float, list[int]] = {}
+        for number, record in enumerate(self._records):
+            at.setdefault(_timestep_of(record, self.timestep), []).append(number)
+        turned = [
+            numbers[turn % len(numbers) :] + numbers[: turn % len(numbers)] for turn, numbers in enumerate(at.values())
+        ]
+        order = [number for numbers in turned for number in numbers]
+        count = min(-(-rows // max(map(_row_count, self._records))), len(order))
+        chosen = sorted(order[index * len(order) // count] for index in range(count))
+        return CalibrationData([self._records[number] for number in chosen], self.metadata | {"rows": rows})
+
     def save(self, folder: str | os.PathLike[str]) -> None:
         """Write `folder/calibration.safetensors`; a reader sees the old file or the new one, never half of one.
 

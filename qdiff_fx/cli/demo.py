@@ -12,11 +12,10 @@ import typer
 
 from qdiff_fx.api import load_qdiff
 from qdiff_fx.atomic import write_text
-from qdiff_fx.calibration import CalibrationData
 from qdiff_fx.cli.drawing import Run, accuracy, draw_in_turn
 from qdiff_fx.cli.options import BackendName, Json, Seed, Steps
 from qdiff_fx.cli.output import Output
-from qdiff_fx.cli.quantize import DEFAULTS, check_target, convert, observe, prepare
+from qdiff_fx.cli.quantize import DEFAULTS, check_target
 from qdiff_fx.evaluation import eps_sqnr
 from qdiff_fx.networks import PreparedUNet, QuantizedUNet
 from qdiff_fx.observers import Observer
@@ -26,6 +25,8 @@ from qdiff_fx.report.ranges import most_varying, save_ranges
 from qdiff_fx.report.sheet import save_sheet
 from qdiff_fx.sources import DigitsSource, SampleRequest, Source
 from qdiff_fx.storage.artifact import artifact_bytes
+from qdiff_fx.workflow.job import Job, WorkFolder
+from qdiff_fx.workflow.run import build_kernels, decide, draw, prepare, save
 
 FLOAT = "FP32"
 WEIGHT_BITS = {"W8A8": 8, "W4A8": 4}
@@ -91,21 +92,21 @@ def _quantize_all(
     source: Source, folders: dict[str, Path], request: SampleRequest, out: Path, output: Output, backend: str
 ) -> Path:
     """Save every variant, calibrated on the same trajectories; returns the plot of the ranges they were."""
-    output.note(f"sampling {request.count} trajectories of {request.steps} steps to calibrate on")
-    data = source.calibration_data(request, every=1, batch_size=min(BATCH, request.count))
-    prepared = [_quantize(source, WEIGHT_BITS[name], data, folder, output, backend) for name, folder in folders.items()]
+    jobs = {
+        name: Job(replace(DEFAULTS, weight_bits=bits), request, backend=backend) for name, bits in WEIGHT_BITS.items()
+    }
+    keeps_nothing = WorkFolder(None, source, jobs["W8A8"])
+    prepared = []
+    with output.progress() as progress:
+        build_kernels(progress)
+        data = draw(source, jobs["W8A8"], keeps_nothing, progress)
+        for name, folder in folders.items():
+            output.note(f"quantizing to {name}")
+            prepared.append(prepare(source, jobs[name], progress))
+            decide(prepared[-1], data, jobs[name], keeps_nothing, progress)
+            save(prepared[-1], source, folder, progress)
     # Both saw the same activations.
     return _save_ranges(prepared[0], source, out / "ranges.png")
-
-
-def _quantize(
-    source: Source, bits: int, data: CalibrationData, folder: Path, output: Output, backend: str
-) -> PreparedUNet:
-    config = replace(DEFAULTS, weight_bits=bits, num_train_timesteps=source.num_train_timesteps)
-    prepared = prepare(source, config, output, backend)
-    observe(prepared, data, output)
-    convert(prepared, source, folder, output)
-    return prepared
 
 
 def _save_ranges(prepared: PreparedUNet, source: Source, path: Path) -> Path:

@@ -12,6 +12,8 @@ from rich.console import Console, RenderableType
 
 from qdiff_fx.atomic import write_text
 from qdiff_fx.errors import printable
+from qdiff_fx.workflow.overall import Overall
+from qdiff_fx.workflow.screen import make_screen
 
 STDOUT = "-"
 PIPE_WIDTH = 160
@@ -41,6 +43,10 @@ class Output:
     def note(self, line: str) -> None:
         """What is being done now."""
         self._progress.print(printable(line), style="dim", highlight=False, markup=False)
+
+    def progress(self) -> Overall:
+        """One bar over everything for somebody at a terminal, lines for a file; to be used in a ``with``."""
+        return Overall(make_screen(self.note, interactive=self.interactive))
 
     def figures(self, data: dict[str, Any]) -> None:
         """Write the figures where ``--json`` says, if anywhere. Infinities become null: JSON has none."""

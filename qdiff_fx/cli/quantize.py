@@ -8,22 +8,22 @@ from typing import Annotated, Any
 
 import typer
 
-from qdiff_fx.api import convert_qdiff, prepare_qdiff, save_qdiff
 from qdiff_fx.atomic import entries
-from qdiff_fx.calibration import CalibrationData, calibrate
 from qdiff_fx.cli.config_file import read_config
 from qdiff_fx.cli.options import BatchSize, ConfigFile, Json, Prompts, Seed, SourceName, Steps, read_prompts
 from qdiff_fx.cli.output import Output
 from qdiff_fx.cli.rules import parse_rule
 from qdiff_fx.config import QDiffConfig
-from qdiff_fx.errors import ArtifactError, ConfigError
-from qdiff_fx.networks import PreparedUNet, QuantizedUNet
-from qdiff_fx.reconstruction import Reconstruction, ReconstructionConfig, reconstruct
+from qdiff_fx.errors import ArtifactError
+from qdiff_fx.networks import QuantizedUNet
+from qdiff_fx.reconstruction import Reconstruction, ReconstructionConfig
 from qdiff_fx.report.comparison import megabytes
 from qdiff_fx.report.layers import float_layers_table, layers_json
-from qdiff_fx.sources import SampleRequest, Source, resolve
+from qdiff_fx.sources import SampleRequest, resolve
 from qdiff_fx.storage.artifact import MANIFEST, artifact_bytes
-from qdiff_fx.weight_rounding import round_weights
+from qdiff_fx.workflow.job import Job, WorkFolder
+from qdiff_fx.workflow.overall import Overall
+from qdiff_fx.workflow.run import build_kernels, decide, draw, prepare, save
 
 DEFAULTS = QDiffConfig()
 
@@ -64,11 +64,15 @@ def quantize(
     steps: Steps = 25,
     samples: Annotated[int, typer.Option("--samples", min=1, help="Trajectories to calibrate on.")] = 8,
     every: Annotated[int, typer.Option("--every", min=1, help="Calibrate on every n-th step.")] = 1,
+    rows: Annotated[
+        int | None,
+        typer.Option("--rows", min=1, help="Recorded rows to calibrate and round on, evenly chosen [default: all]."),
+    ] = None,
     batch_size: BatchSize = 8,
     seed: Seed = 0,
     prompts: Prompts = None,
     calibration: Annotated[
-        Path | None, typer.Option("--calibration", metavar="DIR", help="Keep the calibration data here, and resume.")
+        Path | None, typer.Option("--calibration", metavar="DIR", help="Keep the trajectories here, and resume.")
     ] = None,
     reconstruct_as: Annotated[
         str | None,
@@ -76,7 +80,7 @@ def quantize(
     ] = None,
     resume: Annotated[
         Path | None,
-        typer.Option("--resume", metavar="DIR", help="Keep reconstructed blocks here, and go on from them."),
+        typer.Option("--resume", metavar="DIR", help="Keep everything here as it is finished, and go on from it."),
     ] = None,
     json: Json = None,
 ) -> None:
@@ -94,38 +98,33 @@ def quantize(
     }
     # What can be wrong with the command line is found before the hours of work, not after.
     config = _configuration(context, config_file, given)
-    schedule = _schedule(reconstruct_as, resume)
+    schedule = None if reconstruct_as is None else ReconstructionConfig.preset(reconstruct_as)
+    job = Job(config, SampleRequest(samples, steps, seed), every, rows, backend, schedule)
     check_target(out)
-    output.note(f"loading {source}")
-    origin = resolve(source, read_prompts(prompts))
-    origin.progress = output.interactive
-    prepared = prepare(origin, replace(config, num_train_timesteps=origin.num_train_timesteps), output, backend)
-    output.note(f"sampling {samples} trajectories of {steps} steps")
-    data = origin.calibration_data(
-        SampleRequest(samples, steps, seed), every=every, batch_size=batch_size, resume_dir=calibration
-    )
-    observe(prepared, data, output)
-    reconstruction = None
-    if schedule is not None:
-        output.note("reconstructing")
-        reconstruction = reconstruct(prepared, data, schedule, resume_dir=resume, progress=output.interactive)
-    quantized = convert(prepared, origin, out, output)
-    if reconstruction is not None:
-        output.show(reconstruction_line(reconstruction))
+    with output.progress() as progress:
+        with progress.phase("loading", None, "source"):
+            origin = resolve(source, read_prompts(prompts))
+        folder = WorkFolder(resume, origin, job, samples=calibration)
+        prepared = prepare(origin, job, progress)
+        build_kernels(progress)
+        data = draw(origin, job, folder, progress)
+        decided = decide(prepared, data, job, folder, progress)
+        quantized = save(prepared, origin, out, progress)
+    for path, reason in decided.rounded_to_nearest.items():
+        output.note(f"{path} is rounded to nearest: {reason}")
+    if decided.reconstruction is not None:
+        output.show(reconstruction_line(decided.reconstruction))
     output.show(float_layers_table(quantized.explain().rows, "quantized"))
     output.show(f"wrote {out}: {megabytes(artifact_bytes(out))}")
     figures = _figures(quantized, out)
-    if reconstruction is not None:
-        figures["reconstruction"] = [unit.to_json() for unit in reconstruction.units]
+    figures["phases"] = _phases(progress)
+    if decided.reconstruction is not None:
+        figures["reconstruction"] = [unit.to_json() for unit in decided.reconstruction.units]
     output.figures(figures)
 
 
-def _schedule(preset: str | None, resume: Path | None) -> ReconstructionConfig | None:
-    if preset is not None:
-        return ReconstructionConfig.preset(preset)
-    if resume is not None:
-        raise ConfigError("there is nothing to resume", where="--resume", fix="Give --reconstruct too")
-    return None
+def _phases(progress: Overall) -> dict[str, Any]:
+    return {name: {"seconds": taken.seconds, "peak_bytes": taken.peak_bytes} for name, taken in progress.taken.items()}
 
 
 def reconstruction_line(result: Reconstruction) -> str:
@@ -157,30 +156,6 @@ def check_target(out: Path) -> None:
     empty = out.is_dir() and not entries(out)
     if out.exists() and not empty and not (out / MANIFEST).is_file():
         raise ArtifactError("it exists and is not a saved network", where=str(out), fix="Choose another --out")
-
-
-def prepare(origin: Source, config: QDiffConfig, output: Output, backend: str = "native") -> PreparedUNet:
-    """Capture the source's network and put observers in."""
-    output.note("capturing the network")
-    return prepare_qdiff(origin.unet, config, origin.example_inputs(), backend=backend)
-
-
-def observe(prepared: PreparedUNet, data: CalibrationData, output: Output) -> None:
-    """Show the recorded inputs to the network, and round its weights by them where it is configured so."""
-    output.note("calibrating")
-    calibrate(prepared, data, progress=output.interactive)
-    if prepared.qconfig.weight_rounding != "nearest":
-        output.note("rounding the weights")
-        for path, reason in round_weights(prepared, data, progress=output.interactive).refused.items():
-            output.note(f"{path} is rounded to nearest: {reason}")
-
-
-def convert(prepared: PreparedUNet, origin: Source, out: Path, output: Output) -> QuantizedUNet:
-    """Quantize with what was observed, and save."""
-    output.note(f"quantizing into {out}")
-    quantized = convert_qdiff(prepared, backend="reference", source=origin.identifier)
-    save_qdiff(quantized, out)
-    return quantized
 
 
 def _figures(quantized: QuantizedUNet, out: Path) -> dict[str, Any]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections import Counter
-from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -26,11 +25,13 @@ from qdiff_fx.cli.options import (
     read_prompts,
 )
 from qdiff_fx.cli.output import Output
-from qdiff_fx.cli.quantize import DEFAULTS, prepare
+from qdiff_fx.cli.quantize import DEFAULTS
 from qdiff_fx.errors import ConfigError
 from qdiff_fx.report.comparison import megabytes
 from qdiff_fx.sources import SampleRequest, resolve
 from qdiff_fx.tuning import DEFAULT_BITS, Budget, Tuned, tune
+from qdiff_fx.workflow.job import Job, WorkFolder
+from qdiff_fx.workflow.run import build_kernels, draw, prepare
 
 MOST_NOISE = 10
 
@@ -74,17 +75,15 @@ def tune_command(
     budget = _budget(target_size, target_latency)
     chosen_bits = _parse_bits(bits)
     base = read_config(config) if config else DEFAULTS
-    output.note(f"loading {source}")
-    origin = resolve(source, read_prompts(prompts))
-    origin.progress = output.interactive
-    base = replace(base, num_train_timesteps=origin.num_train_timesteps)
-    prepared = prepare(origin, base, output, backend)
-    output.note(f"sampling {samples} trajectories of {steps} steps")
-    data = origin.calibration_data(
-        SampleRequest(samples, steps, seed), every=1, batch_size=batch_size, resume_dir=calibration
-    )
-    output.note("calibrating")
-    calibrate(prepared, data, progress=output.interactive)
+    job = Job(base, SampleRequest(samples, steps, seed), backend=backend)
+    with output.progress() as progress:
+        with progress.phase("loading", None, "source"):
+            origin = resolve(source, read_prompts(prompts))
+        folder = WorkFolder(None, origin, job, samples=calibration)
+        prepared = prepare(origin, job, progress)
+        build_kernels(progress)
+        data = draw(origin, job, folder, progress)
+        calibrate(prepared, data, progress=progress)
     output.note("measuring how sensitive each layer is")
     tuned = tune(
         prepared,

@@ -13,6 +13,7 @@ from torch import nn
 
 from qdiff_fx.calibration import CalibrationData, collect_calibration_data
 from qdiff_fx.errors import QDiffError
+from qdiff_fx.progress import Progress
 from qdiff_fx.sampling import Trajectory
 from qdiff_fx.sampling.recorder import as_trajectory, recording
 from qdiff_fx.sources.request import SampleRequest
@@ -72,7 +73,12 @@ class Source:
         return calls[0].inputs
 
     def calibration_data(
-        self, request: SampleRequest, *, every: int, batch_size: int, resume_dir: str | os.PathLike[str] | None = None
+        self,
+        request: SampleRequest,
+        *,
+        every: int,
+        resume_dir: str | os.PathLike[str] | None = None,
+        progress: bool | Progress | None = None,
     ) -> CalibrationData:
         """The float network's inputs at every ``every``-th step; see `collect_calibration_data`."""
         return collect_calibration_data(
@@ -81,11 +87,10 @@ class Source:
             num_samples=request.count,
             num_inference_steps=request.steps,
             every=every,
-            batch_size=batch_size,
             seed=request.seed,
             inputs=self.subjects(request),
             resume_dir=resume_dir,
-            progress=self.progress,
+            progress=self.progress if progress is None else progress,
         )
 
     def make_scheduler(self, steps: int) -> Any:

@@ -205,3 +205,36 @@ class TestSaving:
         save_file({"x": torch.zeros(1)}, tmp_path / "calibration.safetensors", metadata=metadata)
         with pytest.raises(ArtifactError, match="expected 'qdiff_fx calibration data' version 1"):
             CalibrationData.load(tmp_path)
+
+
+class TestSpread:
+    """Three trajectories of six timesteps, two rows at each."""
+
+    data = CalibrationData([record for seed in range(3) for record in trajectory(range(50, -1, -10), seed=seed)])
+
+    def chosen(self, rows):
+        """(trajectory, timestep) of each batch."""
+        spread = self.data.spread(rows)
+        return [
+            (next(n for n, each in enumerate(self.data) if torch.equal(each["sample"], batch["sample"])) // 6,
+             int(batch["timestep"][0]))
+            for batch in spread
+        ]  # fmt: skip
+
+    @pytest.mark.parametrize("rows", [None, 36, 1000])
+    def test_all_of_them(self, rows):
+        assert_equal_batches(self.data.spread(rows), self.data)
+
+    def test_every_timestep_and_every_trajectory(self):
+        chosen = self.chosen(12)
+        assert sorted(timestep for _, timestep in chosen) == list(range(0, 60, 10))
+        assert sorted(run for run, _ in chosen) == [0, 0, 1, 1, 2, 2]
+        assert chosen == sorted(chosen, key=lambda each: (each[0], -each[1]))
+
+    def test_not_fewer_than_asked_for(self):
+        counts = [2 * len(self.chosen(rows)) for rows in range(1, 40)]
+        assert all(min(rows, 36) <= count <= rows + 1 for rows, count in enumerate(counts, 1))
+        assert counts == sorted(counts)
+
+    def test_nothing_stays_nothing(self):
+        assert len(CalibrationData([]).spread(3)) == 0

@@ -1,9 +1,10 @@
 import pytest
 import torch
+from listener import Listener
 from torch import nn
 
-from qdiff_fx.calibration import CalibrationData, calibrate
-from qdiff_fx.errors import CalibrationError, InputError
+from qdiff_fx.calibration import CalibrationData, calibrate, kept
+from qdiff_fx.errors import ArtifactError, CalibrationError, InputError
 from qdiff_fx.observers import TimestepObserver
 
 
@@ -102,3 +103,55 @@ def test_errors_of_the_network_say_in_which_batch():
     with pytest.raises(InputError, match="expected 1 channel") as caught:
         calibrate(Prepared(), [batch(), wrong], progress=False)
     assert caught.value.__notes__ == ["This happened in calibration batch 1."]
+
+
+class TestResuming:
+    BATCHES = (batch(-1.0, 5), batch(2.0, 60), batch(3.0, 70))
+
+    @pytest.fixture(autouse=True)
+    def after_every_batch(self, monkeypatch):
+        monkeypatch.setattr(kept, "APART", 0.0)
+        monkeypatch.setattr(kept, "SHARE", 1e9)
+
+    def test_goes_on_behind_the_last_batch_that_was_kept(self, tmp_path):
+        interrupted, whole = Prepared(), Prepared()
+        interrupted.register_forward_pre_hook(self.stop_at(3))
+        with pytest.raises(KeyboardInterrupt):
+            calibrate(interrupted, self.BATCHES, resume_dir=tmp_path, progress=False)
+        resumed, listener = Prepared(), Listener()
+        calibrate(resumed, self.BATCHES, resume_dir=tmp_path, progress=listener)
+        calibrate(whole, self.BATCHES, progress=False)
+        assert len(resumed.had_gradients) == 1
+        assert listener.heard == [("calibrating", 3, "batch"), ("skip", 2), ("advance", 1), ("end",)]
+        for name, buffer in whole.named_buffers():
+            assert torch.equal(buffer, resumed.get_buffer(name)), name
+
+    def test_a_range_of_timesteps_that_was_found_is_kept(self, tmp_path):
+        data = [batch(-1.0, -0.5), batch(2.0, 0.25)]
+        calibrate(Prepared(), data, resume_dir=tmp_path, progress=False)
+        resumed = Prepared()
+        calibrate(resumed, data, resume_dir=tmp_path, progress=False)
+        assert not resumed.had_gradients
+        assert resumed.observer.schedule.span == (-0.5, 0.25)
+
+    def test_other_batches_and_other_networks_are_refused(self, tmp_path):
+        calibrate(Prepared(), self.BATCHES, resume_dir=tmp_path, progress=False)
+        with pytest.raises(ArtifactError, match=r"begun with another set of batches\. Give"):
+            calibrate(Prepared(), self.BATCHES[:2], resume_dir=tmp_path, progress=False)
+        other = Prepared()
+        with torch.no_grad():
+            other.weight += 1
+        with pytest.raises(ArtifactError, match="begun with another network"):
+            calibrate(other, self.BATCHES, resume_dir=tmp_path, progress=False)
+        with pytest.raises(CalibrationError, match="resume_dir: batches that come one by one"):
+            calibrate(Prepared(), iter(self.BATCHES), resume_dir=tmp_path, progress=False)
+
+    def stop_at(self, call):
+        calls = []
+
+        def hook(module, args):
+            calls.append(1)
+            if len(calls) == call:
+                raise KeyboardInterrupt
+
+        return hook

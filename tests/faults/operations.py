@@ -36,7 +36,11 @@ from qdiff_fx import (
     save_prepared,
     save_qdiff,
 )
+from qdiff_fx.calibration import kept
 from qdiff_fx.kernels import status
+from qdiff_fx.sources import SampleRequest, resolve
+from qdiff_fx.workflow.job import Job
+from qdiff_fx.workflow.run import quantize
 
 for _needed in ("scipy.linalg", "qdiff_fx.capture", "qdiff_fx.storage.symbolic"):
     importlib.import_module(_needed)  # once, and not in every process that is killed
@@ -175,6 +179,39 @@ def collect(inputs: Path, work: Path) -> str:
     return digest(value for batch in data for _, value in sorted(batch.items()))
 
 
+SOURCE = """
+from diffusers import DDIMScheduler
+from tests.faults.operations import network as load_unet
+
+SAMPLE_SHAPE = 3, 8, 8
+
+def make_scheduler(steps):
+    scheduler = DDIMScheduler()
+    scheduler.set_timesteps(steps)
+    return scheduler
+"""
+
+
+def quantize_whole(inputs: Path, work: Path) -> str:
+    """From the file to the saved folder, every phase of it kept in one work folder."""
+    file = inputs / "source.py"
+    file.write_text(SOURCE)
+    config = QDiffConfig(weight_bits=4, timestep_bins=2)
+    learning = ReconstructionConfig(weight_steps=6, act_steps=3, batch_size=4, typical_loss=0)
+    job = Job(config, SampleRequest(12, 6), rows=48, reconstruction=learning)
+    kept.APART = 0.0  # after every batch
+    quantize(resolve(str(file)), job, work / "saved", resume_dir=work / "kept", progress=False)
+    files = sorted((work / "saved").iterdir())
+    of_files = [hashlib.sha256(each.read_bytes()).hexdigest() for each in files]
+    return digest([*of_files, *(each.name for each in files), *sorted(os.listdir(work))])
+
+
+def check_whole(inputs: Path, work: Path) -> None:
+    """The saved folder is there when it is whole."""
+    if (work / "saved").exists():
+        load_qdiff(work / "saved", "reference")
+
+
 def build_kernels(inputs: Path, work: Path) -> str:
     os.environ |= {"CXX": str(inputs / "compiler"), "QDIFF_KERNELS_CACHE": str(work / "cache")}
     built = status()
@@ -214,5 +251,6 @@ OPERATIONS = {
     "round": Operation(round_once),
     "reconstruct": Operation(reconstruct_resumed),
     "collect": Operation(collect),
+    "quantize": Operation(quantize_whole, check_whole),
     "build": Operation(build_kernels),
 }

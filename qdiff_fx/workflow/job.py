@@ -1,0 +1,118 @@
+"""What is to be done: the configuration, the trajectories, how much of them is looked at."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from qdiff_fx.calibration.fingerprint import inputs_fingerprint, source_fingerprint
+from qdiff_fx.checkpoint import Checkpoint
+from qdiff_fx.config import QDiffConfig
+from qdiff_fx.errors import ConfigError
+from qdiff_fx.reconstruction import ReconstructionConfig
+from qdiff_fx.sources import SampleRequest, Source
+
+
+@dataclass(frozen=True)
+class Job:
+    """A network's way from float to a saved folder.
+
+    Attributes:
+        config: what to quantize, and how. The length of the training schedule is the source's.
+        request: the trajectories that are sampled.
+        every: which of their steps are recorded, see `collect_calibration_data`.
+        rows: how many recorded rows (one is one sample at one timestep; guidance makes it two) are shown to observers
+            and to the rounding of weights, evenly over trajectories and timesteps; None: all.
+        backend: what it is going to run on.
+        reconstruction: learn rounding and step sizes besides.
+    """
+
+    config: QDiffConfig
+    request: SampleRequest
+    every: int = 1
+    rows: int | None = None
+    backend: str = "native"
+    reconstruction: ReconstructionConfig | None = None
+
+    def __post_init__(self) -> None:
+        if self.rows is not None and self.rows < 1:
+            raise ConfigError(f"{self.rows} is not a positive number", where="rows")
+
+    def settings(self) -> dict[str, str]:
+        """All of it, each thing under the name under which people know it."""
+        found = {name: json.dumps(value, sort_keys=True) for name, value in self.config.to_json().items()}
+        found |= {
+            "number of samples": str(self.request.count),
+            "number of steps": str(self.request.steps),
+            "seed": str(self.request.seed),
+            "every": str(self.every),
+            "number of rows": str(self.rows),
+            "backend": self.backend,
+            "reconstruction": json.dumps(self.reconstruction and self.reconstruction.to_json(), sort_keys=True),
+        }
+        return found
+
+
+class WorkFolder:
+    """Everything that a job has come to, in one folder: run again after whatever killed it, it goes on from there.
+
+    Args:
+        folder: made where it is missing; None keeps nothing.
+        source, job: what the work belongs to.
+        processes: how many share it.
+        samples: another folder for the trajectories.
+    Raises:
+        ArtifactError: it was begun with other weights, prompts or settings, or by another number of processes; or it
+            holds something else, or cannot be written.
+    """
+
+    def __init__(
+        self,
+        folder: str | os.PathLike[str] | None,
+        source: Source,
+        job: Job,
+        *,
+        processes: int = 1,
+        samples: str | os.PathLike[str] | None = None,
+    ):
+        self.folder = None if folder is None else Path(folder)
+        self._samples = None if samples is None else Path(samples)
+        if folder is not None:
+            Checkpoint(folder, fingerprint(source, job, processes), "job")
+
+    @property
+    def samples(self) -> Path | None:
+        """Of trajectories."""
+        return self._samples or self._part("samples")
+
+    @property
+    def statistics(self) -> Path | None:
+        """Of what observers have seen."""
+        return self._part("statistics")
+
+    @property
+    def rounding(self) -> Path | None:
+        """Of rounded layers."""
+        return self._part("rounding")
+
+    @property
+    def units(self) -> Path | None:
+        """Of reconstructed units."""
+        return self._part("units")
+
+    def _part(self, name: str) -> Path | None:
+        return None if self.folder is None else self.folder / name
+
+
+def fingerprint(source: Source, job: Job, processes: int) -> Mapping[str, str]:
+    """All that the result depends on, in digests or short texts, by names that can be told to people."""
+    scheduler = source.make_scheduler(job.request.steps) or source.pipe.scheduler
+    return {
+        **source_fingerprint(source.pipe, scheduler),
+        "set of prompts or labels": inputs_fingerprint(source.subjects(job.request)),
+        "number of processes": str(processes),
+        **job.settings(),
+    }
