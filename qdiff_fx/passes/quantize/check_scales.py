@@ -42,14 +42,18 @@ def check_weight(layer: str, weight: Tensor, bias: Tensor | None) -> None:
             raise ConversionError(
                 f"its {name} is on the meta device and holds no numbers", where=layer, fix="Load the weights first"
             )
-        finite = tensor.float().isfinite()  # of double precision, too large is as bad
-        if not bool(finite.all()):
-            count = int((~finite).sum())
+        if not _is_finite(tensor):
+            count = int((~tensor.float().isfinite()).sum())
             raise ConversionError(
                 f"its {name} holds NaN or infinity ({count} of {tensor.numel()} numbers)",
                 where=layer,
                 fix="Mend the checkpoint, or keep the layer in float by a rule with quantize=False",
             )
+
+
+def _is_finite(tensor: Tensor) -> bool:
+    """Whether every number is finite in float32: of double precision, too large is as bad. Copies nothing."""
+    return not tensor.numel() or bool(torch.stack(tensor.aminmax()).float().isfinite().all())
 
 
 def check_scales(layer: str, tensor: Tensor, weight: WeightParameters, activation: ActivationParameters) -> None:
@@ -63,7 +67,8 @@ def check_scales(layer: str, tensor: Tensor, weight: WeightParameters, activatio
     """
     way_out = "Scale the weights, or keep the layer in float by a rule with quantize=False"
     act_scale = max(activation.params.scale)
-    reach = float(tensor.detach().abs().max()) * act_scale * activation.params.spec.qmax
+    largest = float(torch.stack(tensor.detach().aminmax()).abs().max())
+    reach = largest * act_scale * activation.params.spec.qmax
     if reach > NEGLIGIBLE and float(weight.scales.max()) <= SMALLEST_SCALE:
         raise ConversionError("its weights are too small for scales of float32", where=layer, fix=way_out)
     if act_scale * float(weight.scales.max()) > LARGEST:

@@ -18,24 +18,27 @@ QDIFF_INLINE Floats load_apart(const Element* from, int64_t step, int64_t count)
   return load(together);
 }
 
-// floor(x / 2^exponent). Where the exponent is large, small negative numbers become -0, whose bin is still that below 0.
-QDIFF_INLINE Ints bin_of(const Floats& x, float inverse) {
+// floor(x / 2^exponent) from `low` to `high`. Where the exponent is large, small negative numbers become -0, whose bin is still
+// that below 0.
+QDIFF_INLINE Ints bin_of(const Floats& x, float inverse, float low, float high) {
   constexpr float kSmallest = 0x1p-126f;
-  const Floats steps = x * inverse, below = select(x < Floats{}, at_most(steps, -kSmallest), steps);
-  const Ints found = nearest(below);
-  return found + (to_floats(found) > below);  // true is -1
+  const Floats steps = x * inverse, signed_steps = select(x < Floats{}, at_most(steps, -kSmallest), steps);
+  const Floats inside = at_most(at_least(signed_steps, low), high);
+  const Ints found = nearest(inside);
+  return found + (to_floats(found) > inside);  // true is -1
 }
 
 template <typename Element>
 void count_numbers(const Histogram& p, const Element* from, int64_t count, uint32_t* counts) {
   const float inverse = std::ldexp(1.0f, -p.exponent);
-  const int32_t half = int32_t(p.bins / 2), last = int32_t(p.bins - 1);
+  const int64_t half = p.bins / 2, step = p.step;
+  uint32_t* counter[kCounters];  // of the bin above 0
+  for (int64_t i = 0; i < kCounters; ++i) counter[i] = counts + i * p.bins + half;
   each_stretch(count, [&](int64_t i, auto lanes) {
     alignas(64) int32_t bins[kLanes];
-    store_raw(bins, bin_of(load_apart(from + i * p.step, p.step, lanes), inverse) + half);
-    const int64_t most = lanes;
-    // Whatever is asked for, nothing outside is written.
-    for (int64_t j = 0; j < most; ++j) ++counts[(j % kCounters) * p.bins + std::clamp(bins[j], 0, last)];
+    store_raw(bins, bin_of(load_apart(from + i * step, step, lanes), inverse, float(-half), float(half - 1)));
+#pragma GCC unroll 16
+    for (int64_t j = 0; j < lanes; ++j) ++counter[j % kCounters][bins[j]];
   });
 }
 

@@ -58,7 +58,7 @@ class ScaleSearch {
  public:
   // units: whole vectors, zeros at the end; large: memory for as many.
   ScaleSearch(const NearestCodes& p, const float* units, float* large)
-      : p_(p), units_(units), large_(large), padded_(ceil_div(p.columns, kLanes) * kLanes) {}
+      : p_(p), units_(units), large_(large), padded_(ceil_div(p.columns, kLanes) * kLanes), end_(p.candidates) {}
 
   // By what the unclipped scale is multiplied.
   float best_ratio() {
@@ -68,9 +68,9 @@ class ScaleSearch {
     const int64_t first = best_;
     for (int64_t step = 1; step < kFirstStride; ++step) {
       if (first >= step) consider(first - step);
-      if (first + step < p_.candidates) consider(first + step);
+      consider(first + step);
     }
-    for (int64_t i = 0; i < p_.candidates; ++i) {
+    for (int64_t i = 0; i < end_; ++i) {
       if (i % kFirstStride != 0 && std::abs(i - first) >= kFirstStride) consider(i);
     }
     return p_.tried[best_].ratio;
@@ -91,19 +91,23 @@ class ScaleSearch {
   }
 
   void consider(int64_t candidate) {
+    if (candidate >= end_) return;
     const NearestCodes::Candidate& tried = p_.tried[candidate];
     const float limit = float(least_ / tried.unit * (1 + 1e-6));
-    if (tried.ratio < reach_) {
-      // What surely clips alone may be too much already.
-      if (clipped(tried.inverse, 0, limit) > limit) return;
-      gather(p_.tried[p_.candidates - 1].ratio);
+    Clipped clipped = clipping(tried.inverse, limit);
+    if (clipped.alone > limit) {
+      end_ = candidate;  // what clips grows as the scale shrinks
+      return;
     }
-    const double error = tried.unit * error_of(tried.inverse, limit);
+    if (tried.ratio < reach_) {
+      gather(p_.tried[p_.candidates - 1].ratio);
+      clipped = clipping(tried.inverse, limit);
+    }
+    const double error = tried.unit * error_of(tried.inverse, clipped.more, limit);
     if (error < least_ || (error == least_ && candidate < best_)) least_ = error, best_ = candidate;
   }
 
-  float error_of(float inverse, float limit) const {
-    float error = clipped(inverse, 0, limit);
+  float error_of(float inverse, float error, float limit) const {
     for (int64_t i = 0; i < padded_ && error <= limit; i += kBlockNumbers) {
       error += near(inverse, i, std::min(padded_, i + kBlockNumbers));
     }
@@ -120,25 +124,33 @@ class ScaleSearch {
     return sum_of_lanes(sum);
   }
 
-  // What has to be added for those that do.
-  float clipped(float inverse, float error, float limit) const {
-    for (int64_t i = 0; i < large_count_ && error <= limit; i += kBlockNumbers) {
-      Floats sum = {};
+  // The error of numbers that clip, and how much more it is than `near` makes of them.
+  struct Clipped {
+    float alone, more;
+  };
+
+  Clipped clipping(float inverse, float limit) const {
+    Clipped found = {0, 0};
+    for (int64_t i = 0; i < large_count_ && found.alone <= limit; i += kBlockNumbers) {
+      Floats alone = {}, more = {};
       for (int64_t j = i; j < std::min(large_count_, i + kBlockNumbers); j += kLanes) {
         const Floats steps = load(large_ + j) * inverse, whole = rounded(steps);
         const Floats code = at_most(at_least(whole, float(p_.low)), float(p_.high));
         const Floats far = far_power(at_least(magnitude(steps - code), 0.5f), p_.power);
-        sum += select(whole != code, far - near_power(steps - whole, p_.near), Floats{});
+        const Ints clips = whole != code;
+        alone += select(clips, far, Floats{});
+        more += select(clips, far - near_power(steps - whole, p_.near), Floats{});
       }
-      error += sum_of_lanes(sum);
+      found.alone += sum_of_lanes(alone);
+      found.more += sum_of_lanes(more);
     }
-    return error;
+    return found;
   }
 
   const NearestCodes& p_;
   const float* units_;
   float* large_;
-  int64_t padded_, large_count_ = 0, best_ = -1;
+  int64_t padded_, end_, large_count_ = 0, best_ = -1;
   float reach_ = 0;
   double least_ = std::numeric_limits<double>::infinity();
 };
