@@ -1,14 +1,15 @@
-"""A piece of a graph by itself: the computation of one node from given nodes on."""
+"""A piece of a graph by itself: the computation of some nodes from given nodes on."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from torch import fx
 
 from qdiff_fx.ir.annotations import describe_like, fact, put
 from qdiff_fx.ir.facts import Input
+from qdiff_fx.ir.properties import copy_notes
 
 
 @dataclass(frozen=True)
@@ -16,7 +17,7 @@ class Subgraph:
     """A graph of its own.
 
     Attributes:
-        module: called with the values of `inputs` in order; returns a tuple of one tensor.
+        module: called with the values of `inputs` in order; returns a tuple of the values of the nodes asked for.
         inputs: names of the nodes of the whole graph that it starts from.
     """
 
@@ -24,9 +25,9 @@ class Subgraph:
     inputs: tuple[str, ...]
 
 
-def subgraph(gm: fx.GraphModule, node: fx.Node, is_given: Callable[[fx.Node], bool]) -> Subgraph:
-    """The computation of `node` from the nearest nodes that are given; `node` itself is computed in any case."""
-    needed, pending = {node}, list(node.all_input_nodes)
+def subgraph(gm: fx.GraphModule, nodes: Sequence[fx.Node], is_given: Callable[[fx.Node], bool]) -> Subgraph:
+    """The computation of `nodes` from the nearest nodes that are given; they themselves are computed in any case."""
+    needed, pending = set(nodes), [each for node in nodes for each in node.all_input_nodes]
     given = set()
     while pending:
         current = pending.pop()
@@ -50,5 +51,7 @@ def subgraph(gm: fx.GraphModule, node: fx.Node, is_given: Callable[[fx.Node], bo
     for each in gm.graph.nodes:
         if each in needed:
             copies[each] = graph.node_copy(each, copies.__getitem__)
-    graph.output((copies[node],))
-    return Subgraph(fx.GraphModule(gm, graph), tuple(each.name for each in inputs))
+    graph.output(tuple(copies[node] for node in nodes))
+    module = fx.GraphModule(gm, graph)
+    copy_notes(module, gm)
+    return Subgraph(module, tuple(each.name for each in inputs))

@@ -74,7 +74,7 @@ def build_stages(simulation: Simulation, units: tuple[Unit, ...]) -> list[Stage]
     gm = simulation.graph_module
     nodes = {node.name: node for node in gm.graph.nodes}
     outputs = {unit.output for unit in units}
-    parts = [subgraph(gm, nodes[unit.output], lambda node: node.name in outputs) for unit in units]
+    parts = [subgraph(gm, [nodes[unit.output]], lambda node: node.name in outputs) for unit in units]
     last_use = {name: index for index, part in enumerate(parts) for name in part.inputs}
     decided: set[str] = set()
     stages = []

@@ -24,11 +24,14 @@ def take_rows(signature: CallSignature, tensors: Sequence[Tensor], rows: Tensor)
         tensors: as `CallSignature.bind` returns them.
         rows: int64 [R], indices into the batch.
     """
+    batched = has_batch(signature)
+    return [tensor[rows] if many else tensor for many, tensor in zip(batched, tensors, strict=True)]
+
+
+def has_batch(signature: CallSignature) -> list[bool]:
+    """Of each flat input: whether it holds one row for every sample of the batch."""
     sample = signature.sample.dims[0]
-    return [
-        tensor[rows] if _has_batch(spec, sample) else tensor
-        for spec, tensor in zip(signature.inputs, tensors, strict=True)
-    ]
+    return [_has_batch(spec, sample) for spec in signature.inputs]
 
 
 def _has_batch(spec: TensorInput, sample: int | Size) -> bool:

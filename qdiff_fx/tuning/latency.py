@@ -120,7 +120,7 @@ def _layer_seconds(
     for choice in choices:
         if choice == FLOAT:
             subgraphs[choice] = subgraph(
-                substitution.float_graph, substitution.float_node(name), lambda each: each.op != "get_attr"
+                substitution.float_graph, [substitution.float_node(name)], lambda each: each.op != "get_attr"
             )
         elif choice == WIDE:
             layer = substitution.quantized_node(name, wide=True)

@@ -56,7 +56,7 @@ class LayerSubstitution:
     ) -> Subgraph:
         """A node of that graph from the float network's values, by their names there, and from what else is given."""
         quantized = self._quantized(wide)
-        piece = subgraph(quantized.graph, node, lambda each: each.name in quantized.values or is_given(each))
+        piece = subgraph(quantized.graph, [node], lambda each: each.name in quantized.values or is_given(each))
         return replace(piece, inputs=tuple(quantized.values.get(name, name) for name in piece.inputs))
 
     @cache  # noqa: B019, as long as its owner

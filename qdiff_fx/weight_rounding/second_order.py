@@ -1,30 +1,32 @@
-"""The loop: gather Hessians for as many layers as fit in memory, round those, go on behind them."""
+"""The loop over a network's blocks: see what codes its layers read, choose theirs, go on behind them."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+import os
+from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
 from torch import Tensor, fx
-from tqdm import tqdm
 
-from qdiff_fx.backends.common.base import weight_tensors
+from qdiff_fx.calibration.chunks import chunks_of
 from qdiff_fx.calibration.data import Batch
+from qdiff_fx.calibration.stream import Stream
 from qdiff_fx.config import WeightRange
 from qdiff_fx.errors import CalibrationError, ConfigError
 from qdiff_fx.ir.annotations import nodes_with, require
-from qdiff_fx.ir.arguments import operand
-from qdiff_fx.ir.edit import get_attr_tensor
-from qdiff_fx.ir.facts import LayerPlan, layer_id, layer_info, quantized_layers
-from qdiff_fx.networks import PreparedUNet, QuantizedUNet
-from qdiff_fx.passes.quantize.convert import convert
-from qdiff_fx.passes.quantize.nearest import weight_scales
-from qdiff_fx.quant.numerics import weight_range
-from qdiff_fx.quant.parameters import WeightParameters
+from qdiff_fx.ir.blocks import cut_into_blocks
+from qdiff_fx.ir.facts import LayerPlan, layer_id
+from qdiff_fx.networks import PreparedUNet
+from qdiff_fx.passes.quantize.check_scales import weight_and_bias
+from qdiff_fx.passes.quantize.measure import measure_activations, nearest
+from qdiff_fx.progress import Progress, phase
+from qdiff_fx.quant.numerics import weight_range, weight_scales
+from qdiff_fx.quant.parameters import ActivationParameters, WeightParameters
 from qdiff_fx.weight_rounding.hessian import Hessian, hessian_of
 from qdiff_fx.weight_rounding.nearest_plane import HessianFactor, factorise, feedback_codes
+from qdiff_fx.weight_rounding.parts import BlockOnIntegers
 
 SCALE_RATIOS = (0.8, 0.85, 0.9, 0.95, 1.0, 1.05)  # of the scale nearest rounding would use; searched per channel
 MEMORY_CAP = 2 << 30
@@ -37,10 +39,6 @@ class Job:
 
     hessian: Hessian
     layers: list[fx.Node] = field(default_factory=list)
-
-    @property
-    def nbytes(self) -> int:
-        return 4 * self.hessian.columns**2
 
 
 @dataclass(frozen=True)
@@ -55,22 +53,29 @@ def round_weights(
     prepared: PreparedUNet,
     batches: Iterable[Batch],
     *,
+    rows: int = 0,
     memory_cap_bytes: int = MEMORY_CAP,
-    progress: bool = True,
+    cache_dir: str | os.PathLike[str] | None = None,
+    cache_bytes: int | None = None,
+    progress: bool | Progress = True,
 ) -> RoundingReport:
     """Choose every weight code by what it does to its layer's output, given the inputs the layer really gets.
 
-    Layers are taken in execution order, as many at a time as their Hessians fit under the cap; each group
-    reads the activations of a network whose activations are quantized and whose earlier groups are already rounded.
-    `convert_qdiff` then uses the codes found here. A layer that already has codes keeps them.
+    The rows stream through the network block by block, once: each layer reads what integer kernels make of the layers
+    before it, which are already rounded; those of its own block still have weights of 8 bits. `convert_qdiff` then uses
+    the codes found here. A layer that already has codes keeps them.
 
     Args:
         prepared: a calibrated network; the codes are kept in its `decided`.
-        batches: mappings of its forward arguments; gone through once for every group of layers.
-        memory_cap_bytes: of all Hessians gathered at a time; a layer with a larger one stays as it is.
-        progress: show a bar.
+        batches: mappings of its forward arguments.
+        rows: how many of their samples are shown, evenly over the timesteps; 0: all.
+        memory_cap_bytes: of a Hessian; a layer with a larger one is rounded to nearest.
+        cache_dir: where activations go while this runs; the system's folder for temporary files by default.
+        cache_bytes: what they may take; None: what the disk has.
+        progress: show a bar, or report to whoever shows one.
     Raises:
-        CalibrationError: there are no batches, or the network was not calibrated.
+        CalibrationError: there are no batches, or the network was not calibrated; an activation is not a number; the
+            disk is full, or the cap is reached.
         ConfigError: the network was prepared for another rounding.
         ConversionError: the Hessian is not finite.
     """
@@ -80,90 +85,123 @@ def round_weights(
             where="weight_rounding",
             fix='Prepare it with QDiffConfig(weight_rounding="second_order"), or with the default, "auto"',
         )
-    batches = list(batches)
-    if not batches:
+    chunks = chunks_of(prepared, batches, most_rows=rows, where="round_weights")
+    if not chunks:
         raise CalibrationError("there are no batches", where="round_weights", fix="Pass those calibrate was given")
-    # Nearest codes to begin with, which the layers' own replace one after the other.
-    nearest = replace(prepared.qconfig, weight_rounding="nearest")
-    graph = convert(prepared.graph_module, nearest, prepared.decided)
-    originals = {layer_id(node): node for node in nodes_with(prepared.graph_module, LayerPlan)}
-    decided = prepared.decided.weights
-    waiting = {
-        name
-        for name, node in originals.items()
-        if name not in decided or decided[name].bits != require(node, LayerPlan).info.weight_bits
-    }
-    jobs, refused = _jobs(graph, waiting, memory_cap_bytes)
-    network = QuantizedUNet(graph, prepared.signature, prepared.qconfig, "reference")
-    groups = list(_groups(jobs, memory_cap_bytes))
-    rounded = []
-    with tqdm(total=len(groups) * len(batches), desc="rounding", unit="batch", disable=not progress) as bar:
-        for group in groups:
-            _gather(network, group, batches, bar)
-            for job in group:
-                factor = factorise(job.hessian.stop(), where=_path(job.layers[0]))
-                for layer in job.layers:
-                    _round(prepared, originals[layer_id(layer)], graph, layer, factor)
-                    rounded.append(_path(layer))
-    prepared.decided = replace(prepared.decided, weight_rounding="second_order")
-    return RoundingReport(tuple(rounded), refused)
+    with Stream(chunks, cache_dir, cache_bytes) as stream:
+        loop = _Loop(prepared, stream, memory_cap_bytes)
+        with phase(progress, "rounding", len(loop.waiting), "layer") as shown:
+            loop.run(shown.advance)
+    prepared.decided = replace(prepared.decided.with_weights(loop.chosen), weight_rounding="second_order")
+    return RoundingReport(tuple(loop.chosen), loop.refused)
 
 
-def _jobs(graph: fx.GraphModule, waiting: set[str], cap: int) -> tuple[list[Job], dict[str, str]]:
-    """Watchers put before every layer whose Hessian can be had, in execution order, and the refusals."""
-    jobs: dict[Any, Job] = {}
-    refused: dict[str, str] = {}
-    for layer in quantized_layers(graph):
-        info = layer_info(layer)
-        if info.float_reason or info.kind == "attention" or info.path not in waiting:
-            continue
-        hessian = hessian_of(layer)
-        if isinstance(hessian, Hessian) and 4 * hessian.columns**2 > cap:
-            hessian = f"its Hessian takes {4 * hessian.columns**2} bytes, the cap is {cap}"
-        if isinstance(hessian, str):
-            refused[info.path] = hessian
-            continue
-        key = layer.args[0], hessian.columns, str(hessian.window)
-        if key not in jobs:
-            jobs[key] = Job(hessian)
-            name = f"hessian_{len(jobs)}"
-            graph.add_module(name, hessian)
-            with graph.graph.inserting_before(layer):
-                graph.graph.call_module(name, (layer.args[0],))
-        jobs[key].layers.append(layer)
-    graph.recompile()
-    return list(jobs.values()), refused
+class _Loop:
+    """One run over the blocks.
 
+    Attributes:
+        waiting: ids of the layers that codes are to be chosen for.
+        chosen, refused: what came of it so far.
+    """
 
-def _groups(jobs: list[Job], cap: int) -> Iterator[list[Job]]:
-    group: list[Job] = []
-    for job in jobs:
-        if group and sum(each.nbytes for each in [*group, job]) > cap:
-            yield group
-            group = []
-        group.append(job)
-    if group:
-        yield group
+    def __init__(self, prepared: PreparedUNet, stream: Stream, cap: int):
+        self.prepared, self.stream, self.cap = prepared, stream, cap
+        self.graph, self.config = prepared.graph_module, prepared.qconfig
+        self.parameters = measure_activations(self.graph, self.config, prepared.decided)
+        self.layers = {layer_id(node): node for node in nodes_with(self.graph, LayerPlan) if _has_weight(node)}
+        known = prepared.decided.weights
+        self.known = {
+            name: known[name]
+            for name, node in self.layers.items()
+            if name in known and known[name].bits == require(node, LayerPlan).info.weight_bits
+        }
+        self.waiting = set(self.layers) - set(self.known)
+        self.chosen: dict[str, WeightParameters] = {}
+        self.refused: dict[str, str] = {}
 
+    def run(self, advance: Any) -> None:
+        blocks = cut_into_blocks(self.graph, lambda node: _is_quantized(node))
+        ahead = len(self.waiting)
+        for block in blocks:
+            if not ahead:
+                break
+            part = BlockOnIntegers(self.graph, self.config, block, self.parameters)
+            layers = [name for name in part.layers if name in self.waiting]
+            ahead -= len(layers)
+            jobs = self._jobs(part, layers)
+            self._round(part, jobs, advance)
+            advance(len(layers) - sum(len(job.layers) for job in jobs))
+            if ahead:
+                forward = part.forward(self._weights(part))
+                self.stream.pass_block(block, forward.run, forward.inputs, lambda count: None)
 
-def _gather(network: QuantizedUNet, group: list[Job], batches: list[Batch], bar: Any) -> None:
-    for job in group:
+    def _weights(self, part: BlockOnIntegers) -> dict[str, WeightParameters]:
+        """Of the block's layers, as they will be."""
+        found = {**self.known, **self.chosen}
+        for name in part.layers:
+            if name in self.layers and name not in found:
+                node = self.layers[name]
+                info = require(node, LayerPlan).info
+                axis = 1 if info.kind == "conv_transpose" else 0
+                weight = weight_and_bias(self.graph, node)[0].float()
+                found[name] = nearest(weight, info.weight_bits, axis, self.config.weight_range)
+        return found
+
+    def _jobs(self, part: BlockOnIntegers, layers: list[str]) -> list[Job]:
+        jobs: dict[Any, Job] = {}
+        for name in layers:
+            layer = self.layers[name]
+            hessian = hessian_of(layer)
+            if isinstance(hessian, Hessian) and 4 * hessian.columns**2 > self.cap:
+                hessian = f"its Hessian takes {4 * hessian.columns**2} bytes, the cap is {self.cap}"
+            if isinstance(hessian, str):
+                self.refused[name] = hessian
+                continue
+            jobs.setdefault((layer.args[0], hessian.columns, str(hessian.window)), Job(hessian)).layers.append(layer)
+        return list(jobs.values())
+
+    def _round(self, part: BlockOnIntegers, jobs: list[Job], advance: Any) -> None:
+        """Choose the codes of a block's layers."""
+        if not jobs:
+            return
+        firsts = [layer_id(job.layers[0]) for job in jobs]
+        codes, places = part.codes(firsts, {**self.known, **self.chosen})
+        for number, outputs in self.stream.run(codes.run, codes.inputs):
+            for index, output in enumerate(outputs):
+                self.stream.store.write(f"codes {index}", number, output)
+        for job, first in zip(jobs, firsts, strict=True):
+            name = f"codes {places[first]}"
+            factor = self._factor(job, first, name)
+            for layer in job.layers:
+                weight = weight_and_bias(self.graph, layer)[0].float()
+                bits = require(layer, LayerPlan).info.weight_bits
+                self.chosen[layer_id(layer)] = second_order(weight, bits, factor, self.config.weight_range)
+            advance(len(job.layers))
+        for index in sorted(set(places.values())):
+            self.stream.store.drop(f"codes {index}")
+
+    def _factor(self, job: Job, layer: str, name: str) -> HessianFactor:
+        activation = self.parameters.input(layer, 0)
+        assert activation is not None
         job.hessian.start()
-    for batch in batches:
-        network(**batch)
-        bar.update()
+        for number, chunk in enumerate(self.stream.chunks):
+            job.hessian(_values(self.stream.store.read(name, number), activation, chunk.bin))
+        return factorise(job.hessian.stop(), where=layer)
 
 
-def _round(
-    prepared: PreparedUNet, original: fx.Node, graph: fx.GraphModule, layer: fx.Node, factor: HessianFactor
-) -> None:
-    """Keep the codes with the prepared network, and let what follows see their effect."""
-    weight = get_attr_tensor(prepared.graph_module, operand(original, 1)).detach().float()
-    found = second_order(weight, layer_info(layer).weight_bits, factor, prepared.qconfig.weight_range)
-    prepared.decided = prepared.decided.with_weights({layer_id(original): found})
-    codes, scales = weight_tensors(graph, layer)
-    codes.copy_(found.codes)
-    scales.copy_(found.scales)
+def _values(codes: Tensor, activation: ActivationParameters, bin_index: int) -> Tensor:
+    params = activation.params
+    row = bin_index if params.per_timestep else 0
+    return (codes.float() - params.zero_point[row]) * params.scale[row]
+
+
+def _is_quantized(node: fx.Node) -> bool:
+    return node in nodes_with([node], LayerPlan) and require(node, LayerPlan).info.quantized
+
+
+def _has_weight(node: fx.Node) -> bool:
+    info = require(node, LayerPlan).info
+    return info.quantized and info.kind != "attention"
 
 
 def second_order(weight: Tensor, bits: int, factor: HessianFactor, method: WeightRange) -> WeightParameters:
@@ -186,7 +224,3 @@ def second_order(weight: Tensor, bits: int, factor: HessianFactor, method: Weigh
         codes.append(tried.view(len(rows), len(SCALE_RATIOS), -1)[each, best])
         chosen.append(scales[each, best])
     return WeightParameters(torch.cat(codes).view(weight.shape), torch.cat(chosen), bits)
-
-
-def _path(layer: fx.Node) -> str:
-    return layer_info(layer).path

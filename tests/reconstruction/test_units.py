@@ -61,7 +61,7 @@ def test_a_unit_reads_only_earlier_units_and_inputs(name):
 def part_of(gm, output, units) -> Subgraph:
     outputs = {each.output for each in units}
     node = next(each for each in gm.graph.nodes if each.name == output)
-    return subgraph(gm, node, lambda each: each.name in outputs)
+    return subgraph(gm, [node], lambda each: each.name in outputs)
 
 
 def test_units_compute_what_the_network_does():

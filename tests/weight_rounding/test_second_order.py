@@ -87,7 +87,7 @@ def test_layers_that_read_one_tensor_share_a_hessian(monkeypatch):
     assert len(made) == len(report.rounded) - 2  # to_q, to_k and to_v
 
 
-def test_a_small_cap_takes_more_passes_and_leaves_out_what_never_fits():
+def test_a_small_cap_leaves_out_what_does_not_fit():
     one_by_one = 4 * (16 * 9) ** 2
     _, report = rounded(Shortcut(), batches(1), rules=(Rule("conv_out", weight_bits=8),))
     network = prepared(Shortcut(), batches(1))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from itertools import chain
 from typing import Any
 
@@ -10,7 +11,9 @@ from torch import fx
 
 from qdiff_fx.config import QDiffConfig
 from qdiff_fx.errors import ConfigError, ConversionError
+from qdiff_fx.ir.annotations import nodes_with, put, require
 from qdiff_fx.ir.edit import copy_graph
+from qdiff_fx.ir.facts import LayerPlan, layer_id
 from qdiff_fx.ir.properties import properties
 from qdiff_fx.passes.framework import run_passes
 from qdiff_fx.passes.quantize.annotate import Annotate
@@ -18,7 +21,7 @@ from qdiff_fx.passes.quantize.measure import measure
 from qdiff_fx.passes.quantize.quantize_activations import QuantizeActivations
 from qdiff_fx.passes.quantize.quantize_attention import QuantizeAttention
 from qdiff_fx.passes.quantize.quantize_weights import QuantizeWeights
-from qdiff_fx.passes.quantize.readings import unobserved
+from qdiff_fx.passes.quantize.readings import readings, unobserved
 from qdiff_fx.passes.quantize.remove_observers import RemoveObservers
 from qdiff_fx.quant.parameters import NOTHING, ParameterStore
 
@@ -49,8 +52,37 @@ def convert(prepared: fx.GraphModule, config: QDiffConfig, decided: ParameterSto
             where="weight_rounding",
             fix="Call round_weights with the calibration data first",
         )
-    parameters = measure(prepared, config, decided)
     gm = copy_graph(prepared)
+    quantize_graph(gm, config, measure(prepared, config, decided))
+    _own(gm, prepared)
+    return gm
+
+
+def convert_part(part: fx.GraphModule, config: QDiffConfig, parameters: ParameterStore) -> None:
+    """Quantize a part of an observed graph in place, by parameters of the whole one.
+
+    Args:
+        part: its layers have the ids they have in the whole graph. Its weights may have other bits than planned.
+        config: the configuration the whole graph was annotated with.
+        parameters: of the whole graph's activations, and of the part's weights.
+    """
+    inputs = {layer: dict(parameters.inputs.get(layer, {})) for layer in map(layer_id, nodes_with(part, LayerPlan))}
+    activations = {}
+    for reading in readings(part):
+        # In the whole graph another layer may have been the first to read it.
+        found = parameters.input(reading.layers[0], reading.readers[0][1])
+        if found is None:
+            raise ConversionError("its input has no parameters", where=reading.layers[0])
+        activations[reading.id] = found
+    for layer in nodes_with(part, LayerPlan):
+        plan, weight = require(layer, LayerPlan), parameters.weights.get(layer_id(layer))
+        if weight is not None and weight.bits != plan.info.weight_bits:
+            put(layer, replace(plan, info=replace(plan.info, weight_bits=weight.bits)))
+    quantize_graph(part, config, replace(parameters, activations=activations, inputs=inputs, outputs={}))
+
+
+def quantize_graph(gm: fx.GraphModule, config: QDiffConfig, parameters: ParameterStore) -> None:
+    """An observed graph becomes a q/dq graph, in place."""
     run_passes(
         gm,
         [
@@ -60,8 +92,6 @@ def convert(prepared: fx.GraphModule, config: QDiffConfig, decided: ParameterSto
             RemoveObservers(),  # those of outputs, and of what is in float now
         ],
     )
-    _own(gm, prepared)
-    return gm
 
 
 def _own(gm: fx.GraphModule, prepared: fx.GraphModule) -> None:

@@ -44,13 +44,8 @@ def measure(gm: fx.GraphModule, config: QDiffConfig, decided: ParameterStore = N
         CalibrationError: an observer saw no data.
         ConversionError: a weight is not finite, or of a size that scales of float32 cannot stand for.
     """
-    activations: dict[str, ActivationParameters] = {}
-    inputs: dict[str, dict[int, str]] = {}
-    varying = _varying(gm) if config.act_granularity == "timestep" and timestep_input(gm) else set()
-    for reading in list(readings(gm)):
-        activations[reading.id] = _activation(gm, reading, reading.observer.args[0] in varying, decided)
-        for layer, (_, index) in zip(reading.layers, reading.readers, strict=True):
-            inputs.setdefault(layer, {})[index] = reading.id
+    store = measure_activations(gm, config, decided)
+    activations, inputs = store.activations, store.inputs
     weights: dict[str, WeightParameters] = {}
     outputs: dict[str, OutputParameters] = {}
     for node in nodes_with(gm, LayerPlan):
@@ -73,7 +68,19 @@ def measure(gm: fx.GraphModule, config: QDiffConfig, decided: ParameterStore = N
         residual = activations[inputs[name][0]].residual
         if residual is not None and name in outputs:
             outputs[name + RESIDUAL] = OutputParameters(_range_over_residual(weight, residual))
-    return ParameterStore(weights, activations, inputs, outputs, decided.weight_rounding)
+    return replace(store, weights=weights, outputs=outputs, weight_rounding=decided.weight_rounding)
+
+
+def measure_activations(gm: fx.GraphModule, config: QDiffConfig, decided: ParameterStore = NOTHING) -> ParameterStore:
+    """What the layers' inputs are quantized with; arguments and errors as of `measure`."""
+    activations: dict[str, ActivationParameters] = {}
+    inputs: dict[str, dict[int, str]] = {}
+    varying = _varying(gm) if config.act_granularity == "timestep" and timestep_input(gm) else set()
+    for reading in list(readings(gm)):
+        activations[reading.id] = _activation(gm, reading, reading.observer.args[0] in varying, decided)
+        for layer, (_, index) in zip(reading.layers, reading.readers, strict=True):
+            inputs.setdefault(layer, {})[index] = reading.id
+    return ParameterStore(activations=activations, inputs=inputs)
 
 
 def fitting(gm: fx.GraphModule, config: QDiffConfig, decided: ParameterStore) -> ParameterStore:
