@@ -20,7 +20,7 @@ from qdiff_fx.ir.edit import clean
 from qdiff_fx.ir.facts import LayerPlan, layer_id, layer_info, quantized_layers
 from qdiff_fx.passes.quantize.check_scales import weight_and_bias
 from qdiff_fx.passes.quantize.convert import convert_part
-from qdiff_fx.passes.quantize.measure import nearest
+from qdiff_fx.passes.quantize.nearest import nearest
 from qdiff_fx.quant.parameters import ParameterStore, WeightParameters
 
 STAND_IN_BITS = 8

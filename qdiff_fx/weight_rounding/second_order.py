@@ -20,9 +20,10 @@ from qdiff_fx.ir.blocks import cut_into_blocks
 from qdiff_fx.ir.facts import LayerPlan, layer_id
 from qdiff_fx.networks import PreparedUNet
 from qdiff_fx.passes.quantize.check_scales import weight_and_bias
-from qdiff_fx.passes.quantize.measure import measure_activations, nearest
+from qdiff_fx.passes.quantize.measure import measure_activations
+from qdiff_fx.passes.quantize.nearest import nearest, weight_scales
 from qdiff_fx.progress import Progress, phase
-from qdiff_fx.quant.numerics import weight_range, weight_scales
+from qdiff_fx.quant.numerics import weight_range
 from qdiff_fx.quant.parameters import ActivationParameters, WeightParameters
 from qdiff_fx.weight_rounding.hessian import Hessian, hessian_of
 from qdiff_fx.weight_rounding.nearest_plane import HessianFactor, factorise, feedback_codes
