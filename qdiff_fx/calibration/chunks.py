@@ -27,7 +27,6 @@ from qdiff_fx.signature.rows import has_batch, take_rows
 CHUNK_ELEMENTS = 1 << 16
 """Of the images in a chunk: what lies between the layers is some hundred times as much."""
 MOST_ROWS = 16
-GOLDEN = (math.sqrt(5) - 1) / 2
 
 
 @dataclass(frozen=True)
@@ -52,13 +51,12 @@ class _Row(NamedTuple):
     place: int
 
 
-def chunks_of(prepared: PreparedUNet, batches: Iterable[Batch], *, most_rows: int = 0, where: str) -> list[Chunk]:
+def chunks_of(prepared: PreparedUNet, batches: Iterable[Batch], *, where: str) -> list[Chunk]:
     """The rows of some batches, sorted by timestep bin, in chunks.
 
     Args:
         prepared: the network they are for.
         batches: mappings of its forward arguments.
-        most_rows: take that many of the rows, evenly over the timesteps and the samples; 0: all.
         where: who asks, for errors.
 
     Raises:
@@ -69,7 +67,7 @@ def chunks_of(prepared: PreparedUNet, batches: Iterable[Batch], *, most_rows: in
     for row in _rows(prepared, batches, where):
         kinds.setdefault((row.bin, row.kind), []).append(row)
     by_bin = sorted(kinds, key=lambda key: key[0])  # kinds of one bin as they came
-    rows = _evenly([row for key in by_bin for row in kinds[key]], most_rows)
+    rows = [row for key in by_bin for row in kinds[key]]
     names = [node.name for node in prepared.graph_module.graph.nodes if node.op == "placeholder"]
     return list(_chunks(prepared, names, rows))
 
@@ -94,16 +92,6 @@ def _rows(prepared: PreparedUNet, batches: Iterable[Batch], where: str) -> Itera
         kind = f"{[(tuple(each.shape[1:]), each.dtype) for each in tensors]} {shared}"
         for row in range(count):
             yield _Row(0 if bins is None else int(bins[row]), kind, tensors, row)
-
-
-def _evenly(rows: list[_Row], most: int) -> list[_Row]:
-    """`most` of the rows, one from each of as many equal stretches; where in it, differs from one to the next.
-
-    At a fixed place in each they could all be of one sample.
-    """
-    if not most or most >= len(rows):
-        return rows
-    return [rows[int((index + index * GOLDEN % 1) * len(rows) / most)] for index in range(most)]
 
 
 def _chunks(prepared: PreparedUNet, names: list[str], rows: list[_Row]) -> Iterator[Chunk]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from types import TracebackType
 
 import torch
@@ -64,12 +65,25 @@ class Stream:
         given = self.chunks[chunk].inputs
         return given[name] if name in given else self.store.read(name, chunk)
 
-    def pass_block(self, block: Block, run: Run, inputs: Sequence[str], advance: Callable[[int], None]) -> None:
+    @contextmanager
+    def keeping(self, run: Run, inputs: Sequence[str], prefix: str) -> Iterator[list[str]]:
+        """Inside the block, the outputs of a part for all chunks are at hand, under these names."""
+        names: list[str] = []
+        for number, outputs in self.run(run, inputs):
+            names = [f"{prefix} {index}" for index in range(len(outputs))]
+            for name, value in zip(names, outputs, strict=True):
+                self.store.write(name, number, value)
+        try:
+            yield names
+        finally:
+            for name in names:
+                self.store.drop(name)
+
+    def pass_block(self, block: Block, run: Run, inputs: Sequence[str]) -> None:
         """Go on behind a block: keep what it computes for later ones, and forget what is finished.
 
         Args:
             run, inputs: as of `run`; it returns the block's outputs.
-            advance: is told after every chunk how many rows it had.
 
         Raises:
             CalibrationError: a value is not a number, the disk is full, or the cap is reached.
@@ -78,7 +92,6 @@ class Stream:
             for name, value in zip(block.outputs, outputs, strict=True):
                 self._check(name, value, number, block)
                 self.store.write(name, number, value)
-            advance(len(self.chunks[number].rows))
         for name in block.finished:
             self.store.drop(name)
 

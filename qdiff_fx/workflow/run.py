@@ -86,7 +86,7 @@ def decide(
     calibrate(prepared, shown, resume_dir=folder.statistics, progress=progress)
     refused: dict[str, str] = {}
     if prepared.qconfig.weight_rounding != "nearest":
-        refused = round_weights(prepared, shown, progress=progress is not False).refused
+        refused = round_weights(prepared, shown, resume_dir=folder.rounding, progress=progress).refused
     learned = None
     if job.reconstruction is not None:
         learned = reconstruct(prepared, shown, job.reconstruction, resume_dir=folder.units, progress=progress)

@@ -58,14 +58,6 @@ def test_chunks_are_as_equal_as_can_be():
     assert [len(chunk.rows) for chunk in chunks(many)] == [MOST_ROWS // 2 + 1] * 6
 
 
-def test_some_of_the_rows_are_spread_over_timesteps_and_samples():
-    many = rows(count=8)
-    numbered = [{**batch, "x": torch.arange(8.0).view(8, 1, 1, 1).expand(8, 3, 16, 16)} for batch in many]
-    found = chunks(numbered, most_rows=9)
-    assert [len(chunk.rows) for chunk in found] == [3, 3, 3]
-    assert len(images(found)[:, 0, 0, 0].unique()) >= 5
-
-
 def test_images_of_several_sizes_go_in_chunks_of_their_own():
     data = [*rows(), {"x": torch.randn(2, 3, 8, 8), "t": torch.full((2,), 40.0)}]
     found = chunks(data)

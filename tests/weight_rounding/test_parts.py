@@ -38,7 +38,7 @@ def test_they_compute_what_the_whole_network_does_to_the_bit(name):
     with Stream(chunks) as stream:
         for block in cut_into_blocks(graph, is_layer):
             part = BlockOnIntegers(graph, config, block, parameters, torch.float32).forward(weights)
-            stream.pass_block(block, part.run, part.inputs, lambda rows: None)
+            stream.pass_block(block, part.run, part.inputs)
         found = torch.cat([stream.value(block.outputs[0], number) for number in range(len(chunks))])
         left = set(stream.store.names) - set(block.outputs)
     assert not left

@@ -7,11 +7,11 @@ from tiny_graphs import Plain, Shortcut, alike, prepare
 from torch import nn
 
 from qdiff_fx import QDiffConfig, Rule, calibrate, convert_qdiff, load_qdiff, prepare_qdiff, round_weights, save_qdiff
-from qdiff_fx.errors import CalibrationError, ConfigError, ConversionError
+from qdiff_fx.errors import ArtifactError, CalibrationError, ConfigError, ConversionError
 from qdiff_fx.ir.edit import get_attr_tensor
 from qdiff_fx.ir.facts import layer_id, quantized_layers
 from qdiff_fx.quant.numerics import sqnr_db
-from qdiff_fx.weight_rounding import second_order
+from qdiff_fx.weight_rounding import loop
 
 TIMES = (40.0, 900.0)
 
@@ -81,8 +81,8 @@ def test_codes_arrive_bit_for_bit_in_the_graph_and_in_the_file(tmp_path):
 
 def test_layers_that_read_one_tensor_share_a_hessian(monkeypatch):
     made = []
-    factorise = second_order.factorise
-    monkeypatch.setattr(second_order, "factorise", lambda *a, **k: made.append(1) or factorise(*a, **k))
+    factorise = loop.factorise
+    monkeypatch.setattr(loop, "factorise", lambda *a, **k: made.append(1) or factorise(*a, **k))
     _, report = rounded(Shortcut(), batches(1))
     assert len(made) == len(report.rounded) - 2  # to_q, to_k and to_v
 
@@ -167,3 +167,63 @@ def test_before_calibration_is_an_error():
     config = QDiffConfig(weight_rounding="second_order")
     with pytest.raises(CalibrationError, match="saw no data"):
         round_weights(prepare_qdiff(Shortcut().eval(), config, batches(1)[0]), batches(1))
+
+
+@pytest.mark.parametrize("size", [1, 3])
+def test_codes_are_the_same_whatever_the_batches(size):
+    whole = batches(1)
+    pieces = [{name: part[i : i + size] for name, part in batch.items()} for batch in whole for i in range(0, 4, size)]
+    expected = prepared(Shortcut(), whole)
+    found = expected.with_config(expected.qconfig)
+    round_weights(expected, whole, progress=False)
+    round_weights(found, pieces, progress=False)
+    assert chosen(found) == chosen(expected)
+
+
+class Killed(Exception):
+    pass
+
+
+@pytest.mark.parametrize("after", [0, 1])
+def test_a_run_that_was_killed_goes_on_to_the_same_codes(tmp_path, monkeypatch, after):
+    network, data = prepared(Shortcut(), batches(1)), batches(1)
+    fresh, expected = network.with_config(network.qconfig), network.with_config(network.qconfig)
+    report = round_weights(expected, data, progress=False)
+
+    save, left = loop.Checkpoint.save, [after]
+
+    def killing(self, *args):
+        if not left[0]:
+            raise Killed
+        left[0] -= 1
+        save(self, *args)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(loop.Checkpoint, "save", killing)
+        with pytest.raises(Killed):
+            round_weights(network, data, resume_dir=tmp_path / "work", progress=False)
+    assert not chosen(network)
+    assert round_weights(fresh, data, resume_dir=tmp_path / "work", progress=False) == report
+    assert chosen(fresh) == chosen(expected)
+
+
+def test_a_work_folder_of_other_data_is_refused(tmp_path):
+    network = prepared(Shortcut(), batches(1))
+    other = network.with_config(network.qconfig)
+    round_weights(network, batches(1), resume_dir=tmp_path / "work", progress=False)
+    with pytest.raises(ArtifactError, match="another set of samples"):
+        round_weights(other, batches(2), resume_dir=tmp_path / "work", progress=False)
+
+
+def test_layers_whose_inputs_were_hardly_seen_are_named():
+    data = [{"x": images(1, count=1)[..., :4, :4], "t": torch.tensor([40.0])}]
+    _, report = rounded(Shortcut(), data)
+    assert report.short == {"conv_in": 16, "deep": 16, "conv_out": 16}  # of 27 and 144 columns
+    assert set(report.short) <= set(report.rounded)
+
+
+def test_activations_that_take_too_much_room_are_an_error():
+    network = prepared(Shortcut(), batches(1))
+    with pytest.raises(CalibrationError, match="the cap is 1,000"):
+        round_weights(network, batches(1), cache_bytes=1000, progress=False)
+    assert not chosen(network)

@@ -1,0 +1,237 @@
+"""The loop over a network's blocks: see what codes its layers read, choose theirs, go on behind them."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from torch import Tensor, fx
+
+from qdiff_fx.calibration.chunks import chunks_of
+from qdiff_fx.calibration.data import Batch
+from qdiff_fx.calibration.stream import Stream
+from qdiff_fx.checkpoint import Checkpoint
+from qdiff_fx.errors import CalibrationError, ConfigError
+from qdiff_fx.ir.annotations import nodes_with, require
+from qdiff_fx.ir.blocks import Block, cut_into_blocks
+from qdiff_fx.ir.facts import LayerPlan, layer_id, planned_info
+from qdiff_fx.networks import PreparedUNet
+from qdiff_fx.passes.quantize.check_scales import weight_and_bias
+from qdiff_fx.passes.quantize.measure import measure_activations
+from qdiff_fx.passes.quantize.nearest import nearest
+from qdiff_fx.progress import Phase, Progress, phase
+from qdiff_fx.quant.digest import digest
+from qdiff_fx.quant.parameters import WeightParameters
+from qdiff_fx.weight_rounding.jobs import Gathering, Job, jobs_of
+from qdiff_fx.weight_rounding.nearest_plane import HessianFactor, factorise
+from qdiff_fx.weight_rounding.parts import BlockOnIntegers
+from qdiff_fx.weight_rounding.second_order import second_order
+
+MEMORY_CAP = 2 << 30
+
+
+@dataclass(frozen=True)
+class RoundingReport:
+    """What became of the layers, by module path.
+
+    Attributes:
+        rounded: to second order, in execution order.
+        refused: to nearest, and why.
+        short: those of the rounded ones whose inputs were seen at fewer positions than they have columns, and at how
+            many: their second moment says nothing in some directions, where it is damped.
+    """
+
+    rounded: tuple[str, ...]
+    refused: dict[str, str]
+    short: dict[str, int]
+
+
+def round_weights(
+    prepared: PreparedUNet,
+    batches: Iterable[Batch],
+    *,
+    memory_cap_bytes: int = MEMORY_CAP,
+    cache_dir: str | os.PathLike[str] | None = None,
+    cache_bytes: int | None = None,
+    resume_dir: str | os.PathLike[str] | None = None,
+    progress: bool | Progress = True,
+) -> RoundingReport:
+    """Choose every weight code by what it does to its layer's output, given the inputs the layer really gets.
+
+    The rows stream through the network block by block, once: each layer reads what integer kernels make of the layers
+    before it, which are already rounded; those of its own block still have weights of 8 bits. `convert_qdiff` then uses
+    the codes found here. A layer that already has codes keeps them.
+
+    Args:
+        prepared: a calibrated network; the codes are kept in its `decided`.
+        batches: mappings of its forward arguments.
+        memory_cap_bytes: of a Hessian; a layer with a larger one is rounded to nearest.
+        cache_dir: where activations go while this runs; the system's folder for temporary files by default.
+        cache_bytes: what they may take; None: what the disk has.
+        resume_dir: keep every finished block there; a run that was killed goes on from it, to the same codes.
+        progress: show a bar, or report to whoever shows one.
+    Raises:
+        CalibrationError: there are no batches, or the network was not calibrated; an activation is not a number; the
+            disk is full, or the cap is reached.
+        ConfigError: the network was prepared for another rounding.
+        ConversionError: the Hessian is not finite.
+        ArtifactError: `resume_dir` belongs to a run with another network, data or configuration, or cannot be written.
+    """
+    if prepared.qconfig.weight_rounding == "nearest":
+        raise ConfigError(
+            "the network was prepared for rounding to nearest",
+            where="weight_rounding",
+            fix='Prepare it with QDiffConfig(weight_rounding="second_order"), or with the default, "auto"',
+        )
+    chunks = chunks_of(prepared, batches, where="round_weights")
+    if not chunks:
+        raise CalibrationError("there are no batches", where="round_weights", fix="Pass those calibrate was given")
+    with Stream(chunks, cache_dir, cache_bytes) as stream:
+        loop = _Loop(prepared, stream, memory_cap_bytes)
+        checkpoint = Checkpoint(resume_dir, {} if resume_dir is None else loop.fingerprint(), "rounding")
+        with phase(progress, "rounding", len(loop.waiting), "layer") as shown:
+            loop.run(checkpoint, shown)
+    prepared.decided = replace(prepared.decided.with_weights(loop.chosen), weight_rounding="second_order")
+    return RoundingReport(tuple(loop.chosen), loop.refused, loop.short)
+
+
+class _Loop:
+    """One run over the blocks.
+
+    Attributes:
+        waiting: ids of the layers that codes are to be chosen for.
+        chosen, refused, short: what came of it so far.
+    """
+
+    def __init__(self, prepared: PreparedUNet, stream: Stream, cap: int):
+        self.stream, self.cap = stream, cap
+        self.graph, self.config = prepared.graph_module, prepared.qconfig
+        self.parameters = measure_activations(self.graph, self.config, prepared.decided)
+        self.layers = {layer_id(node): node for node in nodes_with(self.graph, LayerPlan) if _has_weight(node)}
+        self.known = _still_valid(prepared.decided.weights, self.layers)
+        self.waiting = set(self.layers) - set(self.known)
+        self.chosen: dict[str, WeightParameters] = {}
+        self.refused: dict[str, str] = {}
+        self.short: dict[str, int] = {}
+
+    def fingerprint(self) -> dict[str, str]:
+        """A digest of everything the result depends on, by what it is of."""
+        weights = [part for layer in self.layers.values() for part in weight_and_bias(self.graph, layer)]
+        inputs: list[str | Tensor] = []
+        for chunk in self.stream.chunks:
+            inputs += [str(chunk.rows), *chunk.inputs.values()]
+        known: list[str | Tensor] = []
+        for name, weight in self.known.items():
+            known += [name, weight.codes, weight.scales]
+        return {
+            "network": digest([str(self.graph.graph), *(each for each in weights if each is not None)]),
+            "quantization": digest([json.dumps(self.config.to_json(), sort_keys=True)]),
+            "calibration": digest([repr(self.parameters.activations), *known]),
+            "set of samples": digest(inputs),
+            "memory cap": str(self.cap),
+        }
+
+    def run(self, checkpoint: Checkpoint, shown: Phase) -> None:
+        """All blocks; those a checkpoint holds are only gone through, for those that come after."""
+        blocks = cut_into_blocks(self.graph, _is_quantized)
+        left = len(self.waiting)
+        for index, block in enumerate(blocks):
+            if not left:
+                break
+            step = f"block-{index:04d}"
+            layers = [layer_id(node) for node in block.layers if layer_id(node) in self.waiting]
+            left -= len(layers)
+            part = BlockOnIntegers(self.graph, self.config, block, self.parameters)
+            found = checkpoint.load(step)
+            if found is not None:
+                self._restore(*found)
+                shown.skip(len(layers))
+            else:
+                self._round(part, layers, shown)
+                checkpoint.save(step, *self._state(layers))
+            if left:
+                forward = part.forward(self._weights(block))
+                self.stream.pass_block(block, forward.run, forward.inputs)
+
+    def _round(self, part: BlockOnIntegers, layers: Sequence[str], shown: Phase) -> None:
+        """Choose the codes of a block's layers."""
+        jobs, refused = jobs_of([self.layers[name] for name in layers], self.cap)
+        for layer, why in refused:
+            self.refused[layer_id(layer)] = why
+            shown.advance()
+        if not jobs:
+            return
+        firsts = [layer_id(job.layers[0]) for job in jobs]
+        codes, places = part.codes(firsts, {**self.known, **self.chosen})
+        with self.stream.keeping(codes.run, codes.inputs, "codes") as kept:
+            for job, first in zip(jobs, firsts, strict=True):
+                factor = self._factor(job, first, kept[places[first]])
+                for layer in job.layers:
+                    self.chosen[layer_id(layer)] = self._codes(layer, factor)
+                    shown.advance()
+
+    def _factor(self, job: Job, layer: str, name: str) -> HessianFactor:
+        activation = self.parameters.input(layer, 0)
+        assert activation is not None
+        gathering = Gathering(job, self.stream.chunks, activation)
+        for number, chunk in enumerate(self.stream.chunks):
+            gathering.add(self.stream.value(name, number), chunk)
+        moment = gathering.moment
+        if moment.count < job.columns:
+            self.short |= {layer_id(each): moment.count for each in job.layers}
+        return factorise(moment.hessian(), where=layer)
+
+    def _codes(self, layer: fx.Node, factor: HessianFactor) -> WeightParameters:
+        weight = weight_and_bias(self.graph, layer)[0].float()
+        return second_order(weight, require(layer, LayerPlan).info.weight_bits, factor, self.config.weight_range)
+
+    def _weights(self, block: Block) -> dict[str, WeightParameters]:
+        """Of the block's layers, as they will be; what has not been chosen is rounded to nearest."""
+        found = {}
+        for name in (layer_id(node) for node in block.layers if _has_weight(node)):
+            weight = self.known.get(name) or self.chosen.get(name)
+            found[name] = weight or _nearest(self.graph, self.layers[name], self.config.weight_range)
+        return found
+
+    def _state(self, layers: Sequence[str]) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        """What was decided about some layers, for a checkpoint."""
+        chosen = [name for name in layers if name in self.chosen]
+        tensors = {f"codes.{index}": self.chosen[name].codes for index, name in enumerate(chosen)}
+        tensors |= {f"scales.{index}": self.chosen[name].scales for index, name in enumerate(chosen)}
+        report = {
+            "chosen": [[name, self.chosen[name].bits] for name in chosen],
+            "refused": {name: self.refused[name] for name in layers if name in self.refused},
+            "short": {name: self.short[name] for name in layers if name in self.short},
+        }
+        return tensors, report
+
+    def _restore(self, tensors: Mapping[str, Tensor], report: Mapping[str, Any]) -> None:
+        for index, (name, bits) in enumerate(report["chosen"]):
+            self.chosen[name] = WeightParameters(tensors[f"codes.{index}"], tensors[f"scales.{index}"], bits)
+        self.refused |= report["refused"]
+        self.short |= report["short"]
+
+
+def _still_valid(known: Mapping[str, WeightParameters], layers: Mapping[str, fx.Node]) -> dict[str, WeightParameters]:
+    """The codes that layers have already, of the bits they are to have."""
+    bits = {name: require(node, LayerPlan).info.weight_bits for name, node in layers.items()}
+    return {name: weight for name, weight in known.items() if bits.get(name) == weight.bits}
+
+
+def _nearest(graph: fx.GraphModule, layer: fx.Node, method: Any) -> WeightParameters:
+    info = require(layer, LayerPlan).info
+    axis = 1 if info.kind == "conv_transpose" else 0
+    return nearest(weight_and_bias(graph, layer)[0].float(), info.weight_bits, axis, method)
+
+
+def _is_quantized(node: fx.Node) -> bool:
+    info = planned_info(node)
+    return info is not None and info.quantized
+
+
+def _has_weight(node: fx.Node) -> bool:
+    info = planned_info(node)
+    return info is not None and info.quantized and info.kind != "attention"
