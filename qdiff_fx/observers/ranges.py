@@ -20,10 +20,14 @@ from qdiff_fx.observers.distribution import (
     quantization_error,
 )
 from qdiff_fx.observers.statistics import Statistics
+from qdiff_fx.quant.digest import digest
 from qdiff_fx.quant.range_methods import range_method
 
 Range = tuple[Tensor, Tensor]
 
+REMEMBERED = 1 << 13
+"""Ranges: rounding, reconstruction and conversion ask for the same ones, and tuning asks many times."""
+_chosen: dict[tuple[object, ...], Range] = {}
 DESCENT_ROUNDS = 3  # of the asymmetric search; it has always settled before
 SHRINK = 0.01
 
@@ -39,7 +43,15 @@ def choose_range(
         ConfigError: an unknown method.
         CalibrationError: the observer saw no data, or kept no histogram where the method needs one.
     """
-    return range_method(method)(stats, bits, per_timestep, symmetric)
+    choose = range_method(method)
+    record = digest([stats.min_val, stats.max_val, stats.hist, stats.exponent, stats.count])
+    key = choose, record, bits, per_timestep, symmetric
+    if key not in _chosen:
+        if len(_chosen) >= REMEMBERED:
+            del _chosen[next(iter(_chosen))]  # the oldest
+        _chosen[key] = choose(stats, bits, per_timestep, symmetric)
+    lo, hi = _chosen[key]
+    return lo.clone(), hi.clone()
 
 
 def minmax_range(stats: Statistics, per_timestep: bool = False) -> Range:

@@ -192,3 +192,22 @@ def test_ranges_that_need_a_histogram_say_so():
 def test_unknown_method():
     with pytest.raises(ConfigError, match="unknown range method 'median'.*minmax"):
         choose_range(record(normal(10)), "median", 8)  # type: ignore[arg-type]
+
+
+def test_a_range_is_searched_once_for_one_record_and_again_for_another(monkeypatch):
+    asked = []
+
+    def counted(stats, bits, per_timestep, symmetric):
+        asked.append((bits, per_timestep))
+        return stats.min_val.min(), stats.max_val.max()
+
+    monkeypatch.setattr("qdiff_fx.observers.ranges.range_method", lambda name: counted)
+    one, other = record(normal(100)), record(normal(100, seed=1))
+    first = choose_range(one, "counted", 8)
+    first[0].fill_(0)  # whoever changes what they were given changes nothing
+    assert choose_range(one, "counted", 8)[0] == one.min_val.min()
+    assert len(asked) == 1
+    choose_range(other, "counted", 8)
+    choose_range(one, "counted", 4)
+    choose_range(one, "counted", 8, per_timestep=True)
+    assert len(asked) == 4
