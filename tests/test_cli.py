@@ -54,7 +54,7 @@ class TestQuantize:
     def test_stdout_is_json_alone(self, quantized: tuple[Path, Result]) -> None:
         folder, result = quantized
         figures = json.loads(result.stdout)
-        assert set(figures) == {"folder", "bytes", "source", "config", "layers", "phases"}
+        assert set(figures) == {"folder", "bytes", "source", "config", "layers", "estimate"}
         assert figures["folder"] == str(folder)
         assert figures["bytes"] == sum(file.stat().st_size for file in folder.iterdir())
         assert figures["source"] == str(CUSTOM)
@@ -105,6 +105,36 @@ class TestQuantize:
         other = run("quantize", CUSTOM, *QUICK, *kept, "--act-bits", "7", "--out", tmp_path / "third")
         assert other.exit_code == 1
         assert "it was begun with another act_bits and another weight_bits" in other.stderr
+
+    def test_every_phase_is_estimated_and_timed(self, quantized: tuple[Path, Result]) -> None:
+        estimate = json.loads(quantized[1].stdout)["estimate"]
+        assert (estimate["samples"], estimate["steps"], estimate["rows"]) == (4, 3, 12)
+        estimated = {name for name, found in estimate["phases"].items() if "estimated_seconds" in found}
+        assert estimated == {"sampling", "calibrating", "rounding", "saving"}
+        assert all(found["seconds"] >= 0 for found in estimate["phases"].values())
+        assert set(estimate["phases"]) - estimated == {"loading", "capturing", "kernels", "measuring"}
+
+    def test_a_dry_run_stops_before_the_work(self, tmp_path: Path) -> None:
+        out = ("--out", tmp_path / "net", "--json", "-")
+        result = succeed("quantize", CUSTOM, "--steps", "4", "--budget", "2h", "--dry-run", *out)
+        estimate = json.loads(result.stdout)["estimate"]
+        assert estimate["rows"] >= 4 * estimate["samples"] > 0
+        assert "sampling" in result.stderr
+        assert not (tmp_path / "net").exists()
+
+    @pytest.mark.parametrize(
+        ("options", "message"),
+        [
+            (("--budget", "1ms"), "budget: 0.0 s are left for what takes"),
+            (("--memory", "1MB"), "memory: sampling takes about"),
+            (("--budget", "soon"), "--budget: 'soon' is not an amount"),
+            (("--budget", "1h", "--rows", "3"), "rows: the budget chooses the rows"),
+        ],
+    )
+    def test_what_does_not_fit_is_refused(self, tmp_path: Path, options: tuple[str, ...], message: str) -> None:
+        result = run("quantize", CUSTOM, *QUICK, *options, "--out", tmp_path / "net")
+        assert result.exit_code == 2
+        assert message in result.stderr
 
     def test_nobody_decides_how_many_are_drawn_together(self, tmp_path: Path) -> None:
         for size in ("1", "4"):

@@ -1,4 +1,4 @@
-"""``30MB``, ``60ms`` and ``100%``: amounts as people write them."""
+"""``30MB``, ``60ms``, ``30min`` and ``100%``: amounts as people write them."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from qdiff_fx.errors import ConfigError
 
 AMOUNT = re.compile(r"\s*(\d+(?:\.\d+)?)\s*([A-Za-zµ%]*)\s*")
 BYTES = {"B": 1, "kB": 10**3, "KB": 10**3, "MB": 10**6, "GB": 10**9, "KiB": 1 << 10, "MiB": 1 << 20, "GiB": 1 << 30}
-SECONDS = {"s": 1.0, "ms": 1e-3, "us": 1e-6, "µs": 1e-6}
+SECONDS = {"s": 1.0, "ms": 1e-3, "us": 1e-6, "µs": 1e-6, "min": 60.0, "h": 3600.0}
 
 
 def parse_bytes(text: str, where: str) -> int:

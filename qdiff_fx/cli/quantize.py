@@ -9,7 +9,9 @@ from typing import Annotated, Any
 import typer
 
 from qdiff_fx.atomic import entries
+from qdiff_fx.cli.amounts import parse_bytes, parse_seconds
 from qdiff_fx.cli.config_file import read_config
+from qdiff_fx.cli.estimates import estimate_figures, estimate_table, scope_line, taken_table
 from qdiff_fx.cli.options import BatchSize, ConfigFile, Json, Prompts, Seed, SourceName, Steps, read_prompts
 from qdiff_fx.cli.output import Output
 from qdiff_fx.cli.rules import parse_rule
@@ -21,11 +23,14 @@ from qdiff_fx.report.comparison import megabytes
 from qdiff_fx.report.layers import float_layers_table, layers_json
 from qdiff_fx.sources import SampleRequest, resolve
 from qdiff_fx.storage.artifact import MANIFEST, artifact_bytes
-from qdiff_fx.workflow.job import Job, WorkFolder
-from qdiff_fx.workflow.overall import Overall
-from qdiff_fx.workflow.run import build_kernels, decide, draw, prepare, save
+from qdiff_fx.workflow.estimate import Estimate
+from qdiff_fx.workflow.job import Job
+from qdiff_fx.workflow.run import Done
+from qdiff_fx.workflow.run import quantize as run_job
 
 DEFAULTS = QDiffConfig()
+MOST_SAMPLES = 128
+"""That a budget chooses where nobody says how many: what the paper takes for Stable Diffusion."""
 
 
 def quantize(
@@ -82,6 +87,18 @@ def quantize(
         Path | None,
         typer.Option("--resume", metavar="DIR", help="Keep everything here as it is finished, and go on from it."),
     ] = None,
+    budget: Annotated[
+        str | None,
+        typer.Option(
+            "--budget", metavar="TIME", help="30min, 2h: choose trajectories (--samples at most) and rows to fit."
+        ),
+    ] = None,
+    memory: Annotated[
+        str | None, typer.Option("--memory", metavar="SIZE", help="8GB: refuse what would hold more memory.")
+    ] = None,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Time a step, say what everything will take, and stop there.")
+    ] = False,
     json: Json = None,
 ) -> None:
     """Quantize a network and save it as one self-contained folder."""
@@ -99,32 +116,51 @@ def quantize(
     # What can be wrong with the command line is found before the hours of work, not after.
     config = _configuration(context, config_file, given)
     schedule = None if reconstruct_as is None else ReconstructionConfig.preset(reconstruct_as)
-    job = Job(config, SampleRequest(samples, steps, seed), every, rows, backend, schedule)
+    seconds = None if budget is None else parse_seconds(budget, "--budget")
+    most = MOST_SAMPLES if budget and not _was_given(context, "samples") else samples
+    job = Job(config, SampleRequest(most, steps, seed), every, rows, backend, schedule, seconds)
+    cap = None if memory is None else parse_bytes(memory, "--memory")
     check_target(out)
+    announced: list[tuple[Estimate, Job]] = []
+
+    def announce(estimate: Estimate, settled: Job) -> bool:
+        announced.append((estimate, settled))
+        output.show(scope_line(estimate, settled))
+        output.show(estimate_table(estimate))
+        return not dry_run
+
     with output.progress() as progress:
         with progress.phase("loading", None, "source"):
             origin = resolve(source, read_prompts(prompts))
-        folder = WorkFolder(resume, origin, job, samples=calibration)
-        prepared = prepare(origin, job, progress)
-        build_kernels(progress)
-        data = draw(origin, job, folder, progress)
-        decided = decide(prepared, data, job, folder, progress)
-        quantized = save(prepared, origin, out, progress)
-    for path, reason in decided.rounded_to_nearest.items():
-        output.note(f"{path} is rounded to nearest: {reason}")
-    if decided.reconstruction is not None:
-        output.show(reconstruction_line(decided.reconstruction))
-    output.show(float_layers_table(quantized.explain().rows, "quantized"))
-    output.show(f"wrote {out}: {megabytes(artifact_bytes(out))}")
-    figures = _figures(quantized, out)
-    figures["phases"] = _phases(progress)
-    if decided.reconstruction is not None:
-        figures["reconstruction"] = [unit.to_json() for unit in decided.reconstruction.units]
+        done = run_job(
+            origin,
+            job,
+            out,
+            resume_dir=resume,
+            samples_dir=calibration,
+            memory_bytes=cap,
+            announce=announce,
+            progress=progress,
+        )
+    ((estimate, job),) = announced
+    if done is None:
+        output.figures({"source": origin.identifier, "estimate": estimate_figures(estimate, job)})
+        return
+    _report(done, out, output)
+    output.show(taken_table(estimate, progress.taken))
+    figures = _figures(done.quantized, out) | {"estimate": estimate_figures(estimate, job, progress.taken)}
+    if done.decided.reconstruction is not None:
+        figures["reconstruction"] = [unit.to_json() for unit in done.decided.reconstruction.units]
     output.figures(figures)
 
 
-def _phases(progress: Overall) -> dict[str, Any]:
-    return {name: {"seconds": taken.seconds, "peak_bytes": taken.peak_bytes} for name, taken in progress.taken.items()}
+def _report(done: Done, out: Path, output: Output) -> None:
+    for path, reason in done.decided.rounded_to_nearest.items():
+        output.note(f"{path} is rounded to nearest: {reason}")
+    if done.decided.reconstruction is not None:
+        output.show(reconstruction_line(done.decided.reconstruction))
+    output.show(float_layers_table(done.quantized.explain().rows, "quantized"))
+    output.show(f"wrote {out}: {megabytes(artifact_bytes(out))}")
 
 
 def reconstruction_line(result: Reconstruction) -> str:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from qdiff_fx.calibration.fingerprint import inputs_fingerprint, source_fingerprint
@@ -14,6 +14,8 @@ from qdiff_fx.config import QDiffConfig
 from qdiff_fx.errors import ConfigError
 from qdiff_fx.reconstruction import ReconstructionConfig
 from qdiff_fx.sources import SampleRequest, Source
+
+CHOICE = "choice"
 
 
 @dataclass(frozen=True)
@@ -28,6 +30,7 @@ class Job:
             and to the rounding of weights, evenly over trajectories and timesteps; None: all.
         backend: what it is going to run on.
         reconstruction: learn rounding and step sizes besides.
+        budget: seconds that it may take; the request's trajectories are then the most there may be.
     """
 
     config: QDiffConfig
@@ -36,10 +39,15 @@ class Job:
     rows: int | None = None
     backend: str = "native"
     reconstruction: ReconstructionConfig | None = None
+    budget: float | None = None
 
     def __post_init__(self) -> None:
         if self.rows is not None and self.rows < 1:
             raise ConfigError(f"{self.rows} is not a positive number", where="rows")
+        if self.budget is not None and self.rows is not None:
+            raise ConfigError(
+                "the budget chooses the rows, and they are given too", where="rows", fix="Give one of the two"
+            )
 
     def settings(self) -> dict[str, str]:
         """All of it, each thing under the name under which people know it."""
@@ -52,6 +60,7 @@ class Job:
             "number of rows": str(self.rows),
             "backend": self.backend,
             "reconstruction": json.dumps(self.reconstruction and self.reconstruction.to_json(), sort_keys=True),
+            "budget": str(self.budget),
         }
         return found
 
@@ -80,8 +89,20 @@ class WorkFolder:
     ):
         self.folder = None if folder is None else Path(folder)
         self._samples = None if samples is None else Path(samples)
-        if folder is not None:
-            Checkpoint(folder, fingerprint(source, job, processes), "job")
+        found = {} if folder is None else fingerprint(source, job, processes)
+        self._checkpoint = Checkpoint(folder, found, "job")
+
+    def settled(self, job: Job, choose: Callable[[], Job]) -> Job:
+        """The job without a budget, with as many trajectories and rows as were chosen when the folder was begun."""
+        if job.budget is None:
+            return job
+        found = self._checkpoint.load(CHOICE)
+        if found is None:
+            chosen = choose()
+            self._checkpoint.save(CHOICE, {}, {"samples": chosen.request.count, "rows": chosen.rows})
+            return chosen
+        report = found[1]
+        return replace(job, budget=None, request=replace(job.request, count=report["samples"]), rows=report["rows"])
 
     @property
     def samples(self) -> Path | None:

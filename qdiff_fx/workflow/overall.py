@@ -83,9 +83,15 @@ class Overall:
 
     @contextmanager
     def phase(self, name: str, total: float | None, unit: str) -> Iterator[Phase]:
-        """See `Progress`. A phase inside another one belongs to it: notes are shown, and nothing else."""
+        """See `Progress`.
+
+        A phase inside another one belongs to it: of its reports only notes are shown. One of the same name is the same.
+        """
         if self._current is not None:
-            yield _Inside(self._current)
+            same = name == self._current.name
+            if same:
+                self._current.total, self._current.unit = total, unit
+            yield self._current if same else _Inside(self._current)
             return
         reset_peak()
         self._before = dict(self.taken)
@@ -107,11 +113,15 @@ class Overall:
     def state(self) -> State:
         """As of now."""
         running = self._current
-        passed, left = self._clock() - self._started, self.seconds_left()
+        passed, left = self.passed(), self.seconds_left()
         share = 0.0 if left is None or passed + left <= 0 else passed / (passed + left)
         if running is None:
             return State("", 0, None, "", share, left)
         return State(running.name, running.done, running.total, running.unit, share, left)
+
+    def passed(self) -> float:
+        """Seconds since it began."""
+        return self._clock() - self._started
 
     def seconds_left(self) -> float | None:
         """By the pace of the current phase, and the estimates of those to come, corrected by what has been so far."""
@@ -173,7 +183,7 @@ class _Running:
         if done > 0:
             # The same work at the pace so far, were nothing skipped.
             pace = passed / (self.done - self.skipped) * self.total
-            belief = min(done / BELIEVED_AT, 1.0)
+            belief = min(done / BELIEVED_AT, 1.0) ** 2  # the first steps may wait for what all of them need
             whole = belief * pace + (1 - belief) * estimate
         return whole * rest
 

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import os
+import time
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from qdiff_fx.api import convert_qdiff, prepare_qdiff, save_qdiff
 from qdiff_fx.calibration import CalibrationData, calibrate
@@ -14,7 +17,13 @@ from qdiff_fx.progress import Progress, phase
 from qdiff_fx.reconstruction import Reconstruction, reconstruct
 from qdiff_fx.sources import Source
 from qdiff_fx.weight_rounding import round_weights
+from qdiff_fx.workflow.estimate import Estimate, check_fits, estimate, fitted
 from qdiff_fx.workflow.job import Job, WorkFolder
+from qdiff_fx.workflow.measure import Costs, measure
+from qdiff_fx.workflow.overall import Overall
+
+EXAMPLES = 2
+"""Samples in the call that a network is captured from."""
 
 
 @dataclass(frozen=True)
@@ -32,10 +41,19 @@ class Decided:
 
 @dataclass(frozen=True)
 class Done:
-    """A finished job."""
+    """A finished job.
+
+    Attributes:
+        job: as it was done: with the trajectories and rows that a budget chose.
+    """
 
     quantized: QuantizedUNet
     decided: Decided
+    job: Job
+
+
+Announce = Callable[[Estimate, Job], bool]
+"""Is told what a job will take before it starts, and says whether to go on."""
 
 
 def quantize(
@@ -44,8 +62,11 @@ def quantize(
     out: str | os.PathLike[str],
     *,
     resume_dir: str | os.PathLike[str] | None = None,
+    samples_dir: str | os.PathLike[str] | None = None,
+    memory_bytes: int | None = None,
+    announce: Announce | None = None,
     progress: bool | Progress = True,
-) -> Done:
+) -> Done | None:
     """Sample with the float network, calibrate, round its weights, convert and save.
 
     Args:
@@ -53,23 +74,54 @@ def quantize(
         job: what is to be done.
         out: the folder to write.
         resume_dir: keep everything there as it is finished; a run that was killed goes on from it, to the same bytes.
+        samples_dir: keep the trajectories there instead.
+        memory_bytes: refuse a job that would hold more.
+        announce: is told what it will take, once a step has been timed.
         progress: show bars, or report to this.
+    Returns:
+        None where `announce` stopped it.
     Raises:
         QDiffError: what is wrong, in words; nothing half-written stays.
     """
-    folder = WorkFolder(resume_dir, source, job)
-    prepared = prepare(source, job, progress)
-    build_kernels(progress)
+    begun = time.monotonic()
+    folder = WorkFolder(resume_dir, source, job, samples=samples_dir)
+    prepared, costs = prepare_and_measure(source, job, progress)
+    passed = progress.passed() if isinstance(progress, Overall) else time.monotonic() - begun
+    budget = 0.0 if job.budget is None else job.budget
+    job = folder.settled(job, lambda: fitted(costs, job, budget - passed))
+    expected = estimate(costs, job)
+    if memory_bytes is not None:
+        check_fits(expected, memory_bytes)
+    if announce is not None and not announce(expected, job):
+        return None
+    if isinstance(progress, Overall):
+        progress.expect({each.name: each.seconds for each in expected.phases})
     data = draw(source, job, folder, progress)
     decided = decide(prepared, data, job, folder, progress)
-    return Done(save(prepared, source, out, progress), decided)
+    return Done(save(prepared, source, out, progress), decided, job)
 
 
 def prepare(source: Source, job: Job, progress: bool | Progress) -> PreparedUNet:
     """Capture the source's network and put observers in."""
     with phase(progress, "capturing", None, "network"):
-        config = replace(job.config, num_train_timesteps=source.num_train_timesteps)
-        return prepare_qdiff(source.unet, config, source.example_inputs(), backend=job.backend)
+        return _prepared(source, job, source.example_inputs(EXAMPLES))
+
+
+def prepare_and_measure(source: Source, job: Job, progress: bool | Progress) -> tuple[PreparedUNet, Costs]:
+    """The same, and what the work to come will cost; kernels are built."""
+    with phase(progress, "capturing", None, "network"):
+        example = source.example_inputs(EXAMPLES)
+        begun = time.monotonic()
+        prepared = _prepared(source, job, example)
+        seconds = time.monotonic() - begun
+    build_kernels(progress)
+    with phase(progress, "measuring", None, "step"):
+        return prepared, measure(source, prepared, example, EXAMPLES, seconds)
+
+
+def _prepared(source: Source, job: Job, example: Mapping[str, Any]) -> PreparedUNet:
+    config = replace(job.config, num_train_timesteps=source.num_train_timesteps)
+    return prepare_qdiff(source.unet, config, example, backend=job.backend)
 
 
 def draw(source: Source, job: Job, folder: WorkFolder, progress: bool | Progress) -> CalibrationData:
@@ -86,7 +138,9 @@ def decide(
     calibrate(prepared, shown, resume_dir=folder.statistics, progress=progress)
     refused: dict[str, str] = {}
     if prepared.qconfig.weight_rounding != "nearest":
-        refused = round_weights(prepared, shown, resume_dir=folder.rounding, progress=progress).refused
+        # What comes before the first layer is a part of it too.
+        with phase(progress if isinstance(progress, Overall) else False, "rounding", None, "layer"):
+            refused = round_weights(prepared, shown, resume_dir=folder.rounding, progress=progress).refused
     learned = None
     if job.reconstruction is not None:
         learned = reconstruct(prepared, shown, job.reconstruction, resume_dir=folder.units, progress=progress)

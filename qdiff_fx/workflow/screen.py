@@ -107,7 +107,8 @@ def _share(state: State) -> float:
 def _line(state: State) -> str:
     parts = [state.phase]
     if state.total:
-        parts.append(f"{state.done:.0f}/{state.total:.0f} {state.unit}{'s' * (state.total != 1)}")
+        plural = "" if state.total == 1 else "es" if state.unit.endswith("ch") else "s"
+        parts.append(f"{state.done:.0f}/{state.total:.0f} {state.unit}{plural}")
     line = " ".join(parts)
     if state.seconds_left is None:
         return line

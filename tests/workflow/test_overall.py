@@ -117,6 +117,15 @@ def test_phases_within_a_phase_belong_to_it(overall: Overall, clock: Clock, seen
     assert set(overall.taken) == {"rounding"}
 
 
+def test_a_phase_of_the_same_name_is_the_same(overall: Overall, clock: Clock, seen: Seen) -> None:
+    with phase(overall, "rounding", None, "layer"):
+        clock.now += 5
+        with phase(overall, "rounding", 2, "layer") as inner:
+            inner.advance()
+    assert overall.taken["rounding"].seconds == 5
+    assert [(state.done, state.total) for state in seen.states] == [(0, None), (1, 2), (1, 2)]
+
+
 def test_a_phase_that_fails_is_over(overall: Overall, seen: Seen) -> None:
     with overall, pytest.raises(ZeroDivisionError), phase(overall, "dividing", 1, "number"):
         raise ZeroDivisionError

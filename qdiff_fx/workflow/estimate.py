@@ -1,0 +1,199 @@
+"""What a job will take, from what was measured; and how much of it fits into a budget.
+
+seconds of
+    sampling        trajectories / G · steps · a float step of G samples
+    calibrating     rows / R · a step with observers, of R rows
+    rounding        rows / R · 2 integer steps, and for each layer [O, K]: second moments n K² / 2 of n positions, once
+                    for all layers that read the same; K³ / 3 to factorise them; error feedback, O K² / 2 and K columns;
+                    ranges; twice converting and lowering the graph
+    reconstructing  steps of learning, each of so many rows, forwards and backwards
+    saving          converting the graph; where weights are rounded to nearest, ranges and the search for their scales
+
+Ranges are chosen once, for every observer and timestep bin. Work on the graph takes a part of the time that capturing
+it took: it has as many nodes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+
+from qdiff_fx.errors import ConfigError
+from qdiff_fx.report.amounts import duration, gigabytes
+from qdiff_fx.weight_rounding.second_moment import POSITIONS
+from qdiff_fx.workflow.job import Job
+from qdiff_fx.workflow.measure import Costs, LayerSize
+
+ROUNDING_GRAPH, SAVING_GRAPH = 1.4, 0.35
+"""Of the seconds of capturing: what the passes of these phases take."""
+SHARES = (8, 4, 2)
+"""Of the rows of one group of trajectories: the least that a budget chooses, and what lies between that and all."""
+
+
+@dataclass(frozen=True)
+class PhaseEstimate:
+    """What one phase will take.
+
+    Attributes:
+        peak_bytes: the most memory the process will hold.
+    """
+
+    name: str
+    seconds: float
+    peak_bytes: int
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """What a job will take from here on.
+
+    Attributes:
+        rows: that observers and rounding will see.
+    """
+
+    phases: tuple[PhaseEstimate, ...]
+    rows: int
+
+    @property
+    def seconds(self) -> float:
+        return sum(phase.seconds for phase in self.phases)
+
+    @property
+    def peak_bytes(self) -> int:
+        return max(phase.peak_bytes for phase in self.phases)
+
+
+def recorded_rows(costs: Costs, job: Job) -> int:
+    """How many rows the trajectories hold."""
+    recorded = -(-job.request.steps // job.every)
+    return recorded * job.request.count * costs.rows // costs.samples
+
+
+def estimate(costs: Costs, job: Job) -> Estimate:
+    """What the phases of a job will take."""
+    recorded = recorded_rows(costs, job)
+    rows = recorded if job.rows is None else min(job.rows, recorded)
+    groups, calls = job.request.count / costs.samples, rows / costs.rows
+    data = recorded * costs.row_bytes
+    phases = [
+        PhaseEstimate("sampling", groups * job.request.steps * costs.step, costs.held_bytes + costs.step_bytes + data),
+        PhaseEstimate("calibrating", calls * costs.watched_step, costs.held_bytes + costs.watched_bytes + data),
+    ]
+    if job.config.weight_rounding != "nearest":
+        peak = costs.held_bytes + costs.step_bytes + data + rounding_bytes(costs)
+        phases.append(PhaseEstimate("rounding", rounding_seconds(costs, job, rows), peak))
+    if job.reconstruction is not None:
+        peak = costs.held_bytes + 3 * costs.step_bytes + data
+        phases.append(PhaseEstimate("reconstructing", learning_seconds(costs, job), peak))
+    weights = sum(layer.outputs * layer.columns for layer in costs.layers)
+    seconds = saving_seconds(costs, job, rows, weights)
+    phases.append(PhaseEstimate("saving", seconds, costs.held_bytes + data + 3 * weights))
+    return Estimate(tuple(phases), rows)
+
+
+def rounding_seconds(costs: Costs, job: Job, rows: int) -> float:
+    """Of choosing all codes."""
+    inputs = {layer.reads: layer for layer in costs.layers}
+    moments = sum(_samples(layer, rows) * layer.columns**2 / 2 for layer in inputs.values())
+    factors = sum(layer.columns**3 / 3 for layer in inputs.values())
+    columns = sum(layer.columns for layer in costs.layers)
+    feedback = sum(layer.outputs * layer.columns**2 / 2 for layer in costs.layers)
+    stepping = 2 * rows / costs.rows * integer_step(costs)
+    return (
+        stepping
+        + moments / costs.rates.moments
+        + factors / costs.rates.factorisation
+        + columns / costs.rates.columns
+        + feedback / costs.rates.feedback
+        + ranges_seconds(costs, job, rows)
+        + ROUNDING_GRAPH * costs.capture
+    )
+
+
+def integer_step(costs: Costs) -> float:
+    """A step on integers: the layers at the rate of integers, the rest as in float."""
+    multiplications = costs.rows * sum(layer.multiplications for layer in costs.layers)
+    rest = max(costs.step - multiplications / costs.rates.product, 0.0)
+    return min(multiplications / costs.rates.moments, costs.step) + rest
+
+
+def rounding_bytes(costs: Costs) -> int:
+    """Of the second moments of the largest layer, their factor and a copy."""
+    return 12 * max((layer.columns for layer in costs.layers), default=0) ** 2
+
+
+def learning_seconds(costs: Costs, job: Job) -> float:
+    """Of reconstruction: forwards and twice that backwards, all units together being one network."""
+    config = job.reconstruction
+    if config is None:
+        return 0.0
+    return 3 * (config.weight_steps + config.act_steps) * config.batch_size / costs.rows * costs.step
+
+
+def ranges_seconds(costs: Costs, job: Job, rows: int) -> float:
+    """Of choosing all ranges of activations: of each observer for every bin that saw something, and for all at once."""
+    seen = min(job.config.timestep_bins, -(-job.request.steps // job.every), max(1, rows // costs.rows))
+    return costs.observers * (seen + 1) / costs.rates.ranges
+
+
+def saving_seconds(costs: Costs, job: Job, rows: int, weights: int) -> float:
+    """Of conversion and writing."""
+    seconds = SAVING_GRAPH * costs.capture
+    if job.config.weight_rounding == "nearest":
+        seconds += ranges_seconds(costs, job, rows) + weights / costs.rates.search
+    return seconds
+
+
+def _samples(layer: LayerSize, rows: int) -> int:
+    return min(layer.positions, POSITIONS) * rows
+
+
+def fitted(costs: Costs, job: Job, seconds: float) -> Job:
+    """The job with as many trajectories and rows as can be had in that time.
+
+    Rows come first from one group of trajectories, all timesteps in turn, then from more groups. More time never gives
+    fewer of them.
+
+    Args:
+        job: its trajectories are the most there may be.
+        seconds: what is left for the phases that `estimate` knows.
+    Raises:
+        ConfigError: not even the least fits; the message says how long that takes.
+    """
+    best: Job | None = None
+    for candidate in _candidates(costs, job):
+        if estimate(costs, candidate).seconds > seconds:
+            break
+        best = candidate
+    if best is None:
+        least = estimate(costs, next(_candidates(costs, job))).seconds
+        raise ConfigError(
+            f"{duration(max(seconds, 0))} are left for what takes {duration(least)} at least",
+            where="budget",
+            fix=f"Give {duration(least - seconds)} more, or ask for less: fewer steps, weights rounded to nearest",
+        )
+    return best
+
+
+def _candidates(costs: Costs, job: Job) -> Iterator[Job]:
+    """Ever more rows, at ever higher cost."""
+    most = job.request.count
+    first = min(costs.samples, most)
+    one = replace(job, budget=None, request=replace(job.request, count=first))
+    recorded = recorded_rows(costs, one)
+    for share in SHARES:
+        yield replace(one, rows=max(1, recorded // share))
+    for count in sorted({*range(first, most, costs.samples), most}):
+        yield replace(one, request=replace(job.request, count=count))
+
+
+def check_fits(found: Estimate, cap: int) -> None:
+    """Raises ConfigError where a phase holds more memory than a cap."""
+    for phase in found.phases:
+        if phase.peak_bytes > cap:
+            raise ConfigError(
+                f"{phase.name} takes about {gigabytes(phase.peak_bytes)}, the cap is {gigabytes(cap)}",
+                where="memory",
+                fix="Raise it. Fewer samples and steps leave fewer recorded inputs to hold, and weights rounded to "
+                "nearest need no second moments",
+            )

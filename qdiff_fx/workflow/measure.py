@@ -1,0 +1,231 @@
+"""What a job's parts take on this machine: one step of the network, and rates of what is done with its weights."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from statistics import median
+from typing import Any
+
+import torch
+from torch import fx
+
+from qdiff_fx.calibration.data import CalibrationData
+from qdiff_fx.calibration.plan import samples_at_once
+from qdiff_fx.calibration.schedule import settle_schedule
+from qdiff_fx.ir.annotations import fact
+from qdiff_fx.ir.facts import LayerPlan
+from qdiff_fx.networks import PreparedUNet
+from qdiff_fx.observers import Observer, TimestepObserver
+from qdiff_fx.passes.quantize.check_scales import weight_and_bias
+from qdiff_fx.passes.quantize.merge_observers import copy_with_observers
+from qdiff_fx.passes.quantize.nearest import nearest
+from qdiff_fx.quant.range_methods import range_method
+from qdiff_fx.sources import Source
+from qdiff_fx.weight_rounding.nearest_plane import factorise
+from qdiff_fx.weight_rounding.second_order import second_order
+from qdiff_fx.workflow.memory import held_bytes, peak_bytes, reset_peak
+
+SECONDS = 0.5
+"""Spent on a step at least, and on all rates together at most about as much."""
+ROWS, COLUMNS, CHANNELS, FEW, BITS, BINS = 2048, 1024, 256, 64, 4, 4
+"""Of the matrices that rates are measured on."""
+OPERATOR = torch.ops.qdiff
+
+
+@dataclass(frozen=True)
+class LayerSize:
+    """A layer with a weight [O, K], read at so many positions of each row.
+
+    Attributes:
+        reads: layers that name the same value here read the same.
+    """
+
+    path: str
+    outputs: int
+    columns: int
+    positions: int
+    reads: str
+
+    @property
+    def multiplications(self) -> int:
+        """Of one row."""
+        return self.outputs * self.columns * self.positions
+
+
+@dataclass(frozen=True)
+class Rates:
+    """What a second does, of all threads.
+
+    Attributes:
+        moments: multiplications of second moments of codes, by which integer layers are judged too: the tile is one.
+        product: multiplications of float32 matrices.
+        factorisation: K³ / 3 of a matrix of K columns.
+        columns, feedback: of a layer [O, K] whose codes are chosen, columns K, and O K² / 2; both take their time.
+        search: weights whose scales are searched and that are rounded to nearest codes.
+        ranges: distributions that a range is chosen for: an observer keeps one for each timestep bin.
+    """
+
+    moments: float
+    product: float
+    factorisation: float
+    columns: float
+    feedback: float
+    search: float
+    ranges: float
+
+
+@dataclass(frozen=True)
+class Costs:
+    """Everything that is known before the work begins.
+
+    Attributes:
+        samples: that are drawn together.
+        rows: what these are for the network: two for each where it is guided.
+        step: seconds of a float step of these rows.
+        watched_step: the same with observers.
+        step_bytes, watched_bytes: the memory of such steps, beyond what is held all the time.
+        row_bytes: of one recorded row.
+        capture: seconds that capturing took.
+        held_bytes: memory of the network, prepared.
+        observers: how many there are.
+        layers: all that are going to be quantized and have a weight.
+    """
+
+    samples: int
+    rows: int
+    step: float
+    watched_step: float
+    step_bytes: int
+    watched_bytes: int
+    row_bytes: int
+    capture: float
+    held_bytes: int
+    observers: int
+    layers: tuple[LayerSize, ...]
+    rates: Rates
+
+
+def measure(source: Source, prepared: PreparedUNet, example: Mapping[str, Any], count: int, capture: float) -> Costs:
+    """Time a step of the float network and of the prepared one, and the rates.
+
+    Args:
+        example: the network's arguments for `count` samples.
+        capture: seconds that capturing took.
+    """
+    held = held_bytes()
+    samples = samples_at_once(source.unet)
+    batch = _resized(example, samples / count)
+    sample = batch[prepared.signature.sample.name]
+    step, step_bytes = _timed(lambda: source.unet(**batch))
+    watched, layers = _watched(prepared, batch, len(sample))
+    watched_step, watched_bytes = _timed(watched)
+    return Costs(
+        samples=samples,
+        rows=len(sample),
+        step=step,
+        watched_step=watched_step,
+        step_bytes=step_bytes,
+        watched_bytes=watched_bytes,
+        row_bytes=CalibrationData([batch]).nbytes // len(sample),
+        capture=capture,
+        held_bytes=held,
+        observers=sum(isinstance(each, Observer) for each in prepared.modules()),
+        layers=layers,
+        rates=measure_rates(prepared.qconfig.act_range),
+    )
+
+
+def measure_rates(act_range: str) -> Rates:
+    """By doing it to random matrices, of sizes that take milliseconds."""
+    generator = torch.Generator().manual_seed(0)
+    codes = torch.randint(-128, 128, (ROWS, COLUMNS), generator=generator, dtype=torch.int8)
+    total = torch.zeros(COLUMNS, COLUMNS, dtype=torch.int32)
+    inputs = torch.randn(ROWS, COLUMNS, generator=generator)
+    weight = torch.randn(CHANNELS, COLUMNS, generator=generator)
+    moment = inputs.T @ inputs / ROWS
+    factor = factorise(moment.clone())
+    small = factorise(moment[:FEW, :FEW].clone())
+    observer = TimestepObserver(BINS, BINS)
+    observer(inputs[:BINS], torch.arange(BINS))
+    seen, choose = observer.statistics(), range_method(act_range)
+    # seconds = K / columns + O K² / 2 / feedback, of two layers
+    overhead = _best(lambda: second_order(weight[:1, :FEW], BITS, small, "mse")) / FEW
+    choosing = _best(lambda: second_order(weight, BITS, factor, "mse")) - COLUMNS * overhead
+    return Rates(
+        moments=ROWS * COLUMNS**2 / 2 / _best(lambda: OPERATOR.int_gram(total, codes)),
+        product=ROWS * COLUMNS * CHANNELS / _best(lambda: inputs @ weight.T),
+        factorisation=COLUMNS**3 / 3 / _best(lambda: factorise(moment.clone())),
+        columns=1 / overhead,
+        feedback=CHANNELS * COLUMNS**2 / 2 / max(choosing, 1e-9),
+        search=weight.numel() / _best(lambda: nearest(weight, BITS, 0, "mse")),
+        ranges=BINS / _best(lambda: choose(seen, 8, True, False)),
+    )
+
+
+def _best(run: Callable[[], Any]) -> float:
+    """Seconds, the least of a few after the first."""
+    run()
+    times = []
+    for _ in range(3):
+        begun = time.perf_counter()
+        run()
+        times.append(time.perf_counter() - begun)
+    return max(min(times), 1e-9)
+
+
+@torch.no_grad()
+def _timed(run: Callable[[], Any]) -> tuple[float, int]:
+    """Seconds of one call, and the memory it needs for itself. A call that is long is made once."""
+    before = held_bytes()
+    reset_peak()
+    times: list[float] = []
+    while sum(times) < SECONDS and len(times) < 20:
+        begun = time.perf_counter()
+        run()
+        times.append(time.perf_counter() - begun)
+    # The first call of a short one makes what the others find.
+    return median(times[1:] or times), max(peak_bytes() - before, 0)
+
+
+def _resized(example: Mapping[str, Any], factor: float) -> dict[str, Any]:
+    """The same arguments for `factor` times as many rows; these are repeated, or some left out."""
+    (record,) = CalibrationData([example])._records
+    rows = max(len(each) for each in record.values())
+    index = torch.arange(max(1, round(rows * factor))) % rows
+    (batch,) = CalibrationData([{name: tensor[index] for name, tensor in record.items()}])
+    return dict(batch)
+
+
+def _watched(
+    prepared: PreparedUNet, batch: Mapping[str, Any], rows: int
+) -> tuple[Callable[[], Any], tuple[LayerSize, ...]]:
+    """A call of the network with observers that are thrown away, and the layers, as a first one finds them."""
+    graph = copy_with_observers(prepared.graph_module)
+    network = PreparedUNet(graph, prepared.signature, prepared.qconfig, [])
+    settle_schedule(network, [batch])
+    sizes = _Sizes(graph, rows)
+    with torch.no_grad():
+        sizes.run(*network.flatten_inputs((), batch))
+    return lambda: network(**batch), tuple(sizes.found)
+
+
+class _Sizes(fx.Interpreter):
+    """Runs a graph, and notes what its layers are."""
+
+    def __init__(self, graph: fx.GraphModule, rows: int):
+        super().__init__(graph)
+        self.found: list[LayerSize] = []
+        self._graph, self._rows = graph, rows
+
+    def run_node(self, n: fx.Node) -> Any:
+        result = super().run_node(n)
+        plan = fact(n, LayerPlan)
+        if plan is not None and plan.info.quantized and plan.info.kind != "attention":
+            weight = weight_and_bias(self._graph, n)[0]
+            outputs = weight.shape[1 if plan.info.kind == "conv_transpose" else 0]
+            positions = max(1, result.numel() // (outputs * self._rows))
+            columns = weight.numel() // outputs
+            self.found.append(LayerSize(plan.info.path, outputs, columns, positions, f"{n.args[0]} {columns}"))
+        return result

@@ -1,0 +1,102 @@
+"""What a job will take, and what fits into a budget: of digits, measured once."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from examples import examples
+from qdiff_fx.config import QDiffConfig
+from qdiff_fx.errors import ConfigError
+from qdiff_fx.reconstruction import ReconstructionConfig
+from qdiff_fx.sources import SampleRequest
+from qdiff_fx.workflow.estimate import check_fits, estimate, fitted, recorded_rows
+from qdiff_fx.workflow.job import Job
+from qdiff_fx.workflow.measure import Costs, LayerSize, Rates
+
+RATES = Rates(moments=1e11, product=4e10, factorisation=5e9, columns=6e4, feedback=1e9, search=4e7, ranges=1e3)
+LAYERS = (
+    LayerSize("conv", 64, 576, 1024, "a"),
+    LayerSize("to_q", 64, 64, 1024, "b"),
+    LayerSize("to_k", 64, 64, 1024, "b"),
+)
+COSTS = Costs(4, 8, 0.1, 0.15, 10**7, 10**7, 5000, 7.0, 6 * 10**8, 120, LAYERS, RATES)
+JOB = Job(QDiffConfig(), SampleRequest(8, 25))
+
+
+def seconds_of(costs: Costs, job: Job) -> dict[str, float]:
+    return {phase.name: phase.seconds for phase in estimate(costs, job).phases}
+
+
+def test_rows_are_those_that_are_recorded() -> None:
+    assert recorded_rows(COSTS, JOB) == 400
+    assert recorded_rows(COSTS, replace(JOB, every=3)) == 9 * 8 * 2
+
+
+def test_phases_add_up_and_follow_the_data() -> None:
+    found = estimate(COSTS, JOB)
+    assert found.seconds == sum(phase.seconds for phase in found.phases)
+    assert found.peak_bytes == max(phase.peak_bytes for phase in found.phases)
+    seconds = seconds_of(COSTS, JOB)
+    assert seconds["sampling"] == pytest.approx(2 * 25 * 0.1)
+    assert seconds["calibrating"] == pytest.approx(50 * 0.15)
+    fewer = seconds_of(COSTS, replace(JOB, rows=100))
+    assert fewer["sampling"] == seconds["sampling"]
+    assert fewer["calibrating"] == pytest.approx(seconds["calibrating"] / 4)
+    assert 0 < fewer["rounding"] < seconds["rounding"]
+    assert estimate(COSTS, replace(JOB, rows=10_000)).rows == 400
+
+
+def test_only_what_will_be_done_is_estimated() -> None:
+    nearest = replace(JOB, config=QDiffConfig(weight_rounding="nearest"))
+    assert set(seconds_of(COSTS, nearest)) == {"sampling", "calibrating", "saving"}
+    learning = replace(nearest, reconstruction=ReconstructionConfig.fast())
+    standard = replace(nearest, reconstruction=ReconstructionConfig.standard())
+    assert seconds_of(COSTS, standard)["reconstructing"] > 2 * seconds_of(COSTS, learning)["reconstructing"] > 0
+
+
+def test_layers_that_read_the_same_share_their_second_moments() -> None:
+    apart = replace(COSTS, layers=(*LAYERS[:2], replace(LAYERS[2], reads="c")))
+    assert seconds_of(apart, JOB)["rounding"] > seconds_of(COSTS, JOB)["rounding"]
+
+
+@given(st.floats(30, 2000), st.floats(1, 3))
+@examples(50)
+def test_more_time_never_gives_fewer_rows(budget: float, factor: float) -> None:
+    most = replace(JOB, request=SampleRequest(128, 25), budget=1.0)
+    less, more = (fitted(COSTS, most, seconds) for seconds in (budget, budget * factor))
+    assert estimate(COSTS, less).seconds <= budget
+    assert estimate(COSTS, less).rows <= estimate(COSTS, more).rows
+    assert less.request.count <= more.request.count
+    assert less.budget is None
+
+
+@pytest.mark.parametrize("most", [1, 3, 4, 6, 128])
+def test_no_more_trajectories_than_asked_for(most: int) -> None:
+    chosen = fitted(COSTS, replace(JOB, request=SampleRequest(most, 25), budget=1.0), 1e6)
+    assert (chosen.request.count, chosen.rows) == (most, None)
+
+
+def test_too_little_time_names_the_least() -> None:
+    least = estimate(COSTS, replace(JOB, request=SampleRequest(4, 25), rows=25)).seconds
+    job = replace(JOB, budget=1.0)
+    fitted(COSTS, job, least + 0.01)
+    with pytest.raises(ConfigError, match=rf"budget: 1.0 s are left for what takes {least:.0f} s at least. Give"):
+        fitted(COSTS, job, 1.0)
+    with pytest.raises(ConfigError, match="0.0 s are left"):
+        fitted(COSTS, job, -5.0)
+
+
+def test_a_budget_and_rows_are_not_given_together() -> None:
+    with pytest.raises(ConfigError, match="the budget chooses the rows"):
+        replace(JOB, rows=3, budget=1.0)
+
+
+def test_memory_is_a_cap() -> None:
+    found = estimate(COSTS, JOB)
+    check_fits(found, found.peak_bytes)
+    with pytest.raises(ConfigError, match=r"memory: rounding takes about 0\.6. GB, the cap is"):
+        check_fits(found, found.peak_bytes - 1)
