@@ -17,6 +17,7 @@ from typing import Any, NamedTuple
 import torch
 from diffusers import UNet2DConditionModel, UNet2DModel
 from torch import nn
+from torch.utils._pytree import tree_map
 from torch.utils.flop_counter import FlopCounterMode
 
 SHARED_VARIABLE = "QDIFF_SHARED"
@@ -44,6 +45,8 @@ class Network:
         sample_shape: (C, H, W) of one image or latent.
         context_shape: (tokens, width) of the cross-attention conditioning, or None.
         num_train_timesteps: length of the training schedule.
+        dtype: of its weights and inputs.
+        added: shapes, without the batch, of what else is added to the time embedding (`added_cond_kwargs`).
         together: how many backends of this network fit in memory at a time.
     """
 
@@ -54,21 +57,29 @@ class Network:
     context_shape: tuple[int, int] | None = None
     num_train_timesteps: int = 1000
     together: int = 16
+    dtype: torch.dtype = torch.float32
+    added: tuple[tuple[str, tuple[int, ...]], ...] = ()
 
-    def inputs(self, seed: int = 0) -> dict[str, torch.Tensor]:
+    def inputs(self, seed: int = 0) -> dict[str, Any]:
         """One step's `forward` arguments: unit-normal sample and context, and a timestep, the same for every image."""
         generator = torch.Generator().manual_seed(seed)
-        inputs = {
-            "sample": torch.randn(self.batch, *self.sample_shape, generator=generator),
+
+        def normal(*shape: int) -> torch.Tensor:
+            return torch.randn(self.batch, *shape, generator=generator).to(self.dtype)
+
+        inputs: dict[str, Any] = {
+            "sample": normal(*self.sample_shape),
             "timestep": torch.randint(self.num_train_timesteps, (1,), generator=generator).repeat(self.batch),
         }
         if self.context_shape is not None:
-            inputs["encoder_hidden_states"] = torch.randn(self.batch, *self.context_shape, generator=generator)
+            inputs["encoder_hidden_states"] = normal(*self.context_shape)
+        if self.added:
+            inputs["added_cond_kwargs"] = {name: normal(*shape) for name, shape in self.added}
         return inputs
 
     def work(self) -> Work:
         """The floating-point operations of one step, counted on tensors without storage."""
-        inputs = {name: tensor.to("meta") for name, tensor in self.inputs().items()}
+        inputs = tree_map(lambda tensor: tensor.to("meta"), self.inputs())
         with torch.no_grad(), FlopCounterMode(display=False) as counter:
             self.build(True)(**inputs)
         counts = counter.get_flop_counts()["Global"]
@@ -188,6 +199,47 @@ def _sd_tiny() -> Any:
     )
 
 
+def _sdxl(**changes: Any) -> Any:
+    """The configuration of Stable Diffusion XL's base (2.6 B parameters), in half precision."""
+    config: dict[str, Any] = {
+        "sample_size": 128,
+        "in_channels": 4,
+        "out_channels": 4,
+        "block_out_channels": (320, 640, 1280),
+        "down_block_types": ("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
+        "up_block_types": ("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
+        "layers_per_block": 2,
+        "transformer_layers_per_block": (1, 2, 10),
+        "attention_head_dim": (5, 10, 20),
+        "cross_attention_dim": 2048,
+        "use_linear_projection": True,
+        "addition_embed_type": "text_time",
+        "addition_time_embed_dim": 256,
+        "projection_class_embeddings_input_dim": 2816,
+    }
+    unet: Any = UNet2DConditionModel(**(config | changes))
+    return unet.half()
+
+
+def _sdxl_tiny() -> Any:
+    """The layout of Stable Diffusion XL at a thousandth of its size, to try the machinery on."""
+    return _sdxl(
+        sample_size=16,
+        block_out_channels=(16, 32, 64),
+        layers_per_block=1,
+        transformer_layers_per_block=(1, 1, 2),
+        attention_head_dim=(1, 2, 4),
+        cross_attention_dim=32,
+        addition_time_embed_dim=8,
+        projection_class_embeddings_input_dim=80,
+        norm_num_groups=4,
+    )
+
+
+HALF = torch.float16
+SDXL_ADDED = (("text_embeds", (1280,)), ("time_ids", (6,)))
+SDXL_TINY_ADDED = (("text_embeds", (32,)), ("time_ids", (6,)))
+
 NETWORKS = {
     network.name: network
     for network in (
@@ -198,5 +250,7 @@ NETWORKS = {
         Network("sd15", _random(_sd15), 2, (4, 64, 64), context_shape=(77, 768), together=3),
         Network("digits", _digits, batch=4, sample_shape=(1, 32, 32), context_shape=(4, 64)),
         Network("sd-tiny", _random(_sd_tiny), 2, (4, 16, 16), context_shape=(8, 32)),
+        Network("sdxl", _random(_sdxl), 2, (4, 128, 128), (77, 2048), together=1, dtype=HALF, added=SDXL_ADDED),
+        Network("sdxl-tiny", _random(_sdxl_tiny), 2, (4, 16, 16), (8, 32), dtype=HALF, added=SDXL_TINY_ADDED),
     )
 }

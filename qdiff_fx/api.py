@@ -17,7 +17,6 @@ from qdiff_fx.backends.common.memory import release_unused
 from qdiff_fx.backends.common.options import choose_options
 from qdiff_fx.config import QDiffConfig
 from qdiff_fx.errors import CaptureError, ConfigError, FixedSizeWarning
-from qdiff_fx.ir.edit import copy_graph
 from qdiff_fx.networks import PreparedUNet, QuantizedUNet
 from qdiff_fx.observers import Observer, TimestepObserver
 from qdiff_fx.passes.canonicalize.canonicalize import Canonicalize
@@ -42,6 +41,7 @@ def prepare_qdiff(
     output_quantizers: bool = False,
     observer: type[Observer] = TimestepObserver,
     passes: Sequence[Pass] = (),
+    weights: str | os.PathLike[str] | None = None,
 ) -> PreparedUNet:
     """Capture a UNet, split its shortcuts and put an observer on every tensor that will be quantized.
 
@@ -56,13 +56,18 @@ def prepare_qdiff(
         output_quantizers: watch what layers return, for converting to "reference" with ``output_quantizers``.
         observer: what watches: a class of one's own may record more than ranges and histograms.
         passes: rewrites of one's own, run in order on the canonical graph before layers are chosen.
+        weights: safetensors to read the network's weights from: a folder, the index of a sharded checkpoint, or one
+            file. ``model`` may then be built on the meta device; its memory is taken once. Weights have the types that
+            the model's have.
 
     Returns:
         A network called like ``model`` that computes the same and watches its activations. Sizes that could not be left
         open are in its ``reports``, and a FixedSizeWarning says which and why.
 
     Raises:
-        CaptureError: the model is in training mode, has weights on the meta device, or cannot be captured.
+        CaptureError: the model is in training mode, has weights on the meta device and none are given, or cannot be
+            captured.
+        ArtifactError: the weights are not the model's; the message names file and tensor.
         ConversionError: the weight of a layer that is to be quantized holds NaN or infinity.
         ConfigError: example inputs are missing or no mapping, the configuration is something else, or one of its rules
             matches no layer.
@@ -71,13 +76,17 @@ def prepare_qdiff(
     config, inputs = _checked_config(config), _checked_inputs(example_inputs)
     outputs = output_quantizers or get_backend(backend).quantizes_outputs
     from qdiff_fx.capture import capture  # brings all of sympy, which loading does without
+    from qdiff_fx.capture.weights import with_weights
 
+    if weights is not None and isinstance(model, nn.Module):
+        model = with_weights(model, weights)
     _check_tensors(model)
     captured = capture(model, inputs)
+    del model  # of half precision it is held by nobody once its weights are widened
     fixed = captured.signature.fixed_sizes
     if fixed:
         warnings.warn(_fixed_in_words(fixed), FixedSizeWarning, stacklevel=2)
-    graph = copy_graph(captured.module)
+    graph = captured.module
     reports = run_passes(
         graph,
         [
@@ -115,7 +124,9 @@ def _check_tensors(model: nn.Module) -> None:
     for name, tensor in (*model.named_parameters(), *model.named_buffers()):
         if tensor.is_meta:
             raise CaptureError(
-                "it is on the meta device and holds no numbers", where=name, fix="Load the network's weights first"
+                "it is on the meta device and holds no numbers",
+                where=name,
+                fix="Say where its weights are (weights=...), or load them first",
             )
 
 

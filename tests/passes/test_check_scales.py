@@ -69,7 +69,7 @@ def test_what_stays_in_float_may_hold_anything():
 def test_weights_that_hold_no_numbers():
     net = Two()
     net.second.to("meta")
-    with pytest.raises(CaptureError, match="second.weight: it is on the meta device.*Load the network's weights"):
+    with pytest.raises(CaptureError, match="second.weight: it is on the meta device.*Say where its weights are"):
         converted(net)
 
 
