@@ -49,7 +49,8 @@ class Call:
             arguments["weights"], arguments["weight_sums"] = [p[0] for p in packs], [p[1] for p in packs]
             arguments["weight_scales"] = [padded(s, p[1]) for s, p in zip(scales, packs, strict=True)]
         if "total" not in arguments:
-            return operator(**arguments)
+            found = operator(**arguments)
+            return found if isinstance(found, Tensor) else torch.cat([x.flatten().float() for x in found])
         total: Tensor = arguments["total"].clone()  # which is written into
         operator(**arguments | {"total": total})
         return total
@@ -121,6 +122,19 @@ def grams(draw) -> Call:
     low, high = draw(st.sampled_from([(-128, 128), (-128, -127), (127, 128), (-3, 4)]))
     total = torch.randint(-(2**31), 2**31, (columns, columns)).int()
     return Call("int_gram", {"total": total, "rows": torch.randint(low, high, (rows, columns), dtype=torch.int8)})
+
+
+@st.composite
+def feedback_roundings(draw) -> Call:
+    """Columns and channels that fill the vectors and such that do not; some weights far beyond the codes."""
+    torch.manual_seed(draw(seeds))
+    columns, channels = draw(st.integers(1, 128)), draw(st.sampled_from([1, 5, 16, 17, 64, 70, 130, 300]))
+    factor = torch.randn(columns, columns) / columns**0.5
+    factor.diagonal().abs_().add_(0.3)
+    bits = draw(st.integers(2, 8))
+    steps = torch.randn(columns, channels) * 2 ** (bits - 2) * draw(st.sampled_from([1.0, 1.0, 5.0]))
+    limits = {"low": -(2 ** (bits - 1)), "high": 2 ** (bits - 1) - 1}
+    return Call("round_with_feedback", {"steps": steps, "pull": torch.randn_like(steps), "factor": factor, **limits})
 
 
 # ------------------------------------------------------------------------------------------------ convolutions

@@ -52,6 +52,7 @@ _OPERATORS = (
     "ops/int_conv.cpp",
     "ops/int_depthwise_conv.cpp",
     "ops/int_gram.cpp",
+    "ops/round_with_feedback.cpp",
     "ops/layout.cpp",
     "ops/act_quantize.cpp",
     "ops/act_quantize_rest.cpp",

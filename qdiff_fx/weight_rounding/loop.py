@@ -182,7 +182,7 @@ class _Loop:
         moment = gathering.moment
         if moment.count < job.columns:
             self.short |= {layer_id(each): moment.count for each in job.layers}
-        return factorise(moment.hessian(), where=layer)
+        return factorise(moment.hessian(), rows=moment.count, where=layer)
 
     def _codes(self, layer: fx.Node, factor: HessianFactor) -> WeightParameters:
         weight = weight_and_bias(self.graph, layer)[0].float()

@@ -9,7 +9,7 @@ from qdiff_fx.config import WeightRange
 from qdiff_fx.passes.quantize.nearest import weight_scales
 from qdiff_fx.quant.numerics import weight_range
 from qdiff_fx.quant.parameters import WeightParameters
-from qdiff_fx.weight_rounding.nearest_plane import HessianFactor, feedback_codes
+from qdiff_fx.weight_rounding.nearest_plane import HessianFactor, searched_codes
 
 SCALE_RATIOS = (0.8, 0.85, 0.9, 0.95, 1.0, 1.05)  # of the scale nearest rounding would use; searched per channel
 CHUNK_ELEMENTS = 1 << 24  # of the weights, all their candidate scales counted, that are rounded at a time
@@ -27,11 +27,8 @@ def second_order(weight: Tensor, bits: int, factor: HessianFactor, method: Weigh
     candidates = weight_scales(weight, bits, method=method)[:, None] * torch.tensor(SCALE_RATIOS)  # [O, R]
     codes, chosen = [], []
     step = max(1, CHUNK_ELEMENTS // (weight[0].numel() * len(SCALE_RATIOS)))
-    for rows, scales in zip(weight.flatten(1).split(step), candidates.split(step)):
-        repeated = rows.repeat_interleave(len(SCALE_RATIOS), 0)
-        tried, error = feedback_codes(repeated, scales.flatten(), factor, qmin, qmax)
-        best = error.view(scales.shape).argmin(1)
-        each = torch.arange(len(rows))
-        codes.append(tried.view(len(rows), len(SCALE_RATIOS), -1)[each, best])
-        chosen.append(scales[each, best])
+    for rows, scales in zip(weight.flatten(1).split(step), candidates.split(step), strict=True):
+        tried, _, best = searched_codes(rows, scales, factor, qmin, qmax)
+        codes.append(tried)
+        chosen.append(best)
     return WeightParameters(torch.cat(codes).view(weight.shape), torch.cat(chosen), bits)

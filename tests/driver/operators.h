@@ -222,6 +222,25 @@ inline Bytes int_gram(const Case& c, const Way& way) {
   return out;
 }
 
+// Of steps (columns, channels): as floats one behind the other the codes, what they leave over, and its sums.
+inline Bytes round_with_feedback(const Case& c, const Way& way) {
+  const Tensor& steps = c.tensor("steps");
+  const int64_t numbers = steps.elements();
+  qdiff::FeedbackRounding p{};
+  p.columns = steps.sizes[0], p.channels = steps.sizes[1];
+  p.steps = steps.floats(), p.pull = c.tensor("pull").floats(), p.factor = c.tensor("factor").floats();
+  p.low = float(c.integer("low")), p.high = float(c.integer("high"));
+  std::vector<int8_t> codes(static_cast<size_t>(numbers));
+  std::vector<float> found(static_cast<size_t>(2 * numbers + p.channels));
+  p.codes = codes.data(), p.left = found.data() + numbers, p.error = p.left + numbers;
+  const int64_t tasks = qdiff::ceil_div(p.channels, qdiff::kFeedbackChannels);
+  share(tasks, way.threads, [&](qdiff::Tasks& each) { qdiff::kKernels.round_with_feedback(p, each); });
+  std::copy(codes.begin(), codes.end(), found.begin());
+  Bytes out(found.size() * sizeof(float));
+  std::memcpy(out.data(), found.data(), out.size());
+  return out;
+}
+
 // ------------------------------------------------------------------------------------------------------- norms
 
 inline qdiff::Norm norm_of(const Case& c, const std::vector<Tensor>& parts) {

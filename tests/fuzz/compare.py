@@ -143,6 +143,11 @@ def _work(operator: str, arguments: Arguments) -> int:
 
 
 def _difference(operator: str, arguments: Arguments, found: Any, expected: Any) -> str:
+    if operator == "round_with_feedback":
+        return "" if all(map(torch.equal, found, expected)) else "other codes"
+    if operator == "nearest_codes":  # of two scales that are as good as each other either may be taken
+        same = found[1] == expected[1]
+        return "" if torch.equal(found[0][same], expected[0][same]) else "other codes of the same scale"
     if operator == "pack_weight":
         same = torch.equal(found[1][: expected[1].numel()], expected[1])
         return "" if same else "other sums"

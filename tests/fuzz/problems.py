@@ -232,6 +232,14 @@ def _gram(draw: random.Random, pack: Pack) -> Arguments:
     return {"total": total, "rows": codes.T.contiguous().T if draw.random() < 0.3 else codes}
 
 
+def _feedback(draw: random.Random, pack: Pack) -> Arguments:
+    columns, channels = draw.choice((1, 5, 16, 40, 128)), draw.choice((0, 1, 16, 17, 130))
+    factor = torch.randn(columns, columns) / columns**0.5
+    factor.diagonal().abs_().add_(0.3)
+    steps = torch.randn(columns, channels) * 5
+    return {"steps": steps, "pull": torch.randn(columns, channels), "factor": factor, "low": -8, "high": 7}
+
+
 def _pack_weight(draw: random.Random, pack: Pack) -> Arguments:
     bits = draw.randint(2, 8)
     shape = [draw.choice((1, 5, 16, 17, 70, 130)), *(draw.randint(1, 9) for _ in range(draw.randint(1, 3)))]
@@ -339,6 +347,7 @@ def _histogram(draw: random.Random, pack: Pack) -> Arguments:
 
 VALID: dict[str, Callable[[random.Random, Pack], Arguments]] = {
     "pack_weight": _pack_weight,
+    "round_with_feedback": _feedback,
     "int_conv": _conv,
     "int_depthwise_conv": _depthwise,
     "int_gram": _gram,

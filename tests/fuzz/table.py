@@ -32,6 +32,12 @@ TABLE = (
         f"int_gram 5 rows={kind}"
         for kind in ("u8", "wider", "narrower", "more_dims", "strided", "rows_of_none", "none_in_rows")
     ),
+    *(
+        f"round_with_feedback 5 {name}={kind}"
+        for name in ("steps", "pull", "factor")
+        for kind in ("f64", "shorter", "wider", "turned", "strided", "repeated", "more_dims", "rows_of_none", "sparse")
+    ),
+    *(f"round_with_feedback 5 {name}={number}" for name in ("low", "high") for number in (-129, 128, 2**63 - 1)),
     # Negative sizes, and those of nothing.
     *(f"int_conv 17 out_channels={number}" for number in (-1, 0, -16, -(2**63), 2**63 - 1, 2**62, 2**40)),
     *(f"int_linear 5 out_features={number}" for number in (-1, 0, -16, -(2**63), 2**63 - 1, 2**62, 2**40)),

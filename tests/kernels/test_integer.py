@@ -16,6 +16,7 @@ from kernel_calls import (
     convolutions,
     depthwise_convolutions,
     extreme_linears,
+    feedback_roundings,
     grams,
     group_norms,
     layer_norms,
@@ -187,6 +188,42 @@ def test_second_moments_of_rows_that_are_not_taken_at_once():
 def test_second_moments_that_are_refused(gram, total, rows, message):
     with pytest.raises((RuntimeError, KernelError), match=f"int_gram.*{message}"):
         gram(total, rows)
+
+
+@given(feedback_roundings())
+@examples(40)
+def test_rounding_with_feedback_is_plain_torch_to_the_bit(call):
+    assert torch.equal(call.run(), call.reference())
+
+
+def test_rounding_with_feedback_of_what_is_no_number_or_too_large():
+    steps = torch.tensor([[float("nan"), float("inf"), -float("inf"), 1e30, 2.5, -0.5]])
+    for kernel in (ops.round_with_feedback, plain.round_with_feedback.reference):
+        codes, left, _ = kernel(steps, torch.zeros(1, 6), torch.ones(1, 1), -8, 7)
+        assert codes.tolist() == [[-8, 7, -8, 7, 2, 0]]
+        assert left[0, 4:].tolist() == [0.5, -0.5]
+
+
+@pytest.mark.parametrize(
+    "kernel", [ops.round_with_feedback, plain.round_with_feedback.reference], ids=["compiled", "plain"]
+)
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"steps": torch.zeros(3)}, r"steps must be \(K, O\)"),
+        ({"steps": torch.zeros(129, 4)}, "the number of columns must be 1..128, not 129"),
+        ({"steps": torch.zeros(3, 4).double()}, "steps must be contiguous float32"),
+        ({"steps": torch.zeros(4, 3).T}, "steps must be contiguous float32"),
+        ({"pull": torch.zeros(3, 5)}, "the pull must be contiguous float32"),
+        ({"factor": torch.zeros(3, 2)}, "the factor must be contiguous float32"),
+        ({"low": 5, "high": 4}, "codes from 5 to 4 do not fit int8"),
+        ({"high": 128}, "codes from -8 to 128 do not fit int8"),
+    ],
+)
+def test_rounding_with_feedback_that_is_refused(kernel, change, message):
+    arguments = {"steps": torch.zeros(3, 4), "pull": torch.zeros(3, 4), "factor": torch.eye(3), "low": -8, "high": 7}
+    with pytest.raises((RuntimeError, KernelError), match=f"round_with_feedback.*{message}"):
+        kernel(*(arguments | change).values())
 
 
 def test_misaligned_and_huge_strides():

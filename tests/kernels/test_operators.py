@@ -124,6 +124,10 @@ SAMPLES: dict[str, list[Sample]] = {
         lambda: (weight_codes(70, 9, bits=4), 4),
         lambda: (weight_codes(17, 3, 5, bits=2), 2),
     ],
+    "round_with_feedback.default": [
+        lambda: (torch.randn(9, 20), torch.randn(9, 20), torch.eye(9), -8, 7),
+        lambda: (torch.randn(128, 3) * 50, torch.zeros(128, 3), torch.eye(128) + 0.1, -128, 127),
+    ],
     "timestep_bin.default": [lambda: (torch.tensor([500.0, 500.0]), 10, 1000), lambda: (torch.tensor(3), 4, 1000)],
 }
 

@@ -13,6 +13,7 @@ from qdiff_fx.kernels.ops import (
     layer_norm_act,
     nearest_codes,
     pack_weight,
+    round_with_feedback,
     timestep_bin,
 )
 
@@ -29,5 +30,6 @@ __all__ = [
     "layer_norm_act",
     "nearest_codes",
     "pack_weight",
+    "round_with_feedback",
     "timestep_bin",
 ]

@@ -118,6 +118,21 @@ struct NearestCodes {
   int8_t* codes;
 };
 
+// Columns of a weight as codes from `low` to `high`, the last first, each to the one nearest to
+//   steps[i] + (pull[i] + sum over k > i of factor[i][k] * left[k]) / factor[i][i],   left = steps - codes
+struct FeedbackRounding {
+  const float* steps;   // [column][channel]
+  const float* pull;    // like it
+  const float* factor;  // [column][column], its upper triangle
+  int64_t columns, channels;  // at most kMostFeedbackColumns columns
+  float low, high;
+  int8_t* codes;        // [column][channel]
+  float* left;          // like it
+  float* error;         // of each channel the sum of what is left of those sums, squared
+};
+constexpr int64_t kMostFeedbackColumns = 128;
+constexpr int64_t kFeedbackChannels = 128;  // of a task
+
 // Every `step`-th number of each row, counted on a grid of so many bins of width 2^exponent, half of them below 0.
 struct Histogram {
   const void* in;
@@ -206,6 +221,7 @@ struct Kernels {
   void (*nearest_codes)(const NearestCodes&, Tasks&);  // a task is a row
   // A task is so many of the numbers that are counted.
   void (*histogram)(const Histogram&, Tasks&);
+  void (*round_with_feedback)(const FeedbackRounding&, Tasks&);  // a task is so many channels
 };
 
 constexpr int64_t kHistogramTask = 1 << 14;

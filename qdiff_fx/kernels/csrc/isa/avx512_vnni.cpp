@@ -6,6 +6,7 @@
 
 #include "isa/avx512.h"
 #include "core/conv.h"
+#include "core/feedback.h"
 #include "core/gram.h"
 #include "core/histogram.h"
 #include "core/nearest_codes.h"
@@ -171,6 +172,6 @@ const Rates kRates = {125, 125, 62, 4.5, 10, 0.8, 8};
 const Kernels kKernels = {"avx512_vnni", kCodeOffset,     conv_tasks,      conv,
                           &kWinograd,    norm_splits,     group_norm,      layer_norm,
                           pointwise,     &kVnniAttention, &kSecondMoments,
-                          nearest_codes, histogram};
+                          nearest_codes, histogram,   round_with_feedback};
 
 }  // namespace qdiff

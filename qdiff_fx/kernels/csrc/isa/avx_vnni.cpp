@@ -6,6 +6,7 @@
 #include <immintrin.h>
 
 #include "core/conv.h"
+#include "core/feedback.h"
 #include "core/gram.h"
 #include "core/histogram.h"
 #include "core/nearest_codes.h"
@@ -98,6 +99,6 @@ const Kernel kAttention = {QDIFF_NAME, 512, kMostKeys, 255, tile_plan, tile_pack
 const Kernels kKernels = {QDIFF_NAME, kCodeOffset, conv_tasks,      conv,
                           &kWinograd, norm_splits, group_norm,      layer_norm,
                           pointwise,  &kAttention, &kSecondMoments,
-                          nearest_codes, histogram};
+                          nearest_codes, histogram,   round_with_feedback};
 
 }  // namespace qdiff

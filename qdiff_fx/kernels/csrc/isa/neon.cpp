@@ -8,6 +8,7 @@
 #define QDIFF_CODE_OFFSET 128
 
 #include "core/conv.h"
+#include "core/feedback.h"
 #include "core/gram.h"
 #include "core/histogram.h"
 #include "core/nearest_codes.h"
@@ -89,6 +90,6 @@ const Kernel kAttention = {"neon", 512, kMostKeys, 255, tile_plan, tile_pack, ti
 const Kernels kKernels = {"neon",     kCodeOffset, conv_tasks,      conv,
                           &kWinograd, norm_splits, group_norm,      layer_norm,
                           pointwise,  &kAttention, &kSecondMoments,
-                          nearest_codes, histogram};
+                          nearest_codes, histogram,   round_with_feedback};
 
 }  // namespace qdiff

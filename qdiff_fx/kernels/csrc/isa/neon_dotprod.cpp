@@ -8,6 +8,7 @@
 #define QDIFF_CODE_OFFSET 128
 
 #include "core/conv.h"
+#include "core/feedback.h"
 #include "core/gram.h"
 #include "core/histogram.h"
 #include "core/nearest_codes.h"
@@ -98,6 +99,6 @@ const Kernel kAttention = {"neon_dotprod", 512, kMostKeys, 255, tile_plan, tile_
 const Kernels kKernels = {"neon_dotprod", kCodeOffset, conv_tasks,      conv,
                           &kWinograd,     norm_splits, group_norm,      layer_norm,
                           pointwise,      &kAttention, &kSecondMoments,
-                          nearest_codes, histogram};
+                          nearest_codes, histogram,   round_with_feedback};
 
 }  // namespace qdiff

@@ -3,6 +3,7 @@
 #include "core/kernels.h"
 
 #include "core/conv.h"
+#include "core/feedback.h"
 #include "core/gram.h"
 #include "core/histogram.h"
 #include "core/nearest_codes.h"
@@ -67,6 +68,6 @@ const Kernel kAttention = {"portable", 512, kMostKeys, 255, tile_plan, tile_pack
 const Kernels kKernels = {"portable", kCodeOffset, conv_tasks,      conv,
                           &kWinograd, norm_splits, group_norm,      layer_norm,
                           pointwise,  &kAttention, &kSecondMoments,
-                          nearest_codes, histogram};
+                          nearest_codes, histogram,   round_with_feedback};
 
 }  // namespace qdiff

@@ -52,6 +52,7 @@ void register_all() {
   operators.impl("int_conv", TORCH_BOX(&int_conv));
   operators.impl("int_depthwise_conv", TORCH_BOX(&int_depthwise_conv));
   operators.impl("int_gram", TORCH_BOX(&int_gram));
+  operators.impl("round_with_feedback", TORCH_BOX(&round_with_feedback));
   operators.impl("int_linear", TORCH_BOX(&int_linear));
   operators.impl("group_norm_act", TORCH_BOX(&group_norm_act));
   operators.impl("layer_norm_act", TORCH_BOX(&layer_norm_act));

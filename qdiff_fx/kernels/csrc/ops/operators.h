@@ -31,6 +31,9 @@ Tensor int_depthwise_conv(const Tensor& codes, double scale, int64_t zero_point,
 
 void int_gram(const Tensor& total, const Tensor& rows);
 
+std::tuple<Tensor, Tensor, Tensor> round_with_feedback(const Tensor& steps, const Tensor& pull, const Tensor& factor, int64_t low,
+                                                       int64_t high);
+
 Tensor int_linear(const Tensor& codes, double scale, int64_t zero_point, const Tensors& weights, const Tensors& weight_scales,
                   const Tensors& weight_sums, int64_t out_features, const OptionalTensor& bias, const OptionalTensor& residual,
                   int64_t activation, Dtype out_dtype, double out_scale, int64_t out_zero_point, int64_t out_low,
