@@ -57,6 +57,10 @@ class BackendError(QDiffError):
     """An unknown backend, or one that cannot run on this machine."""
 
 
+class WorkerError(QDiffError):
+    """One of several processes that share a job has failed, or is gone."""
+
+
 class ArtifactError(QDiffError):
     """A saved folder that is missing, damaged or from another version."""
 

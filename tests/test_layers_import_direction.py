@@ -15,6 +15,7 @@ LAYERS = (
     "atomic",
     "progress",
     "checkpoint",
+    "distributed",
     "quant",
     "config",
     "ir",

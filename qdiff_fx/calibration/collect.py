@@ -13,12 +13,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from qdiff_fx.calibration.data import FILE_NAME, FINGERPRINT, TIMESTEP, Batch, CalibrationData
+from qdiff_fx.calibration.data import FILE_NAME, FINGERPRINT, TIMESTEP, CalibrationData
 from qdiff_fx.calibration.fingerprint import WHAT_WAS_DRAWN, inputs_fingerprint, source_fingerprint
 from qdiff_fx.calibration.plan import CollectionPlan, samples_at_once
 from qdiff_fx.calibration.recorder import TrajectoryRecorder, recorded_bytes
 from qdiff_fx.calibration.steps import Steps
 from qdiff_fx.checkpoint import differing
+from qdiff_fx.distributed import ALONE, Workers
 from qdiff_fx.errors import CalibrationError
 from qdiff_fx.progress import Phase, Progress, phase
 from qdiff_fx.sampling.recorder import watching
@@ -46,6 +47,7 @@ def collect_calibration_data(
     guidance_scale: float | None = None,
     memory_cap_bytes: int = 2 << 30,
     resume_dir: str | os.PathLike[str] | None = None,
+    workers: Workers = ALONE,
     progress: bool | Progress = True,
 ) -> CalibrationData:
     """Sample with the float network and record its inputs `(x_t, t, conditioning)` at every c-th step.
@@ -70,6 +72,8 @@ def collect_calibration_data(
         resume_dir: keep every finished run of the sampler there, and skip the runs found there. Each is kept with
             digests of the weights, the scheduler's settings and what was drawn; data of other ones, or of a version
             that kept none, are refused.
+        workers: processes that call this together, each with the same arguments; every one draws its share, and all of
+            them get everything.
         progress: show a progress bar, or report to this.
     Raises:
         CalibrationError: the source cannot be sampled from; its network gives NaN; too much memory; `resume_dir` holds
@@ -89,15 +93,32 @@ def collect_calibration_data(
         guidance_scale=guidance_scale,
     )
     fingerprint = {} if resume_dir is None else source_fingerprint(source, sampler.scheduler)
-    records: list[Batch] = []
-    timestep = ""
-    with phase(progress, "sampling", num_samples, "sample") as bar:
-        for samples in plan.trajectories():
+    drawn: dict[int, CalibrationData] = {}
+    shared = workers.share(list(plan.trajectories()))
+    with workers.together(), phase(progress, "sampling", sum(map(len, shared)), "sample") as bar:
+        for samples in shared:
             folder = None if resume_dir is None else Path(resume_dir) / f"samples-{samples.start:06d}"
-            data = _run_or_resume(sampler, plan, samples, inputs, memory_cap_bytes, folder, fingerprint, bar)
-            records.extend(data)
-            timestep = data.metadata.get(TIMESTEP, "")
-    return CalibrationData(records, asdict(plan) | {TIMESTEP: timestep})
+            drawn[samples.start] = _run_or_resume(
+                sampler, plan, samples, inputs, memory_cap_bytes, folder, fingerprint, bar
+            )
+    return _joined(drawn, plan, workers)
+
+
+def _joined(drawn: Mapping[int, CalibrationData], plan: CollectionPlan, workers: Workers) -> CalibrationData:
+    """The runs of all processes in the order of their samples."""
+    if workers.count > 1:
+        mine = CalibrationData([record for data in drawn.values() for record in data._records])
+        description, tensors = mine.to_tensors()
+        report = {**description, "runs": [[start, len(data), data.metadata] for start, data in drawn.items()]}
+        drawn = {}
+        for found, received in workers.gather(report, tensors):
+            records, first = CalibrationData.of_tensors(found, received), 0
+            for start, count, metadata in found["runs"]:
+                run = records[first : first + count]
+                drawn[start], first = CalibrationData(run._records, metadata), first + count
+    runs = [drawn[start] for start in sorted(drawn)]
+    timestep = runs[-1].metadata.get(TIMESTEP, "")
+    return CalibrationData([record for run in runs for record in run], asdict(plan) | {TIMESTEP: timestep})
 
 
 def _run_or_resume(

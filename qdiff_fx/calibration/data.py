@@ -123,8 +123,11 @@ class CalibrationData(Sequence[Batch]):
         ]
         order = [number for numbers in turned for number in numbers]
         count = min(-(-rows // max(map(_row_count, self._records))), len(order))
-        chosen = sorted(order[index * len(order) // count] for index in range(count))
-        return CalibrationData([self._records[number] for number in chosen], self.metadata | {"rows": rows})
+        return self.at(sorted(order[index * len(order) // count] for index in range(count)))
+
+    def at(self, numbers: Sequence[int]) -> CalibrationData:
+        """The batches of these numbers."""
+        return CalibrationData([self._records[number] for number in numbers], self.metadata)
 
     def save(self, folder: str | os.PathLike[str]) -> None:
         """Write `folder/calibration.safetensors`; a reader sees the old file or the new one, never half of one.
@@ -133,18 +136,27 @@ class CalibrationData(Sequence[Batch]):
             ArtifactError: it cannot be written, or the disk is full.
         """
         path = Path(folder) / FILE_NAME
-        tensors = self._tensors()
-        keys = {identity: f"tensor_{index}" for index, identity in enumerate(tensors)}
-        header = {
-            "format": FORMAT,
-            "version": VERSION,
-            "metadata": self.metadata,
-            "records": [{name: keys[id(tensor)] for name, tensor in record.items()} for record in self._records],
-        }
+        description, tensors = self.to_tensors()
+        header = {"format": FORMAT, "version": VERSION, **description}
         with replacing_file(path, expected_bytes=self.nbytes) as draft:
             # Cloned, because safetensors refuses tensors that are views of one another.
-            stored = {keys[identity]: tensor.clone().contiguous() for identity, tensor in tensors.items()}
+            stored = {key: tensor.clone().contiguous() for key, tensor in tensors.items()}
             save_file(stored, draft, metadata={"qdiff_fx": json.dumps(header)})
+
+    def to_tensors(self) -> tuple[dict[str, Any], dict[str, Tensor]]:
+        """Everything in it: what JSON can hold, and tensors by names that this refers to; shared ones once."""
+        tensors = self._tensors()
+        keys = {identity: f"tensor_{index}" for index, identity in enumerate(tensors)}
+        records = [{name: keys[id(tensor)] for name, tensor in record.items()} for record in self._records]
+        named = {keys[identity]: tensor for identity, tensor in tensors.items()}
+        return {"metadata": self.metadata, "records": records}, named
+
+    @staticmethod
+    def of_tensors(description: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> CalibrationData:
+        """What `to_tensors` took apart."""
+        data = CalibrationData([], description["metadata"])
+        data._records = tuple({name: tensors[key] for name, key in record.items()} for record in description["records"])
+        return data
 
     @staticmethod
     def load(folder: str | os.PathLike[str]) -> CalibrationData:
@@ -168,9 +180,7 @@ class CalibrationData(Sequence[Batch]):
                 where=str(path),
                 fix="Record it again with this version",
             )
-        data = CalibrationData([], header["metadata"])
-        data._records = tuple({name: tensors[key] for name, key in record.items()} for record in header["records"])
-        return data
+        return CalibrationData.of_tensors(header, tensors)
 
     def _tensors(self) -> dict[int, Tensor]:
         return {id(tensor): tensor for record in self._records for tensor in record.values()}

@@ -12,6 +12,7 @@ import typer
 
 from qdiff_fx.api import load_qdiff
 from qdiff_fx.atomic import write_text
+from qdiff_fx.calibration import calibrate
 from qdiff_fx.cli.drawing import Run, accuracy, draw_in_turn
 from qdiff_fx.cli.options import BackendName, Json, Seed, Steps
 from qdiff_fx.cli.output import Output
@@ -103,6 +104,7 @@ def _quantize_all(
         for name, folder in folders.items():
             output.note(f"quantizing to {name}")
             prepared.append(prepare(source, jobs[name], progress))
+            calibrate(prepared[-1], data, progress=progress)
             decide(prepared[-1], data, jobs[name], keeps_nothing, progress)
             save(prepared[-1], source, folder, progress)
     # Both saw the same activations.

@@ -57,7 +57,7 @@ def _is_control_flow(error: Exception) -> bool:
 
 def _describe(error: Exception) -> str:
     if isinstance(error, QDiffError):
-        return str(error)
+        return " ".join([str(error), *getattr(error, "__notes__", ())])
     return f"{type(error).__name__}: {error} (`qdiff --debug …` shows where)"
 
 

@@ -5,15 +5,19 @@ from __future__ import annotations
 import json
 import math
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import typer
 from rich.console import Console, RenderableType
 
 from qdiff_fx.atomic import write_text
+from qdiff_fx.distributed import Workers
 from qdiff_fx.errors import printable
 from qdiff_fx.workflow.overall import Overall
-from qdiff_fx.workflow.screen import make_screen
+from qdiff_fx.workflow.screen import SilentScreen, make_screen
 
 STDOUT = "-"
 PIPE_WIDTH = 160
@@ -24,10 +28,11 @@ class Output:
 
     Args:
         json_target: a file for the figures; ``-`` for stdout, which then carries nothing else.
+        silent: say and write nothing: another process speaks for this one.
     """
 
-    def __init__(self, json_target: str | None = None):
-        self._json_target = json_target
+    def __init__(self, json_target: str | None = None, *, silent: bool = False):
+        self._json_target, self._silent = None if silent else json_target, silent
         self._tables = _console(stderr=json_target == STDOUT)
         self._progress = Console(stderr=True)
 
@@ -38,15 +43,19 @@ class Output:
 
     def show(self, what: RenderableType) -> None:
         """A result: a table or a line."""
+        if self._silent:
+            return
         self._tables.print(what, highlight=False, markup=False)
 
     def note(self, line: str) -> None:
         """What is being done now."""
+        if self._silent:
+            return
         self._progress.print(printable(line), style="dim", highlight=False, markup=False)
 
     def progress(self) -> Overall:
         """One bar over everything for somebody at a terminal, lines for a file; to be used in a ``with``."""
-        return Overall(make_screen(self.note, interactive=self.interactive))
+        return Overall(SilentScreen() if self._silent else make_screen(self.note, interactive=self.interactive))
 
     def figures(self, data: dict[str, Any]) -> None:
         """Write the figures where ``--json`` says, if anywhere. Infinities become null: JSON has none."""
@@ -57,6 +66,17 @@ class Output:
             sys.stdout.write(text)
         else:
             write_text(Path(self._json_target), text)
+
+
+@contextmanager
+def speaking_for_all(workers: Workers) -> Iterator[None]:
+    """Only the leading process says what went wrong, in whichever of them: it is told."""
+    try:
+        yield
+    except Exception as error:
+        if workers.leads:
+            raise
+        raise typer.Exit(1) from error
 
 
 def _console(*, stderr: bool) -> Console:

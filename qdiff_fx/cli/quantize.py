@@ -13,9 +13,10 @@ from qdiff_fx.cli.amounts import parse_bytes, parse_seconds
 from qdiff_fx.cli.config_file import read_config
 from qdiff_fx.cli.estimates import estimate_figures, estimate_table, scope_line, taken_table
 from qdiff_fx.cli.options import BatchSize, ConfigFile, Json, Prompts, Seed, SourceName, Steps, read_prompts
-from qdiff_fx.cli.output import Output
+from qdiff_fx.cli.output import Output, speaking_for_all
 from qdiff_fx.cli.rules import parse_rule
 from qdiff_fx.config import QDiffConfig
+from qdiff_fx.distributed import Workers, started_together
 from qdiff_fx.errors import ArtifactError
 from qdiff_fx.networks import QuantizedUNet
 from qdiff_fx.reconstruction import Reconstruction, ReconstructionConfig
@@ -102,7 +103,6 @@ def quantize(
     json: Json = None,
 ) -> None:
     """Quantize a network and save it as one self-contained folder."""
-    output = Output(json)
     given = {
         "weight_bits": weight_bits,
         "act_bits": act_bits,
@@ -121,6 +121,25 @@ def quantize(
     job = Job(config, SampleRequest(most, steps, seed), every, rows, backend, schedule, seconds)
     cap = None if memory is None else parse_bytes(memory, "--memory")
     check_target(out)
+    with started_together() as workers, speaking_for_all(workers):
+        output = Output(json, silent=not workers.leads)
+        _run(
+            source,
+            prompts,
+            job,
+            out,
+            output,
+            workers,
+            dry_run,
+            resume_dir=resume,
+            samples_dir=calibration,
+            memory_bytes=cap,
+        )
+
+
+def _run(
+    source: str, prompts: Path | None, job: Job, out: Path, output: Output, workers: Workers, dry_run: bool, **more: Any
+) -> None:
     announced: list[tuple[Estimate, Job]] = []
 
     def announce(estimate: Estimate, settled: Job) -> bool:
@@ -130,18 +149,11 @@ def quantize(
         return not dry_run
 
     with output.progress() as progress:
-        with progress.phase("loading", None, "source"):
+        with workers.together(), progress.phase("loading", None, "source"):
             origin = resolve(source, read_prompts(prompts))
-        done = run_job(
-            origin,
-            job,
-            out,
-            resume_dir=resume,
-            samples_dir=calibration,
-            memory_bytes=cap,
-            announce=announce,
-            progress=progress,
-        )
+        done = run_job(origin, job, out, announce=announce, workers=workers, progress=progress, **more)
+    if not workers.leads:
+        return
     ((estimate, job),) = announced
     if done is None:
         output.figures({"source": origin.identifier, "estimate": estimate_figures(estimate, job)})

@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 from qdiff_fx.calibration import CalibrationData, collect_calibration_data
+from qdiff_fx.distributed import ALONE, Workers
 from qdiff_fx.errors import QDiffError
 from qdiff_fx.progress import Progress
 from qdiff_fx.sampling import Trajectory
@@ -78,6 +79,7 @@ class Source:
         *,
         every: int,
         resume_dir: str | os.PathLike[str] | None = None,
+        workers: Workers = ALONE,
         progress: bool | Progress | None = None,
     ) -> CalibrationData:
         """The float network's inputs at every ``every``-th step; see `collect_calibration_data`."""
@@ -90,6 +92,7 @@ class Source:
             seed=request.seed,
             inputs=self.subjects(request),
             resume_dir=resume_dir,
+            workers=workers,
             progress=self.progress if progress is None else progress,
         )
 

@@ -15,6 +15,7 @@ it took: it has as many nodes.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
@@ -69,11 +70,13 @@ def recorded_rows(costs: Costs, job: Job) -> int:
     return recorded * job.request.count * costs.rows // costs.samples
 
 
-def estimate(costs: Costs, job: Job) -> Estimate:
-    """What the phases of a job will take."""
+def estimate(costs: Costs, job: Job, processes: int = 1) -> Estimate:
+    """What the phases of a job will take; sampling and calibrating are shared out to the processes."""
     recorded = recorded_rows(costs, job)
     rows = recorded if job.rows is None else min(job.rows, recorded)
     groups, calls = job.request.count / costs.samples, rows / costs.rows
+    if processes > 1:
+        groups, calls = math.ceil(groups / processes), math.ceil(calls / processes)
     data = recorded * costs.row_bytes
     phases = [
         PhaseEstimate("sampling", groups * job.request.steps * costs.step, costs.held_bytes + costs.step_bytes + data),
@@ -148,7 +151,7 @@ def _samples(layer: LayerSize, rows: int) -> int:
     return min(layer.positions, POSITIONS) * rows
 
 
-def fitted(costs: Costs, job: Job, seconds: float) -> Job:
+def fitted(costs: Costs, job: Job, seconds: float, processes: int = 1) -> Job:
     """The job with as many trajectories and rows as can be had in that time.
 
     Rows come first from one group of trajectories, all timesteps in turn, then from more groups. More time never gives
@@ -162,11 +165,11 @@ def fitted(costs: Costs, job: Job, seconds: float) -> Job:
     """
     best: Job | None = None
     for candidate in _candidates(costs, job):
-        if estimate(costs, candidate).seconds > seconds:
+        if estimate(costs, candidate, processes).seconds > seconds:
             break
         best = candidate
     if best is None:
-        least = estimate(costs, next(_candidates(costs, job))).seconds
+        least = estimate(costs, next(_candidates(costs, job)), processes).seconds
         raise ConfigError(
             f"{duration(max(seconds, 0))} are left for what takes {duration(least)} at least",
             where="budget",

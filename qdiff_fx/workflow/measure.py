@@ -148,7 +148,7 @@ def measure_rates(act_range: str) -> Rates:
     factor = factorise(moment.clone())
     small = factorise(moment[:FEW, :FEW].clone())
     observer = TimestepObserver(BINS, BINS)
-    observer(inputs[:BINS], torch.arange(BINS))
+    observer(inputs[:BINS].clone().clamp_(min=torch.tensor([[0.0], [-9.0]] * (BINS // 2))), torch.arange(BINS))
     seen, choose = observer.statistics(), range_method(act_range)
     # seconds = K / columns + O K² / 2 / feedback, of two layers
     overhead = _best(lambda: second_order(weight[:1, :FEW], BITS, small, "mse")) / FEW

@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from qdiff_fx.api import convert_qdiff, prepare_qdiff, save_qdiff
-from qdiff_fx.calibration import CalibrationData, calibrate
+from qdiff_fx.calibration import CalibrationData
+from qdiff_fx.distributed import ALONE, Workers
 from qdiff_fx.kernels import status
 from qdiff_fx.networks import PreparedUNet, QuantizedUNet
 from qdiff_fx.progress import Progress, phase
@@ -21,6 +22,7 @@ from qdiff_fx.workflow.estimate import Estimate, check_fits, estimate, fitted
 from qdiff_fx.workflow.job import Job, WorkFolder
 from qdiff_fx.workflow.measure import Costs, measure
 from qdiff_fx.workflow.overall import Overall
+from qdiff_fx.workflow.shared import calibrate_together
 
 EXAMPLES = 2
 """Samples in the call that a network is captured from."""
@@ -65,6 +67,7 @@ def quantize(
     samples_dir: str | os.PathLike[str] | None = None,
     memory_bytes: int | None = None,
     announce: Announce | None = None,
+    workers: Workers = ALONE,
     progress: bool | Progress = True,
 ) -> Done | None:
     """Sample with the float network, calibrate, round its weights, convert and save.
@@ -77,6 +80,8 @@ def quantize(
         samples_dir: keep the trajectories there instead.
         memory_bytes: refuse a job that would hold more.
         announce: is told what it will take, once a step has been timed.
+        workers: processes that call this together, with the same arguments. They share trajectories and calibration;
+            the leading one does what comes then, and is the only one that returns anything.
         progress: show bars, or report to this.
     Returns:
         None where `announce` stopped it.
@@ -84,21 +89,53 @@ def quantize(
         QDiffError: what is wrong, in words; nothing half-written stays.
     """
     begun = time.monotonic()
-    folder = WorkFolder(resume_dir, source, job, samples=samples_dir)
-    prepared, costs = prepare_and_measure(source, job, progress)
-    passed = progress.passed() if isinstance(progress, Overall) else time.monotonic() - begun
-    budget = 0.0 if job.budget is None else job.budget
-    job = folder.settled(job, lambda: fitted(costs, job, budget - passed))
-    expected = estimate(costs, job)
-    if memory_bytes is not None:
-        check_fits(expected, memory_bytes)
-    if announce is not None and not announce(expected, job):
-        return None
-    if isinstance(progress, Overall):
-        progress.expect({each.name: each.seconds for each in expected.phases})
-    data = draw(source, job, folder, progress)
-    decided = decide(prepared, data, job, folder, progress)
-    return Done(save(prepared, source, out, progress), decided, job)
+    with workers.together():
+        folder = _work_folder(resume_dir, source, job, workers, samples_dir)
+        prepared, costs = prepare_and_measure(source, job, progress)
+        passed = progress.passed() if isinstance(progress, Overall) else time.monotonic() - begun
+        settled = _settled(folder, job, costs, passed, workers)
+        expected = estimate(costs, settled, workers.count)
+        if memory_bytes is not None:
+            check_fits(expected, memory_bytes)
+        if not workers.agreed(announce is None or not workers.leads or announce(expected, settled)):
+            return None
+        if isinstance(progress, Overall):
+            progress.expect({each.name: each.seconds for each in expected.phases})
+        done = None
+        data = draw(source, settled, folder, progress, workers)
+        shown = data.spread(settled.rows)
+        calibrate_together(prepared, shown, workers, resume_dir=folder.statistics, progress=progress)
+        if workers.leads:
+            decided = decide(prepared, shown, settled, folder, progress)
+            done = Done(save(prepared, source, out, progress), decided, settled)
+        workers.barrier()
+        return done
+
+
+def _work_folder(
+    resume_dir: str | os.PathLike[str] | None,
+    source: Source,
+    job: Job,
+    workers: Workers,
+    samples_dir: str | os.PathLike[str] | None,
+) -> WorkFolder:
+    """One process makes it, then the others open it."""
+    if not workers.leads:
+        workers.barrier()
+    folder = WorkFolder(resume_dir, source, job, processes=workers.count, samples=samples_dir)
+    if workers.leads:
+        workers.barrier()
+    return folder
+
+
+def _settled(folder: WorkFolder, job: Job, costs: Costs, passed: float, workers: Workers) -> Job:
+    """What the budget allows, by the clock of one process."""
+    if job.budget is None:
+        return job
+    left = job.budget - passed
+    chosen = folder.settled(job, lambda: fitted(costs, job, left, workers.count)) if workers.leads else job
+    samples, rows = workers.agreed([chosen.request.count, chosen.rows])
+    return replace(job, budget=None, request=replace(job.request, count=samples), rows=rows)
 
 
 def prepare(source: Source, job: Job, progress: bool | Progress) -> PreparedUNet:
@@ -124,26 +161,28 @@ def _prepared(source: Source, job: Job, example: Mapping[str, Any]) -> PreparedU
     return prepare_qdiff(source.unet, config, example, backend=job.backend)
 
 
-def draw(source: Source, job: Job, folder: WorkFolder, progress: bool | Progress) -> CalibrationData:
+def draw(
+    source: Source, job: Job, folder: WorkFolder, progress: bool | Progress, workers: Workers = ALONE
+) -> CalibrationData:
     """The trajectories, as the float network draws them."""
     source.progress = False
-    return source.calibration_data(job.request, every=job.every, resume_dir=folder.samples, progress=progress)
+    return source.calibration_data(
+        job.request, every=job.every, resume_dir=folder.samples, workers=workers, progress=progress
+    )
 
 
 def decide(
     prepared: PreparedUNet, data: CalibrationData, job: Job, folder: WorkFolder, progress: bool | Progress
 ) -> Decided:
-    """Show the recorded inputs to the network, round its weights by them and reconstruct, as the job has it."""
-    shown = data.spread(job.rows)
-    calibrate(prepared, shown, resume_dir=folder.statistics, progress=progress)
+    """Round the weights of a calibrated network by the recorded inputs, and reconstruct, as the job has it."""
     refused: dict[str, str] = {}
     if prepared.qconfig.weight_rounding != "nearest":
         # What comes before the first layer is a part of it too.
         with phase(progress if isinstance(progress, Overall) else False, "rounding", None, "layer"):
-            refused = round_weights(prepared, shown, resume_dir=folder.rounding, progress=progress).refused
+            refused = round_weights(prepared, data, resume_dir=folder.rounding, progress=progress).refused
     learned = None
     if job.reconstruction is not None:
-        learned = reconstruct(prepared, shown, job.reconstruction, resume_dir=folder.units, progress=progress)
+        learned = reconstruct(prepared, data, job.reconstruction, resume_dir=folder.units, progress=progress)
     return Decided(refused, learned)
 
 

@@ -8,6 +8,7 @@ from diffusers import (
     UNet2DConditionModel,
     UNet2DModel,
 )
+from in_threads import in_threads
 from listener import Listener
 
 from qdiff_fx.bundled.modules import DigitEmbedding
@@ -302,6 +303,21 @@ class TestProgress:
         collect(resume_dir=tmp_path)
         collect(resume_dir=tmp_path, progress=listener)
         assert listener.heard == [("sampling", 3, "sample"), ("skip", 2), ("skip", 1), ("end",)]
+
+
+class TestTogether:
+    @pytest.mark.parametrize("count", [2, 3])
+    def test_everybody_gets_what_one_draws(self, count):
+        networks = [unconditional_unet() for _ in range(count)]  # from the one global generator
+
+        def work(workers):
+            return collect(networks[workers.rank], DDIMScheduler(), num_samples=5, workers=workers)
+
+        whole = collect(num_samples=5)
+        for found in in_threads(count, work):
+            assert_same(found, whole)
+            assert found.metadata == whole.metadata
+            assert found.nbytes == whole.nbytes
 
 
 class TestResuming:

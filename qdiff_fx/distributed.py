@@ -1,0 +1,164 @@
+"""Processes that share one job: who one is among them, and what all of them have come to.
+
+They are started by ``torchrun``, on one machine or many, and talk through gloo. Every one runs the same program on the
+same data and settings; what is shared out is told by numbers, so that nobody has to be asked what to do.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from datetime import timedelta
+from typing import Any, Protocol, TypeVar
+
+import torch
+from safetensors.torch import load as from_bytes
+from safetensors.torch import save as to_bytes
+from torch import Tensor
+from torch import distributed as dist
+
+from qdiff_fx.errors import QDiffError, WorkerError
+
+Item = TypeVar("Item")
+PATIENCE = timedelta(days=30)
+"""What one process does alone, the others wait for; of one that died they hear at once."""
+PIECE = 1 << 28
+"""Bytes that are sent at a time."""
+FINE, FAILED = b"+", b"-"
+AGAIN = "See what ended it, memory perhaps; run again with the same work folder, it goes on from what is finished"
+
+
+class Channel(Protocol):
+    """Brings what every process sends to all of them."""
+
+    def exchange(self, payload: bytes) -> list[bytes]:
+        """Called by all; what each of them gave, in order."""
+
+
+class Workers:
+    """The processes that share a job.
+
+    Args:
+        rank: which of them this is; number 0 does what is not shared out, and speaks for all.
+        count: how many there are.
+        channel: None where there is one.
+    """
+
+    def __init__(self, rank: int = 0, count: int = 1, channel: Channel | None = None):
+        self.rank, self.count, self._channel = rank, count, channel
+        self._failed = False
+
+    @property
+    def leads(self) -> bool:
+        return self.rank == 0
+
+    def share(self, items: Sequence[Item]) -> Sequence[Item]:
+        """This process's part: every count-th."""
+        return items[self.rank :: self.count]
+
+    def barrier(self) -> None:
+        """Wait until all have come here. Raises WorkerError where one has failed instead."""
+        self._exchange(b"")
+
+    def gather(self, report: Any, tensors: Mapping[str, Tensor] | None = None) -> list[tuple[Any, dict[str, Tensor]]]:
+        """What every process has come to, in order of their ranks, bit for bit.
+
+        Args:
+            report: anything JSON can hold.
+            tensors: by name.
+        Raises:
+            WorkerError: one of them has failed, or is gone.
+        """
+        # Copies, as tensors that share memory cannot be written.
+        body = to_bytes({name: each.detach().cpu().clone().contiguous() for name, each in (tensors or {}).items()})
+        head = json.dumps(report).encode()
+        found = self._exchange(len(head).to_bytes(8, "little") + head + body)
+        return [_taken_apart(each) for each in found]
+
+    def agreed(self, report: Any) -> Any:
+        """What the leading process says, for all."""
+        return self.gather(report if self.leads else None)[0][0]
+
+    @contextmanager
+    def together(self) -> Iterator[None]:
+        """Tell the others of an error in the block, so that none of them waits for this one."""
+        try:
+            yield
+        except Exception as error:
+            if self._channel is not None and not self._failed:
+                self._failed = True
+                text = str(error) if isinstance(error, QDiffError) else f"{type(error).__name__}: {error}"
+                self._send(FAILED + text.encode())
+            raise
+
+    def _exchange(self, payload: bytes) -> list[bytes]:
+        if self._channel is None:
+            return [payload]
+        found = self._send(FINE + payload)
+        for rank, each in enumerate(found):
+            if each[:1] == FAILED:
+                self._failed = True
+                raise WorkerError(each[1:].decode(errors="replace"), where=f"process {rank} of {self.count}")
+        return [each[1:] for each in found]
+
+    def _send(self, payload: bytes) -> list[bytes]:
+        assert self._channel is not None
+        try:
+            return self._channel.exchange(payload)
+        except RuntimeError as error:
+            self._failed = True
+            raise WorkerError(
+                f"one of the {self.count} processes is gone ({str(error).splitlines()[0][:200]})",
+                where="distributed",
+                fix=AGAIN,
+            ) from error
+
+
+ALONE = Workers()
+
+
+class Gloo:
+    """The channel between processes that torchrun started."""
+
+    def exchange(self, payload: bytes) -> list[bytes]:
+        count = dist.get_world_size()
+        sizes = [torch.zeros(1, dtype=torch.int64) for _ in range(count)]
+        dist.all_gather(sizes, torch.tensor([len(payload)]))
+        return [self._broadcast(payload, rank, int(size)) for rank, size in enumerate(sizes)]
+
+    def _broadcast(self, payload: bytes, rank: int, size: int) -> bytes:
+        mine = rank == dist.get_rank()
+        given = bytearray(payload) if mine else bytearray(size)
+        buffer = torch.frombuffer(given, dtype=torch.uint8) if size else torch.empty(0, dtype=torch.uint8)
+        for piece in buffer.split(PIECE):
+            dist.broadcast(piece, rank)
+        return bytes(given)
+
+
+@contextmanager
+def started_together() -> Iterator[Workers]:
+    """The processes that torchrun started together with this one; just this one otherwise."""
+    count = int(os.environ.get("WORLD_SIZE", "1"))
+    if count < 2 or "RANK" not in os.environ:
+        yield ALONE
+        return
+    dist.init_process_group("gloo", timeout=PATIENCE)
+    # torchrun ends the others when one has died.
+    before = signal.signal(signal.SIGTERM, _ended)
+    try:
+        yield Workers(dist.get_rank(), count, Gloo())
+    finally:
+        signal.signal(signal.SIGTERM, before)
+        dist.destroy_process_group()
+
+
+def _ended(number: int, frame: object) -> None:
+    raise WorkerError("it was ended, as another process is gone, or from outside", where="distributed", fix=AGAIN)
+
+
+def _taken_apart(payload: bytes) -> tuple[Any, dict[str, Tensor]]:
+    start = 8 + int.from_bytes(payload[:8], "little")
+    return json.loads(payload[8:start]), from_bytes(payload[start:])

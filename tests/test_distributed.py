@@ -1,0 +1,93 @@
+"""Processes that share a job: what they exchange, and how they fail."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from in_threads import in_threads
+
+from qdiff_fx.distributed import ALONE, Workers
+from qdiff_fx.errors import CalibrationError, WorkerError
+
+ROOT = Path(__file__).parents[1]
+CUSTOM = ROOT / "examples" / "custom_unet.py"
+
+
+@pytest.mark.parametrize("count", [1, 2, 3])
+def test_shares_are_everything_once(count: int) -> None:
+    shares = [Workers(rank, count).share(range(7)) for rank in range(count)]
+    assert sorted(item for share in shares for item in share) == list(range(7))
+    assert max(map(len, shares)) - min(map(len, shares)) <= 1
+
+
+def test_everybody_gets_what_all_have_come_to() -> None:
+    def work(workers: Workers) -> object:
+        mine = torch.full((2, 3), float(workers.rank), dtype=torch.bfloat16)
+        workers.barrier()
+        found = workers.gather({"rank": workers.rank}, {"x": mine.T, "view": mine[1:]})
+        return [(report, tensors["x"].shape, float(tensors["view"].sum())) for report, tensors in found]
+
+    expected = [({"rank": rank}, (3, 2), 3.0 * rank) for rank in range(3)]
+    assert in_threads(3, work) == [expected] * 3
+
+
+def test_the_leading_one_decides() -> None:
+    assert in_threads(3, lambda workers: workers.agreed(workers.rank + 5)) == [5, 5, 5]
+
+
+def test_alone_nothing_is_sent() -> None:
+    ALONE.barrier()
+    ((report, tensors),) = ALONE.gather([1], {"x": torch.ones(2)})
+    assert (report, tensors["x"].tolist()) == ([1], [1, 1])
+
+
+def test_an_error_of_one_reaches_all() -> None:
+    def work(workers: Workers) -> None:
+        with workers.together():
+            if workers.rank == 1:
+                raise CalibrationError("it holds NaN", where="batch 3")
+            workers.barrier()
+
+    first, second, third = in_threads(3, work)
+    assert isinstance(second, CalibrationError)
+    for other in (first, third):
+        assert isinstance(other, WorkerError)
+        assert str(other) == "process 1 of 3: batch 3: it holds NaN."
+
+
+def test_one_that_is_gone_is_noticed() -> None:
+    class Broken:
+        def exchange(self, payload: bytes) -> list[bytes]:
+            raise RuntimeError("Connection closed by peer [10.0.0.2]:3451\nmore")
+
+    with pytest.raises(WorkerError, match=r"one of the 2 processes is gone \(Connection closed by peer .*work folder"):
+        Workers(0, 2, Broken()).barrier()
+
+
+def torchrun(count: int, *arguments: object) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={count}"]
+    command += ["-m", "qdiff_fx", *map(str, arguments)]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
+
+
+@pytest.mark.slow
+def test_the_same_bytes_from_one_two_and_three_processes(tmp_path: Path) -> None:
+    written = []
+    for count in (1, 2, 3):
+        out = tmp_path / str(count)
+        options = ("--steps", 3, "--samples", 9, "--weight-bits", 4, "--resume", tmp_path / f"work-{count}")
+        done = torchrun(count, "quantize", CUSTOM, *options, "--out", out)
+        assert done.returncode == 0, done.stderr
+        assert done.stdout.count("wrote ") == 1
+        written.append({file.name: file.read_bytes() for file in out.iterdir()})
+    assert written[0] == written[1] == written[2]
+    other = torchrun(2, "quantize", CUSTOM, *options, "--out", tmp_path / "other")
+    assert other.returncode != 0
+    assert other.stderr.count("error: ") == 1
+    assert "it was begun with another number of processes" in other.stderr
