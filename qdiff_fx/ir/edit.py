@@ -106,17 +106,52 @@ def insert_call(
     args: Sequence[Any] = (),
     kwargs: Mapping[str, Any] | None = None,
     like: fx.Node | None = None,
+    known: torch.Tensor | None = None,
 ) -> fx.Node:
     """A call_function placed before `before`.
 
-    Its value comes from running `target` on the inputs' fake tensors; its path from `like`, or from
-    `before` when `like` is not given.
+    Its value is `known`, or comes from running `target` on the inputs' fake tensors, which takes milliseconds where
+    sizes are open; its path is from `like`, or from `before` when `like` is not given.
     """
     with graph.inserting_before(before):
         node = graph.call_function(target, tuple(args), dict(kwargs or {}))
     node.meta["path"] = _path(like, before)
-    refresh_value(node)
+    if known is None:
+        refresh_value(node)
+    else:
+        node.meta["val"] = known
     return node
+
+
+def elementwise(value: torch.Tensor, dtype: torch.dtype) -> torch.Tensor | None:
+    """What an elementwise operator makes of a fake tensor, in a type; None where its layout is not plain to see.
+
+    Of a tensor whose elements fill its memory the result has the strides, whatever their order.
+    """
+    if value.dtype == dtype and _fills_its_memory(value):
+        return value
+    if not isinstance(value, FakeTensor) or not _fills_its_memory(value):
+        return None
+    with value.fake_mode:
+        return torch.empty_strided(value.shape, value.stride(), dtype=dtype, device=value.device)
+
+
+def _fills_its_memory(value: torch.Tensor) -> bool:
+    """Whether strides are products of sizes, symbol by symbol: what is true for other reasons is not found out."""
+    expected: Any = 1
+    for stride, size in sorted(zip(value.stride(), value.shape), key=lambda each: (_hint(each[0]), _hint(each[1]))):
+        if _expression(stride) != _expression(expected):
+            return False
+        expected = stride * size
+    return True
+
+
+def _hint(number: int | torch.SymInt) -> int:
+    return number if isinstance(number, int) else int(number.node.hint)
+
+
+def _expression(number: int | torch.SymInt) -> Any:
+    return number if isinstance(number, int) else number.node.expr
 
 
 def refresh_value(node: fx.Node) -> None:

@@ -10,7 +10,7 @@ from torch import fx
 import qdiff_fx.kernels  # noqa: F401, registers the operators used here
 from qdiff_fx.config import QDiffConfig
 from qdiff_fx.ir.annotations import put, value
-from qdiff_fx.ir.edit import add_buffer, insert_call, insert_get_attr
+from qdiff_fx.ir.edit import add_buffer, elementwise, insert_call, insert_get_attr
 from qdiff_fx.ir.facts import StaticQParams, timestep_input
 from qdiff_fx.passes.framework import Change, Pass, PassReport
 from qdiff_fx.passes.quantize.readings import readings
@@ -95,8 +95,9 @@ def insert_quantizer(
         zero_point = tables.lookup(before, "zero_point", torch.tensor(params.zero_point, dtype=torch.int64))
         quantize, dequantize = qd.quantize_per_tensor.tensor, qd.dequantize_per_tensor.tensor
     tail = (scale, zero_point, *params.spec.integers)
-    codes = insert_call(gm.graph, before, quantize, (source, *tail))
-    exact = insert_call(gm.graph, before, dequantize, (codes, *tail))
+    integers, numbers = (elementwise(value(source), each) for each in (params.spec.dtype, torch.float32))
+    codes = insert_call(gm.graph, before, quantize, (source, *tail), known=integers)
+    exact = insert_call(gm.graph, before, dequantize, (codes, *tail), known=numbers)
     if table:
         # Beside the table, for backends whose kernels take one scale only.
         put(codes, StaticQParams(static.scale[0], static.zero_point[0]))
