@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -111,7 +112,7 @@ class Workers:
         except RuntimeError as error:
             self._failed = True
             raise WorkerError(
-                f"one of the {self.count} processes is gone ({str(error).splitlines()[0][:200]})",
+                f"one of the {self.count} processes is gone ({_cause(error)})",
                 where="distributed",
                 fix=AGAIN,
             ) from error
@@ -157,6 +158,11 @@ def started_together() -> Iterator[Workers]:
 
 def _ended(number: int, frame: object) -> None:
     raise WorkerError("it was ended, as another process is gone, or from outside", where="distributed", fix=AGAIN)
+
+
+def _cause(error: RuntimeError) -> str:
+    """gloo's words: without the place in its sources before them, and the advice behind."""
+    return re.sub(r"^\[[^\]]*\]\s*", "", str(error).splitlines()[0]).split(". ")[0][:200]
 
 
 def _taken_apart(payload: bytes) -> tuple[Any, dict[str, Tensor]]:

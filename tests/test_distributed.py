@@ -63,9 +63,10 @@ def test_an_error_of_one_reaches_all() -> None:
 def test_one_that_is_gone_is_noticed() -> None:
     class Broken:
         def exchange(self, payload: bytes) -> list[bytes]:
-            raise RuntimeError("Connection closed by peer [10.0.0.2]:3451\nmore")
+            raise RuntimeError("[/gloo/pair.cc:553] Connection closed by peer [10.0.0.2]:3451. Check the logs\nmore")
 
-    with pytest.raises(WorkerError, match=r"one of the 2 processes is gone \(Connection closed by peer .*work folder"):
+    expected = r"one of the 2 processes is gone \(Connection closed by peer \[10.0.0.2\]:3451\)\. See .*work folder"
+    with pytest.raises(WorkerError, match=expected):
         Workers(0, 2, Broken()).barrier()
 
 

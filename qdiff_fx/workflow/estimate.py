@@ -4,8 +4,8 @@ seconds of
     sampling        trajectories / G · steps · a float step of G samples
     calibrating     rows / R · a step with observers, of R rows
     rounding        rows / R · 2 integer steps, and for each layer [O, K]: second moments n K² / 2 of n positions, once
-                    for all layers that read the same; K³ / 3 to factorise them; error feedback, O K² / 2 and K columns;
-                    ranges; twice converting and lowering the graph
+                    for all layers that read the same; K² and K³ / 3 to factorise them; O K and O K² / 2 to choose codes
+                    with error feedback; ranges; twice converting and lowering the graph
     reconstructing  steps of learning, each of so many rows, forwards and backwards
     saving          converting the graph; where weights are rounded to nearest, ranges and the search for their scales
 
@@ -25,7 +25,7 @@ from qdiff_fx.weight_rounding.second_moment import POSITIONS
 from qdiff_fx.workflow.job import Job
 from qdiff_fx.workflow.measure import Costs, LayerSize
 
-ROUNDING_GRAPH, SAVING_GRAPH = 1.4, 0.35
+ROUNDING_GRAPH, SAVING_GRAPH = 1.0, 0.3
 """Of the seconds of capturing: what the passes of these phases take."""
 SHARES = (8, 4, 2)
 """Of the rows of one group of trajectories: the least that a budget chooses, and what lies between that and all."""
@@ -99,14 +99,16 @@ def rounding_seconds(costs: Costs, job: Job, rows: int) -> float:
     inputs = {layer.reads: layer for layer in costs.layers}
     moments = sum(_samples(layer, rows) * layer.columns**2 / 2 for layer in inputs.values())
     factors = sum(layer.columns**3 / 3 for layer in inputs.values())
-    columns = sum(layer.columns for layer in costs.layers)
+    entries = sum(layer.columns**2 for layer in inputs.values())
+    weights = sum(layer.outputs * layer.columns for layer in costs.layers)
     feedback = sum(layer.outputs * layer.columns**2 / 2 for layer in costs.layers)
     stepping = 2 * rows / costs.rows * integer_step(costs)
     return (
         stepping
         + moments / costs.rates.moments
         + factors / costs.rates.factorisation
-        + columns / costs.rates.columns
+        + entries / costs.rates.entries
+        + weights / costs.rates.weights
         + feedback / costs.rates.feedback
         + ranges_seconds(costs, job, rows)
         + ROUNDING_GRAPH * costs.capture

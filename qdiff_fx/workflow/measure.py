@@ -29,8 +29,10 @@ from qdiff_fx.workflow.memory import held_bytes, peak_bytes, reset_peak
 
 SECONDS = 0.5
 """Spent on a step at least, and on all rates together at most about as much."""
-ROWS, COLUMNS, CHANNELS, FEW, BITS, BINS = 2048, 1024, 256, 64, 4, 4
+ROWS, COLUMNS, CHANNELS, FEW, BITS, BINS = 2048, 2048, 256, 256, 4, 4
 """Of the matrices that rates are measured on."""
+LEAST = 0.3
+"""Of the time of the larger of two jobs: what the work that grows fastest takes at least, however times scatter."""
 OPERATOR = torch.ops.qdiff
 
 
@@ -61,16 +63,17 @@ class Rates:
     Attributes:
         moments: multiplications of second moments of codes, by which integer layers are judged too: the tile is one.
         product: multiplications of float32 matrices.
-        factorisation: K³ / 3 of a matrix of K columns.
-        columns, feedback: of a layer [O, K] whose codes are chosen, columns K, and O K² / 2; both take their time.
+        entries, factorisation: of a matrix of K columns that is factorised, K² and K³ / 3; both take their time.
+        weights, feedback: of a layer whose codes are chosen, O K and O K² / 2; both take their time.
         search: weights whose scales are searched and that are rounded to nearest codes.
         ranges: distributions that a range is chosen for: an observer keeps one for each timestep bin.
     """
 
     moments: float
     product: float
+    entries: float
     factorisation: float
-    columns: float
+    weights: float
     feedback: float
     search: float
     ranges: float
@@ -144,24 +147,39 @@ def measure_rates(act_range: str) -> Rates:
     total = torch.zeros(COLUMNS, COLUMNS, dtype=torch.int32)
     inputs = torch.randn(ROWS, COLUMNS, generator=generator)
     weight = torch.randn(CHANNELS, COLUMNS, generator=generator)
-    moment = inputs.T @ inputs / ROWS
-    factor = factorise(moment.clone())
-    small = factorise(moment[:FEW, :FEW].clone())
     observer = TimestepObserver(BINS, BINS)
     observer(inputs[:BINS].clone().clamp_(min=torch.tensor([[0.0], [-9.0]] * (BINS // 2))), torch.arange(BINS))
     seen, choose = observer.statistics(), range_method(act_range)
-    # seconds = K / columns + O K² / 2 / feedback, of two layers
-    overhead = _best(lambda: second_order(weight[:1, :FEW], BITS, small, "mse")) / FEW
-    choosing = _best(lambda: second_order(weight, BITS, factor, "mse")) - COLUMNS * overhead
+    moment = inputs.T @ inputs / ROWS
+    small, large = moment[:FEW, :FEW].contiguous(), moment
+    entries, factorisation = _two_rates(
+        (FEW**2, FEW**3 / 3, _best(lambda: factorise(small.clone()))),
+        (COLUMNS**2, COLUMNS**3 / 3, _best(lambda: factorise(large.clone()))),
+    )
+    factors = factorise(small.clone()), factorise(large.clone())
+    weights, feedback = _two_rates(
+        (CHANNELS * FEW, CHANNELS * FEW**2 / 2, _best(lambda: second_order(weight[:, :FEW], BITS, factors[0], "mse"))),
+        (weight.numel(), CHANNELS * COLUMNS**2 / 2, _best(lambda: second_order(weight, BITS, factors[1], "mse"))),
+    )
     return Rates(
         moments=ROWS * COLUMNS**2 / 2 / _best(lambda: OPERATOR.int_gram(total, codes)),
         product=ROWS * COLUMNS * CHANNELS / _best(lambda: inputs @ weight.T),
-        factorisation=COLUMNS**3 / 3 / _best(lambda: factorise(moment.clone())),
-        columns=1 / overhead,
-        feedback=CHANNELS * COLUMNS**2 / 2 / max(choosing, 1e-9),
+        entries=entries,
+        factorisation=factorisation,
+        weights=weights,
+        feedback=feedback,
         search=weight.numel() / _best(lambda: nearest(weight, BITS, 0, "mse")),
         ranges=BINS / _best(lambda: choose(seen, 8, True, False)),
     )
+
+
+def _two_rates(small: tuple[float, float, float], large: tuple[float, float, float]) -> tuple[float, float]:
+    """The rates at which two kinds of work are done, from two jobs: amounts of both, and the seconds they took."""
+    (a, b, first), (c, d, second) = small, large
+    # first = a x + b y, second = c x + d y
+    y = max((second - first * c / a) / (d - b * c / a), LEAST * second / d)
+    x = max((first - b * y) / a, 0.0)
+    return 1 / max(x, 1e-15), 1 / max(y, 1e-15)
 
 
 def _best(run: Callable[[], Any]) -> float:

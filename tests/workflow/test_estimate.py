@@ -17,7 +17,9 @@ from qdiff_fx.workflow.estimate import check_fits, estimate, fitted, recorded_ro
 from qdiff_fx.workflow.job import Job
 from qdiff_fx.workflow.measure import Costs, LayerSize, Rates
 
-RATES = Rates(moments=1e11, product=4e10, factorisation=5e9, columns=6e4, feedback=1e9, search=4e7, ranges=1e3)
+RATES = Rates(
+    moments=1e11, product=4e10, entries=1e8, factorisation=5e9, weights=1e7, feedback=1e9, search=4e7, ranges=1e3
+)
 LAYERS = (
     LayerSize("conv", 64, 576, 1024, "a"),
     LayerSize("to_q", 64, 64, 1024, "b"),
