@@ -60,6 +60,10 @@ class Workers:
         """This process's part: every count-th."""
         return items[self.rank :: self.count]
 
+    def stretch(self, items: Sequence[Item]) -> Sequence[Item]:
+        """This process's part in one piece."""
+        return items[len(items) * self.rank // self.count : len(items) * (self.rank + 1) // self.count]
+
     def barrier(self) -> None:
         """Wait until all have come here. Raises WorkerError where one has failed instead."""
         self._exchange(b"")

@@ -125,6 +125,10 @@ class CalibrationData(Sequence[Batch]):
         count = min(-(-rows // max(map(_row_count, self._records))), len(order))
         return self.at(sorted(order[index * len(order) // count] for index in range(count)))
 
+    def by_timestep(self) -> list[int]:
+        """The numbers of all batches, those at the largest timesteps first."""
+        return sorted(range(len(self)), key=lambda number: -_timestep_of(self._records[number], self.timestep))
+
     def at(self, numbers: Sequence[int]) -> CalibrationData:
         """The batches of these numbers."""
         return CalibrationData([self._records[number] for number in numbers], self.metadata)

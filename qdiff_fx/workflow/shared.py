@@ -4,18 +4,23 @@ from __future__ import annotations
 
 import copy
 import os
+from collections.abc import Mapping
 from pathlib import Path
+
+import torch
+from torch import Tensor, nn
 
 from qdiff_fx.calibration import CalibrationData, calibrate
 from qdiff_fx.calibration.schedule import settle_schedule
 from qdiff_fx.distributed import Workers
-from qdiff_fx.networks import PreparedUNet
 from qdiff_fx.observers import Observer
 from qdiff_fx.progress import Progress
 
+SEEN = "seen bins"
+
 
 def calibrate_together(
-    prepared: PreparedUNet,
+    prepared: nn.Module,
     data: CalibrationData,
     workers: Workers,
     *,
@@ -33,25 +38,62 @@ def calibrate_together(
         calibrate(prepared, data, resume_dir=resume_dir, progress=progress)
         return
     settle_schedule(prepared, data)
-    own = workers.share(range(len(data)))
+    parts = {name: _Parts(each) for name, each in prepared.named_modules() if isinstance(each, Observer)}
+    # Neighbouring timesteps: then few bins are anything but empty, and the others need not be sent.
+    own = workers.stretch(data.by_timestep())
     folder = None if resume_dir is None else Path(resume_dir) / f"process-{workers.rank}"
     with workers.together():
         if own:
             calibrate(prepared, data.at(own), resume_dir=folder, progress=progress)
-    _merge(prepared, workers)
+    found = workers.gather(None, {f"{name}/{key}": part for name, each in parts.items() for key, part in each.of_now()})
+    for name, each in parts.items():
+        each.take(name, [tensors for _, tensors in found])
 
 
-def _merge(prepared: PreparedUNet, workers: Workers) -> None:
-    observers = {name: each for name, each in prepared.named_modules() if isinstance(each, Observer)}
-    tensors = {f"{name}.{key}": seen for name, each in observers.items() for key, seen in each.named_buffers()}
-    found = workers.gather(None, tensors)
-    for name, observer in observers.items():
-        others = [copy.deepcopy(observer) for _ in found]
-        for other, (_, received) in zip(others, found, strict=True):
-            for key, buffer in other.named_buffers():
-                buffer.copy_(received[f"{name}.{key}"])
-        total = others[0]
-        for other in others[1:]:
-            total.merge(other)
-        for key, buffer in observer.named_buffers():
+class _Parts:
+    """An observer taken apart into what it saw, and put together from what several saw.
+
+    Args:
+        observer: one that has seen nothing yet.
+    """
+
+    def __init__(self, observer: Observer):
+        self.observer = observer
+        # All bins are empty in the same way.
+        self._blank = {
+            key: buffer[:1].clone() if self._has_bins(buffer) else buffer.clone()
+            for key, buffer in observer.named_buffers()
+        }
+
+    def of_now(self) -> list[tuple[str, Tensor]]:
+        """The numbers of the bins that saw something, and these bins of every buffer that has any."""
+        seen = self.observer.count.nonzero().flatten()
+        buffers = self.observer.named_buffers()
+        return [(SEEN, seen), *((key, each[seen] if self._has_bins(each) else each) for key, each in buffers)]
+
+    def take(self, name: str, received: list[Mapping[str, Tensor]]) -> None:
+        """Become what observers of all processes saw, by tensors "name/key"."""
+        total = self._empty()
+        for tensors in received:
+            total.merge(self._filled({key: tensors[f"{name}/{key}"] for key in (SEEN, *self._blank)}))
+        for key, buffer in self.observer.named_buffers():
             buffer.copy_(total.get_buffer(key))
+
+    def _filled(self, parts: Mapping[str, Tensor]) -> Observer:
+        observer = self._empty()
+        for key, buffer in observer.named_buffers():
+            if self._has_bins(buffer):
+                buffer[parts[SEEN]] = parts[key]
+            else:
+                buffer.copy_(parts[key])
+        return observer
+
+    @torch.no_grad()
+    def _empty(self) -> Observer:
+        twin = copy.deepcopy(self.observer)
+        for key, buffer in twin.named_buffers():
+            buffer.copy_(self._blank[key])
+        return twin
+
+    def _has_bins(self, buffer: Tensor) -> bool:
+        return buffer.dim() > 0 and buffer.shape[0] == self.observer.timestep_bins

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import pytest
 import torch
@@ -13,7 +13,6 @@ from torch import Tensor, nn
 from qdiff_fx.calibration import CalibrationData, calibrate
 from qdiff_fx.distributed import Workers
 from qdiff_fx.errors import WorkerError
-from qdiff_fx.networks import PreparedUNet
 from qdiff_fx.observers import TimestepObserver
 from qdiff_fx.workflow.shared import calibrate_together
 
@@ -51,7 +50,7 @@ def test_all_know_what_one_would_have_seen(count: int, timesteps: tuple[float, .
 
     def work(workers: Workers) -> Watching:
         network = Watching()
-        prepared = cast(PreparedUNet, network)
+        prepared = network
         calibrate_together(prepared, data(*timesteps), workers, resume_dir=tmp_path, progress=False)
         return network
 
@@ -67,7 +66,7 @@ def test_a_bad_batch_of_one_stops_all() -> None:
     batches[1]["sample"][0] = torch.nan
 
     def work(workers: Workers) -> None:
-        calibrate_together(cast(PreparedUNet, Watching()), batches, workers, resume_dir=None, progress=False)
+        calibrate_together(Watching(), batches, workers, resume_dir=None, progress=False)
 
     first, _ = in_threads(2, work)
     assert isinstance(first, WorkerError)
