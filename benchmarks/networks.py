@@ -139,19 +139,22 @@ def _random(make: Callable[[], Any]) -> Callable[[bool], nn.Module]:
     return build
 
 
-@torch.no_grad()
 def _fill(unet: nn.Module) -> nn.Module:
-    """Weights of variance 1 / fan-in keep activations of unit scale; norms stay neutral."""
     generator = torch.Generator().manual_seed(WEIGHT_SEED)
-    for module in unet.modules():
-        for name, parameter in module.named_parameters(recurse=False):
-            if name == "bias":
-                parameter.zero_()
-            elif parameter.ndim == 1:
-                parameter.fill_(1)
-            else:
-                parameter.normal_(0, parameter[0].numel() ** -0.5, generator=generator)
+    for name, parameter in unet.named_parameters():
+        fill_tensor(name, parameter, generator)
     return unet
+
+
+@torch.no_grad()
+def fill_tensor(name: str, parameter: torch.Tensor, generator: torch.Generator) -> None:
+    """Weights of variance 1 / fan-in keep activations of unit scale; norms stay neutral."""
+    if name.endswith("bias"):
+        parameter.zero_()
+    elif parameter.ndim == 1:
+        parameter.fill_(1)
+    else:
+        parameter.normal_(0, parameter[0].numel() ** -0.5, generator=generator)
 
 
 def _cifar10() -> Any:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import warnings
 from collections.abc import Mapping, Sequence
@@ -82,7 +83,10 @@ def prepare_qdiff(
         model = with_weights(model, weights)
     _check_tensors(model)
     captured = capture(model, inputs)
-    del model  # of half precision it is held by nobody once its weights are widened
+    if weights is not None:
+        # Of half precision nobody is to hold what is widened below; what tracing leaves behind holds it in circles.
+        del model
+        gc.collect()
     fixed = captured.signature.fixed_sizes
     if fixed:
         warnings.warn(_fixed_in_words(fixed), FixedSizeWarning, stacklevel=2)

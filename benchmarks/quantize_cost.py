@@ -1,0 +1,154 @@
+"""What quantizing costs, phase by phase: seconds, in units of a float32 step, and the process's peak memory.
+
+``python -m benchmarks.quantize_cost --model sd15 --weight-bits 4``
+
+Wall-clock seconds mean something on an idle machine only; seconds of the processor's also where others work on it.
+
+``python -m benchmarks.quantize_cost --model sdxl --shards build/sdxl`` prepares a network that is built without weights
+from shards, which are written there first (random ones). Run it twice: the second time nothing but that is in memory.
+"""
+
+from __future__ import annotations
+
+import json as jsonlib
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Annotated, TypeVar
+
+import torch
+import typer
+from safetensors.torch import save_file
+
+from benchmarks.networks import WEIGHT_SEED, Network, fill_tensor, get_network
+from benchmarks.output import Column, number, print_table, write_json
+from qdiff_fx import QDiffConfig, calibrate, convert_qdiff, prepare_qdiff, save_qdiff
+from qdiff_fx.passes.quantize.measure import measure
+
+SHARD_BYTES = 1 << 30
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class CostRow:
+    """One phase.
+
+    Attributes:
+        seconds, processor: wall-clock seconds, and those of all the process's threads.
+        steps: `processor` in units of a float32 step's.
+        peak: bytes, the largest resident set of the process so far.
+    """
+
+    phase: str
+    seconds: float
+    processor: float
+    steps: float | None
+    peak: int
+
+
+COLUMNS: dict[str, Column] = {
+    "phase": ("phase", str),
+    "wall, s": ("seconds", number(1)),
+    "processor, s": ("processor", number(1)),
+    "in steps": ("steps", number(2)),
+    "peak, GB": ("peak", number(2, 1e-9)),
+}
+
+
+@dataclass
+class Costs:
+    """The rows of one process."""
+
+    step: float | None = None
+    rows: list[CostRow] = field(default_factory=list)
+
+    def measured(self, phase: str, work: Callable[[], T]) -> T:
+        """Do the work, and note what it took."""
+        wall, processor = time.perf_counter(), time.process_time()
+        result = work()
+        seconds, spent = time.perf_counter() - wall, time.process_time() - processor
+        self.rows.append(CostRow(phase, seconds, spent, self.step and spent / self.step, peak_memory()))
+        return result
+
+
+def peak_memory() -> int:
+    """Bytes, the largest resident set of this process so far."""
+    status = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
+    return int(status["VmHWM"].split()[0]) * 1024
+
+
+def quantize(network: Network, weight_bits: int, costs: Costs) -> None:
+    """Every phase on one step's inputs, weights rounded to nearest."""
+    unet, inputs = network.build(False), network.inputs()
+    with torch.no_grad():
+        unet(**inputs)
+        costs.measured("a float32 step", lambda: unet(**inputs))
+    costs.step = costs.rows[-1].processor
+    config = QDiffConfig(
+        weight_bits=weight_bits, num_train_timesteps=network.num_train_timesteps, weight_rounding="nearest"
+    )
+    prepared = costs.measured("prepare", lambda: prepare_qdiff(unet, config, inputs))
+    costs.measured("calibrate, one batch", lambda: calibrate(prepared, [inputs], progress=False))
+    prepared.decided = costs.measured(
+        "ranges and nearest codes", lambda: measure(prepared.graph_module, prepared.qconfig)
+    )
+    quantized = costs.measured("convert", lambda: convert_qdiff(prepared))
+    with tempfile.TemporaryDirectory() as folder:
+        costs.measured("save", lambda: save_qdiff(quantized, Path(folder) / "saved"))
+
+
+def prepare_from(shards: Path, network: Network, costs: Costs) -> None:
+    """A network without weights, and its random ones in shards."""
+    if not shards.is_dir():
+        write_shards(network, shards)
+    costs.measured("import and build", lambda: network.build(True))
+    costs.measured("prepare", lambda: prepare_qdiff(network.build(True), None, network.inputs(), weights=shards))
+
+
+def write_shards(network: Network, folder: Path) -> None:
+    """The network's random weights as a sharded checkpoint, one shard in memory at a time."""
+    generator = torch.Generator().manual_seed(WEIGHT_SEED)
+    pending: dict[str, torch.Tensor] = {}
+    places: dict[str, str] = {}
+
+    def write() -> None:
+        file = f"weights-{len(set(places.values())):02}.safetensors"
+        save_file(pending, folder / file)
+        places.update(dict.fromkeys(pending, file))
+        pending.clear()
+
+    folder.mkdir(parents=True)
+    for name, parameter in network.build(True).named_parameters():
+        pending[name] = torch.empty(parameter.shape, dtype=parameter.dtype)
+        fill_tensor(name, pending[name], generator)
+        if sum(tensor.nbytes for tensor in pending.values()) >= SHARD_BYTES:
+            write()
+    if pending:
+        write()
+    (folder / "weights.safetensors.index.json").write_text(jsonlib.dumps({"weight_map": places}))
+
+
+def main(
+    model: Annotated[str, typer.Option(help="The network.")] = "sd15",
+    weight_bits: Annotated[int, typer.Option(min=2, max=8, help="Bits of the weights.")] = 4,
+    threads: Annotated[int, typer.Option(help="Threads; 0: as many as torch takes.")] = 0,
+    shards: Annotated[Path | None, typer.Option(help="Prepare from weights here, and nothing else.")] = None,
+    json: Annotated[Path | None, typer.Option(help="Write the rows here.")] = None,
+) -> None:
+    """Quantize a network of random weights, and print what each phase took."""
+    if threads:
+        torch.set_num_threads(threads)
+    network, costs = get_network(model), Costs()
+    if shards is None:
+        quantize(network, weight_bits, costs)
+    else:
+        prepare_from(shards, network, costs)
+    print_table(f"{model}, {torch.get_num_threads()} threads", COLUMNS, costs.rows)
+    if json:
+        write_json([asdict(row) for row in costs.rows], json)
+
+
+if __name__ == "__main__":
+    typer.run(main)

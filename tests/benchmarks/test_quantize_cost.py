@@ -1,0 +1,68 @@
+"""The cost of quantizing is printed phase by phase."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from benchmarks.networks import Network, get_network
+from benchmarks.quantize_cost import Costs, main, prepare_from, write_shards
+from qdiff_fx.capture.weights import with_weights
+
+
+class Tiny(torch.nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = torch.nn.Conv2d(4, 4, 3, padding=1)
+
+    def forward(self, sample: torch.Tensor, timestep: torch.Tensor) -> torch.Tensor:
+        return self.conv(sample) + timestep[:, None, None, None]
+
+
+def tiny(meta: bool) -> torch.nn.Module:
+    with torch.device("meta" if meta else "cpu"):
+        return Tiny().eval()
+
+
+@pytest.fixture
+def network(monkeypatch: pytest.MonkeyPatch) -> Network:
+    found = Network("tiny", tiny, batch=2, sample_shape=(4, 8, 8))
+    monkeypatch.setattr("benchmarks.quantize_cost.get_network", lambda name: found)
+    return found
+
+
+def test_every_phase_has_a_row(network: Network, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    main("tiny", weight_bits=4, threads=0, shards=None, json=tmp_path / "rows.json")
+    rows = json.loads((tmp_path / "rows.json").read_text())
+    assert [row["phase"] for row in rows] == [
+        "a float32 step",
+        "prepare",
+        "calibrate, one batch",
+        "ranges and nearest codes",
+        "convert",
+        "save",
+    ]
+    assert rows[0]["steps"] is None
+    for row in rows[1:]:
+        assert row["steps"] * rows[0]["processor"] == pytest.approx(row["processor"])
+        assert row["phase"] in capsys.readouterr().out or row is not rows[1]
+
+
+def test_shards_hold_the_random_weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("benchmarks.quantize_cost.SHARD_BYTES", 10_000)
+    network = get_network("sd-tiny")
+    write_shards(network, tmp_path / "shards")
+    assert len(list((tmp_path / "shards").glob("*.safetensors"))) > 3
+    found = with_weights(network.build(True), tmp_path / "shards").state_dict()
+    for name, tensor in network.build(False).state_dict().items():
+        assert torch.equal(found[name], tensor), name
+
+
+def test_preparing_from_shards_is_one_phase(network: Network, tmp_path: Path) -> None:
+    costs = Costs()
+    prepare_from(tmp_path / "shards", network, costs)
+    assert [row.phase for row in costs.rows] == ["import and build", "prepare"]
+    assert all(row.peak > 0 for row in costs.rows)
