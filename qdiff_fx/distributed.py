@@ -38,6 +38,9 @@ class Channel(Protocol):
     def exchange(self, payload: bytes) -> list[bytes]:
         """Called by all; what each of them gave, in order."""
 
+    def add_up(self, integers: Tensor, owner: int) -> None:
+        """Called by all; the owner's becomes the sum, in place, and what the others' becomes nobody knows."""
+
 
 class Workers:
     """The processes that share a job.
@@ -87,6 +90,20 @@ class Workers:
         """What the leading process says, for all."""
         return self.gather(report if self.leads else None)[0][0]
 
+    def add_up(self, integers: Tensor, owner: int) -> None:
+        """The sum of all processes' tensors of one shape, in place, on the owner; elsewhere what it holds is lost.
+
+        Integers only, whose sum is the same in every order.
+
+        Raises:
+            WorkerError: one of them is gone.
+        """
+        if integers.is_floating_point():
+            raise TypeError(f"only integers add up to the same in every order, not {integers.dtype}")
+        if self._channel is not None:
+            with self._in_words():
+                self._channel.add_up(integers, owner)
+
     @contextmanager
     def together(self) -> Iterator[None]:
         """Tell the others of an error in the block, so that none of them waits for this one."""
@@ -111,8 +128,13 @@ class Workers:
 
     def _send(self, payload: bytes) -> list[bytes]:
         assert self._channel is not None
-        try:
+        with self._in_words():
             return self._channel.exchange(payload)
+
+    @contextmanager
+    def _in_words(self) -> Iterator[None]:
+        try:
+            yield
         except RuntimeError as error:
             self._failed = True
             raise WorkerError(
@@ -141,6 +163,10 @@ class Gloo:
         for piece in buffer.split(PIECE):
             dist.broadcast(piece, rank)
         return bytes(given)
+
+    def add_up(self, integers: Tensor, owner: int) -> None:
+        for piece in integers.view(-1).split(PIECE // integers.element_size()):
+            dist.reduce(piece, owner)
 
 
 @contextmanager

@@ -7,6 +7,8 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
+import torch
+
 from qdiff_fx.distributed import Workers
 
 
@@ -14,7 +16,7 @@ class Meeting:
     """What everybody brings, until all have taken it."""
 
     def __init__(self, count: int):
-        self.brought: list[bytes] = [b""] * count
+        self.brought: list[Any] = [b""] * count
         self.barrier = threading.Barrier(count, timeout=60)
 
 
@@ -24,12 +26,16 @@ class Seat:
     def __init__(self, rank: int, meeting: Meeting):
         self.rank, self.meeting = rank, meeting
 
-    def exchange(self, payload: bytes) -> list[bytes]:
+    def exchange(self, payload: Any) -> list[Any]:
         self.meeting.brought[self.rank] = payload
         self.meeting.barrier.wait()
         found = list(self.meeting.brought)
         self.meeting.barrier.wait()
         return found
+
+    def add_up(self, integers: torch.Tensor, owner: int) -> None:
+        brought = self.exchange(integers.clone())
+        integers.copy_(sum(brought)) if self.rank == owner else integers.zero_()
 
 
 def in_threads(count: int, work: Callable[[Workers], Any]) -> list[Any]:

@@ -36,6 +36,17 @@ def test_everybody_gets_what_all_have_come_to() -> None:
     assert in_threads(3, work) == [expected] * 3
 
 
+def test_integers_add_up_on_their_owner_and_nothing_else_is_added() -> None:
+    def work(workers: Workers) -> int:
+        total = torch.tensor([[workers.rank + 1]], dtype=torch.int32)
+        workers.add_up(total, 1)
+        return int(total) if workers.rank == 1 else 0
+
+    assert in_threads(3, work) == [0, 6, 0]
+    with pytest.raises(TypeError, match="only integers"):
+        ALONE.add_up(torch.ones(1), 0)
+
+
 def test_the_leading_one_decides() -> None:
     assert in_threads(3, lambda workers: workers.agreed(workers.rank + 5)) == [5, 5, 5]
 

@@ -19,7 +19,7 @@ from torch import Tensor
 from qdiff_fx.calibration.data import Batch
 from qdiff_fx.calibration.run import check_batch
 from qdiff_fx.calibration.schedule import schedule_of
-from qdiff_fx.errors import QDiffError
+from qdiff_fx.errors import CalibrationError, QDiffError
 from qdiff_fx.networks import PreparedUNet
 from qdiff_fx.quant.digest import digest
 from qdiff_fx.signature.rows import has_batch, take_rows
@@ -60,7 +60,8 @@ def chunks_of(prepared: PreparedUNet, batches: Iterable[Batch], *, where: str) -
         where: who asks, for errors.
 
     Raises:
-        CalibrationError: an input is not finite, or a timestep is outside the schedule.
+        CalibrationError: an input is not finite, or a timestep is outside the schedule; the network takes one number of
+            samples only, and the rows do not divide by it.
         InputError: the network refuses a batch.
     """
     kinds: dict[tuple[int, str], list[_Row]] = {}
@@ -99,14 +100,27 @@ def _chunks(prepared: PreparedUNet, names: list[str], rows: list[_Row]) -> Itera
     start = 0
     for _, group in groupby(rows, key=lambda row: (row.bin, row.kind)):
         alike = list(group)
-        elements = alike[0].inputs[sample][0].numel()
-        most = max(1, min(MOST_ROWS, CHUNK_ELEMENTS // max(1, elements)))
+        fixed = prepared.signature.sample.dims[0]
+        if isinstance(fixed, int):
+            most = _checked(fixed, len(alike))
+        else:
+            most = max(1, min(MOST_ROWS, CHUNK_ELEMENTS // max(1, alike[0].inputs[sample][0].numel())))
         count = math.ceil(len(alike) / most)  # as equal as can be
         ends = [len(alike) * (index + 1) // count for index in range(count)]
         for first, last in zip([0, *ends], ends, strict=False):
             inputs = _joined(prepared, alike[first:last])
             yield Chunk(alike[0].bin, range(start + first, start + last), dict(zip(names, inputs, strict=True)))
         start += len(alike)
+
+
+def _checked(batch: int, rows: int) -> int:
+    if rows % batch:
+        raise CalibrationError(
+            f"the network takes {batch} samples at a time, and there are {rows} of one part of the schedule",
+            where="batches",
+            fix=f"Show batches of {batch} samples at one timestep, or prepare the network with its batch open",
+        )
+    return batch
 
 
 def _joined(prepared: PreparedUNet, rows: list[_Row]) -> list[Tensor]:

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from qdiff_fx.calibration.chunk_store import ChunkStore
 from qdiff_fx.calibration.chunks import Chunk
+from qdiff_fx.distributed import ALONE, Workers
 from qdiff_fx.errors import CalibrationError
 from qdiff_fx.ir.blocks import Block
 
@@ -30,6 +31,9 @@ class Stream:
         chunks: the rows.
         cache_dir: where the values are kept; the system's folder for temporary files by default.
         cache_bytes: what they may take.
+        workers: processes that share the chunks.
+    Attributes:
+        numbers: of this process's chunks.
     """
 
     def __init__(
@@ -37,8 +41,10 @@ class Stream:
         chunks: Sequence[Chunk],
         cache_dir: str | os.PathLike[str] | None = None,
         cache_bytes: int | None = None,
+        workers: Workers = ALONE,
     ):
-        self.chunks = chunks
+        self.chunks, self.workers = chunks, workers
+        self.numbers = workers.share(range(len(chunks)))
         self.store = ChunkStore(cache_dir, cache_bytes)
 
     def __enter__(self) -> Stream:
@@ -51,13 +57,13 @@ class Stream:
 
     @torch.no_grad()
     def run(self, run: Run, inputs: Sequence[str]) -> Iterator[tuple[int, Sequence[Tensor]]]:
-        """The outputs of a part for each chunk, by the chunk's number.
+        """The outputs of a part for each chunk of this process, by the chunk's number.
 
         Args:
             run: the part.
             inputs: names of what it reads: inputs of the network, and values that earlier blocks left.
         """
-        for number in range(len(self.chunks)):
+        for number in self.numbers:
             yield number, run(*(self.value(name, number) for name in inputs))
 
     def value(self, name: str, chunk: int) -> Tensor:
@@ -66,12 +72,11 @@ class Stream:
         return given[name] if name in given else self.store.read(name, chunk)
 
     @contextmanager
-    def keeping(self, run: Run, inputs: Sequence[str], prefix: str) -> Iterator[list[str]]:
-        """Inside the block, the outputs of a part for all chunks are at hand, under these names."""
-        names: list[str] = []
-        for number, outputs in self.run(run, inputs):
-            names = [f"{prefix} {index}" for index in range(len(outputs))]
-            for name, value in zip(names, outputs, strict=True):
+    def keeping(self, run: Run, inputs: Sequence[str], outputs: int, prefix: str) -> Iterator[list[str]]:
+        """Inside the block, the outputs of a part, so many, are at hand for this process's chunks under these names."""
+        names = [f"{prefix} {index}" for index in range(outputs)]
+        for number, values in self.run(run, inputs):
+            for name, value in zip(names, values, strict=True):
                 self.store.write(name, number, value)
         try:
             yield names

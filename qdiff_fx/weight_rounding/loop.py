@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -14,6 +14,7 @@ from qdiff_fx.calibration.chunks import chunks_of
 from qdiff_fx.calibration.data import Batch
 from qdiff_fx.calibration.stream import Stream
 from qdiff_fx.checkpoint import Checkpoint
+from qdiff_fx.distributed import ALONE, Workers
 from qdiff_fx.errors import CalibrationError, ConfigError
 from qdiff_fx.ir.annotations import nodes_with, require
 from qdiff_fx.ir.blocks import Block, cut_into_blocks
@@ -28,6 +29,7 @@ from qdiff_fx.quant.parameters import WeightParameters
 from qdiff_fx.weight_rounding.jobs import Gathering, Job, jobs_of
 from qdiff_fx.weight_rounding.nearest_plane import HessianFactor, factorise
 from qdiff_fx.weight_rounding.parts import BlockOnIntegers
+from qdiff_fx.weight_rounding.second_moment import SecondMoment
 from qdiff_fx.weight_rounding.second_order import second_order
 
 MEMORY_CAP = 2 << 30
@@ -58,6 +60,7 @@ def round_weights(
     cache_bytes: int | None = None,
     resume_dir: str | os.PathLike[str] | None = None,
     progress: bool | Progress = True,
+    workers: Workers = ALONE,
 ) -> RoundingReport:
     """Choose every weight code by what it does to its layer's output, given the inputs the layer really gets.
 
@@ -73,6 +76,8 @@ def round_weights(
         cache_bytes: what they may take; None: what the disk has.
         resume_dir: keep every finished block there; a run that was killed goes on from it, to the same codes.
         progress: show a bar, or report to whoever shows one.
+        workers: processes that share the rows and the layers; all are given the same network and batches, and all get
+            the same codes. The first of them keeps `resume_dir`.
     Raises:
         CalibrationError: there are no batches, or the network was not calibrated; an activation is not a number; the
             disk is full, or the cap is reached.
@@ -89,10 +94,11 @@ def round_weights(
     chunks = chunks_of(prepared, batches, where="round_weights")
     if not chunks:
         raise CalibrationError("there are no batches", where="round_weights", fix="Pass those calibrate was given")
-    with Stream(chunks, cache_dir, cache_bytes) as stream:
+    with Stream(chunks, cache_dir, cache_bytes, workers) as stream:
         loop = _Loop(prepared, stream, memory_cap_bytes)
-        checkpoint = Checkpoint(resume_dir, {} if resume_dir is None else loop.fingerprint(), "rounding")
-        with phase(progress, "rounding", len(loop.waiting), "layer") as shown:
+        folder = resume_dir if workers.leads else None
+        checkpoint = Checkpoint(folder, {} if folder is None else loop.fingerprint(), "rounding")
+        with workers.together(), phase(progress, "rounding", len(loop.waiting), "layer") as shown:
             loop.run(checkpoint, shown)
     prepared.decided = replace(prepared.decided.with_weights(loop.chosen), weight_rounding="second_order")
     return RoundingReport(tuple(loop.chosen), loop.refused, loop.short)
@@ -107,7 +113,7 @@ class _Loop:
     """
 
     def __init__(self, prepared: PreparedUNet, stream: Stream, cap: int):
-        self.stream, self.cap = stream, cap
+        self.stream, self.workers, self.cap = stream, stream.workers, cap
         self.graph, self.config = prepared.graph_module, prepared.qconfig
         self.parameters = measure_activations(self.graph, self.config, prepared.decided)
         self.layers = {layer_id(node): node for node in nodes_with(self.graph, LayerPlan) if _has_weight(node)}
@@ -145,7 +151,7 @@ class _Loop:
             layers = [layer_id(node) for node in block.layers if layer_id(node) in self.waiting]
             left -= len(layers)
             part = BlockOnIntegers(self.graph, self.config, block, self.parameters)
-            found = checkpoint.load(step)
+            found = self._known_to_first(checkpoint, step)
             if found is not None:
                 self._restore(*found)
                 shown.skip(len(layers))
@@ -155,6 +161,12 @@ class _Loop:
             if left:
                 forward = part.forward(self._weights(block))
                 self.stream.pass_block(block, forward.run, forward.inputs)
+
+    def _known_to_first(self, checkpoint: Checkpoint, step: str) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
+        """What the first process, which keeps the checkpoint, has of a step."""
+        tensors, report = checkpoint.load(step) or ({}, None)
+        report, tensors = self.workers.gather(report, tensors)[0]
+        return None if report is None else (tensors, report)
 
     def _round(self, part: BlockOnIntegers, layers: Sequence[str], shown: Phase) -> None:
         """Choose the codes of a block's layers."""
@@ -166,23 +178,41 @@ class _Loop:
             return
         firsts = [layer_id(job.layers[0]) for job in jobs]
         codes, places = part.codes(firsts, {**self.known, **self.chosen})
-        with self.stream.keeping(codes.run, codes.inputs, "codes") as kept:
-            for job, first in zip(jobs, firsts, strict=True):
-                factor = self._factor(job, first, kept[places[first]])
-                for layer in job.layers:
-                    self.chosen[layer_id(layer)] = self._codes(layer, factor)
-                    shown.advance()
+        with self.stream.keeping(codes.run, codes.inputs, len(set(places.values())), "codes") as kept:
+            read = [kept[places[first]] for first in firsts]
+            for some in _batched(list(zip(jobs, read, strict=True)), self.workers.count):
+                self._share([job for job, _ in some], [name for _, name in some], shown)
 
-    def _factor(self, job: Job, layer: str, name: str) -> HessianFactor:
-        activation = self.parameters.input(layer, 0)
+    def _share(self, jobs: Sequence[Job], read: Sequence[str], shown: Phase) -> None:
+        """Choose the codes of one job's layers for each process."""
+        own: SecondMoment | None = None
+        for owner, (job, name) in enumerate(zip(jobs, read, strict=True)):
+            moment = self._moment(job, name)
+            moment.add_up(self.workers, owner)
+            if moment.count < job.columns:
+                self.short |= {layer_id(each): moment.count for each in job.layers}
+            if self.workers.rank == owner:
+                own = moment
+            del moment  # K x K numbers
+        mine: dict[str, WeightParameters] = {}
+        if own is not None:
+            layers, rows, hessian = jobs[self.workers.rank].layers, own.count, own.hessian()
+            own = None  # as many numbers as the Hessian, which becomes the factor
+            factor = factorise(hessian, rows=rows, where=layer_id(layers[0]))
+            mine = {layer_id(layer): self._codes(layer, factor) for layer in layers}
+        for report, tensors in self.workers.gather(*_stored(mine)):
+            self.chosen |= _read_back(report, tensors)
+        for job in jobs:
+            shown.advance(len(job.layers))
+
+    def _moment(self, job: Job, name: str) -> SecondMoment:
+        """Of what a job's layers read, as far as this process has the rows."""
+        activation = self.parameters.input(layer_id(job.layers[0]), 0)
         assert activation is not None
         gathering = Gathering(job, self.stream.chunks, activation)
-        for number, chunk in enumerate(self.stream.chunks):
-            gathering.add(self.stream.value(name, number), chunk)
-        moment = gathering.moment
-        if moment.count < job.columns:
-            self.short |= {layer_id(each): moment.count for each in job.layers}
-        return factorise(moment.hessian(), rows=moment.count, where=layer)
+        for number in self.stream.numbers:
+            gathering.add(self.stream.value(name, number), self.stream.chunks[number])
+        return gathering.moment
 
     def _codes(self, layer: fx.Node, factor: HessianFactor) -> WeightParameters:
         weight = weight_and_bias(self.graph, layer)[0].float()
@@ -198,21 +228,37 @@ class _Loop:
 
     def _state(self, layers: Sequence[str]) -> tuple[dict[str, Tensor], dict[str, Any]]:
         """What was decided about some layers, for a checkpoint."""
-        chosen = [name for name in layers if name in self.chosen]
-        tensors = {f"codes.{index}": self.chosen[name].codes for index, name in enumerate(chosen)}
-        tensors |= {f"scales.{index}": self.chosen[name].scales for index, name in enumerate(chosen)}
+        chosen, tensors = _stored({name: self.chosen[name] for name in layers if name in self.chosen})
         report = {
-            "chosen": [[name, self.chosen[name].bits] for name in chosen],
+            "chosen": chosen,
             "refused": {name: self.refused[name] for name in layers if name in self.refused},
             "short": {name: self.short[name] for name in layers if name in self.short},
         }
         return tensors, report
 
     def _restore(self, tensors: Mapping[str, Tensor], report: Mapping[str, Any]) -> None:
-        for index, (name, bits) in enumerate(report["chosen"]):
-            self.chosen[name] = WeightParameters(tensors[f"codes.{index}"], tensors[f"scales.{index}"], bits)
+        self.chosen |= _read_back(report["chosen"], tensors)
         self.refused |= report["refused"]
         self.short |= report["short"]
+
+
+def _stored(weights: Mapping[str, WeightParameters]) -> tuple[list[list[Any]], dict[str, Tensor]]:
+    """Codes and scales, as JSON and tensors."""
+    tensors = {f"codes.{index}": weight.codes for index, weight in enumerate(weights.values())}
+    tensors |= {f"scales.{index}": weight.scales for index, weight in enumerate(weights.values())}
+    return [[name, weight.bits] for name, weight in weights.items()], tensors
+
+
+def _read_back(report: list[list[Any]], tensors: Mapping[str, Tensor]) -> dict[str, WeightParameters]:
+    return {
+        name: WeightParameters(tensors[f"codes.{index}"], tensors[f"scales.{index}"], bits)
+        for index, (name, bits) in enumerate(report)
+    }
+
+
+def _batched(pairs: Sequence[tuple[Job, str]], count: int) -> Iterator[Sequence[tuple[Job, str]]]:
+    for start in range(0, len(pairs), count):
+        yield pairs[start : start + count]
 
 
 def _still_valid(known: Mapping[str, WeightParameters], layers: Mapping[str, fx.Node]) -> dict[str, WeightParameters]:

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 import qdiff_fx.kernels.ops  # noqa: F401 - the operators
+from qdiff_fx.distributed import Workers
 from qdiff_fx.errors import CalibrationError
 from qdiff_fx.kernels.ops.int_gram import MOST_ROWS
 from qdiff_fx.weight_rounding.positions import positions_of
@@ -126,6 +127,14 @@ class SecondMoment:
         self.total.add_(other.total)
         self.sums.add_(other.sums)
         self.count, self.rows = self.count + other.count, self.rows + other.rows
+
+    def add_up(self, workers: Workers, owner: int) -> None:
+        """All processes' of the same layer become the owner's; of the others only the counts are left, of all."""
+        counts = [report for report, _ in workers.gather([self.count, self.rows])]
+        self._settle()
+        workers.add_up(self.total, owner)
+        workers.add_up(self.sums, owner)
+        self.count, self.rows = (sum(each) for each in zip(*counts, strict=True))
 
     def hessian(self) -> Tensor:
         """E[x xᵀ] over the positions, float32 [K, K], symmetric: each entry the exact one, rounded.

@@ -80,8 +80,8 @@ def quantize(
         samples_dir: keep the trajectories there instead.
         memory_bytes: refuse a job that would hold more.
         announce: is told what it will take, once a step has been timed.
-        workers: processes that call this together, with the same arguments. They share trajectories and calibration;
-            the leading one does what comes then, and is the only one that returns anything.
+        workers: processes that call this together, with the same arguments. They share trajectories, calibration and
+            rounding; the leading one does what comes then, and is the only one that returns anything.
         progress: show bars, or report to this.
     Returns:
         None where `announce` stopped it.
@@ -105,8 +105,8 @@ def quantize(
         data = draw(source, settled, folder, progress, workers)
         shown = data.spread(settled.rows)
         calibrate_together(prepared, shown, workers, resume_dir=folder.statistics, progress=progress)
+        decided = decide(prepared, shown, settled, folder, progress, workers)
         if workers.leads:
-            decided = decide(prepared, shown, settled, folder, progress)
             done = Done(save(prepared, source, out, progress), decided, settled)
         workers.barrier()
         return done
@@ -172,16 +172,26 @@ def draw(
 
 
 def decide(
-    prepared: PreparedUNet, data: CalibrationData, job: Job, folder: WorkFolder, progress: bool | Progress
+    prepared: PreparedUNet,
+    data: CalibrationData,
+    job: Job,
+    folder: WorkFolder,
+    progress: bool | Progress,
+    workers: Workers = ALONE,
 ) -> Decided:
-    """Round the weights of a calibrated network by the recorded inputs, and reconstruct, as the job has it."""
+    """Round the weights of a calibrated network by the recorded inputs, and reconstruct, as the job has it.
+
+    All processes round together; one reconstructs, which is what it then knows alone.
+    """
     refused: dict[str, str] = {}
     if prepared.qconfig.weight_rounding != "nearest":
         # What comes before the first layer is a part of it too.
         with phase(progress if isinstance(progress, Overall) else False, "rounding", None, "layer"):
-            refused = round_weights(prepared, data, resume_dir=folder.rounding, progress=progress).refused
+            refused = round_weights(
+                prepared, data, resume_dir=folder.rounding, progress=progress, workers=workers
+            ).refused
     learned = None
-    if job.reconstruction is not None:
+    if job.reconstruction is not None and workers.leads:
         learned = reconstruct(prepared, data, job.reconstruction, resume_dir=folder.units, progress=progress)
     return Decided(refused, learned)
 

@@ -1,5 +1,7 @@
 """Rows in the order they stream in: sorted by timestep bin, independent of the batches they came in."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from tiny_graphs import Shortcut, alike, prepare
@@ -73,3 +75,16 @@ def test_a_row_that_is_not_finite_is_named():
     data[1]["x"][2, 0, 0, 0] = torch.nan
     with pytest.raises(CalibrationError, match="batch 1, argument 'x'"):
         chunks(data)
+
+
+def test_a_network_of_one_batch_size_gets_chunks_of_that():
+    network = prepare(Shortcut(), QDiffConfig(**alike({})), rows()[0])
+    sample = next(i for i, spec in enumerate(network.signature.inputs) if spec.role == "sample")
+    fixed = replace(network.signature.inputs[sample], dims=(2, *network.signature.inputs[sample].dims[1:]))
+    inputs = [fixed if i == sample else spec for i, spec in enumerate(network.signature.inputs)]
+    network.signature = replace(network.signature, inputs=tuple(inputs))
+    found = chunks_of(network, rows(count=2) + rows(count=2), where="test")
+    assert [len(chunk.rows) for chunk in found] == [2] * 6
+    network.flatten_inputs = lambda args, batch: [batch["x"], batch["t"]]
+    with pytest.raises(CalibrationError, match="2 samples at a time, and there are 3"):
+        chunks_of(network, rows(count=3), where="test")

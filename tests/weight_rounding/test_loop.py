@@ -3,6 +3,7 @@
 import pytest
 import torch
 import torch.nn.functional as F
+from in_threads import in_threads
 from tiny_graphs import Plain, Shortcut, alike, prepare
 from torch import nn
 
@@ -11,6 +12,7 @@ from qdiff_fx.errors import ArtifactError, CalibrationError, ConfigError, Conver
 from qdiff_fx.ir.edit import get_attr_tensor
 from qdiff_fx.ir.facts import layer_id, quantized_layers
 from qdiff_fx.quant.numerics import sqnr_db
+from qdiff_fx.quant.parameters import NOTHING
 from qdiff_fx.weight_rounding import loop
 
 TIMES = (40.0, 900.0)
@@ -227,3 +229,24 @@ def test_activations_that_take_too_much_room_are_an_error():
     with pytest.raises(CalibrationError, match="the cap is 1,000"):
         round_weights(network, batches(1), cache_bytes=1000, progress=False)
     assert not chosen(network)
+
+
+@pytest.mark.parametrize("count", [2, 3])
+def test_several_processes_choose_the_codes_of_one(tmp_path, count):
+    """Of three, one has no rows: there are two chunks."""
+    data = batches(1)
+    alone = prepared(Shortcut(), data)
+    networks = [alone.with_config(alone.qconfig) for _ in range(count)]
+    report = round_weights(alone, data, progress=False)
+
+    def work(workers):
+        return round_weights(
+            networks[workers.rank], data, resume_dir=tmp_path / "work", progress=False, workers=workers
+        )
+
+    assert in_threads(count, work) == [report] * count
+    assert all(chosen(each) == chosen(alone) for each in networks)
+    again = alone.with_config(alone.qconfig)
+    again.decided = NOTHING
+    assert round_weights(again, data, resume_dir=tmp_path / "work", progress=False) == report
+    assert chosen(again) == chosen(alone)
