@@ -18,6 +18,14 @@ class Meeting:
     def __init__(self, count: int):
         self.brought: list[Any] = [b""] * count
         self.barrier = threading.Barrier(count, timeout=60)
+        self.turn = threading.Lock()  # torch's fake tensors are not for several threads: one runs until it waits
+
+    def wait(self) -> None:
+        self.turn.release()
+        try:
+            self.barrier.wait()
+        finally:
+            self.turn.acquire()
 
 
 class Seat:
@@ -28,9 +36,9 @@ class Seat:
 
     def exchange(self, payload: Any) -> list[Any]:
         self.meeting.brought[self.rank] = payload
-        self.meeting.barrier.wait()
+        self.meeting.wait()
         found = list(self.meeting.brought)
-        self.meeting.barrier.wait()
+        self.meeting.wait()
         return found
 
     def add_up(self, integers: torch.Tensor, owner: int) -> None:
@@ -43,10 +51,11 @@ def in_threads(count: int, work: Callable[[Workers], Any]) -> list[Any]:
     meeting = Meeting(count)
 
     def run(rank: int) -> Any:
-        try:
-            return work(Workers(rank, count, Seat(rank, meeting)))
-        except Exception as error:
-            return error
+        with meeting.turn:
+            try:
+                return work(Workers(rank, count, Seat(rank, meeting)))
+            except Exception as error:
+                return error
 
     with ThreadPoolExecutor(count) as pool:
         return list(pool.map(run, range(count)))
