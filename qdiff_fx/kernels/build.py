@@ -44,6 +44,7 @@ _OPERATORS = (
     "ops/dispatched.cpp",
     "ops/checks.cpp",
     "ops/pack_weight.cpp",
+    "ops/adaround_step.cpp",
     "ops/nearest_codes.cpp",
     "ops/histogram.cpp",
     "ops/aten.cpp",

@@ -45,28 +45,25 @@ def learn_weights(stage: Stage, config: ReconstructionConfig, steps: int, loss: 
     Args:
         loss: the unit's loss on some samples, about 1 where it starts.
     """
-    roundings = list(stage.roundings.values())
+    dtype = torch.bfloat16 if config.bfloat16 else torch.float32
+    learners = [each.begin(config.head_start, dtype) for each in stage.roundings.values()]
     biases = [each.decided.requires_grad_() for each in stage.biases.values()]
-    optimizer = torch.optim.Adam(
-        [
-            {"params": [each.begin(config.head_start) for each in roundings], "lr": config.weight_rate},
-            {"params": biases, "lr": config.bias_rate},
-        ],
-        fused=True,
-    )
+    optimizer = torch.optim.Adam(biases, lr=config.bias_rate) if biases else None
     warm_up = int(config.warm_up * steps)
     for step in range(steps):
-        value = loss(batches.draw())
+        loss(batches.draw()).backward()
+        pull, beta = 0.0, 2.0
         if step >= warm_up:
-            beta = annealed(config.beta, (step - warm_up) / (steps - warm_up))
-            value = value + config.regularisation * sum(each.regulariser(beta) for each in roundings)
-        optimizer.zero_grad(set_to_none=True)
-        value.backward()
-        optimizer.step()
-        if step > warm_up and step % LOOK_EVERY == 0 and all(each.settled() for each in roundings):
+            pull, beta = config.regularisation, annealed(config.beta, (step - warm_up) / (steps - warm_up))
+        for learner in learners:
+            learner.step(config.weight_rate, pull, beta)
+        if optimizer is not None:
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
+        if step > warm_up and step % LOOK_EVERY == 0 and all(each.settled() for each in learners):
             break
-    for each in roundings:
-        each.finish()
+    for rounding in stage.roundings.values():
+        rounding.finish()
     for bias in biases:
         bias.requires_grad_(False)
 

@@ -192,6 +192,8 @@ def _tolerance(operator: str, arguments: Arguments, expected: Tensor) -> float:
         return 2e-6 * (1 + float(arguments["weight_scale"].max()) * arguments["scale"] * 255 * 128 * taps**0.5 * 4)
     if operator in ("group_norm_act", "layer_norm_act"):
         return 3e-5 * (1 + _spread(operator, arguments))
+    if operator == "adaround_step":
+        return 1e-4 * arguments["rate"]
     x = arguments["x"]
     return 2e-6 * (1 + float(x.float().abs().max()) ** (2 if arguments["activation"] == 4 else 1))
 

@@ -335,6 +335,26 @@ def _nearest_codes(draw: random.Random, pack: Pack) -> Arguments:
     return {"weight": weight.to(draw.choice(FLOATS)).nan_to_num(), "bits": draw.randint(2, 8), **numbers}
 
 
+def _adaround_step(draw: random.Random, pack: Pack) -> Arguments:
+    shape = draw.choice((0, 1, 7)), draw.choice((0, 1, 9, 40, 700))
+    bits, dtype = draw.randint(2, 8), draw.choice(FLOATS)
+    high = 2 ** (bits - 1)
+    return {
+        "up": torch.randn(shape) * 4,
+        "first": torch.randn(shape) * draw.choice((0.0, 1e-20, 1.0)),
+        "second": torch.rand(shape) * draw.choice((0.0, 1e-20, 1.0)),
+        "weight": torch.zeros(shape, dtype=dtype),
+        "base": torch.randint(-high, high, shape, dtype=torch.int8),
+        "scales": torch.rand(shape[0]),
+        "gradient": torch.randn(shape).to(draw.choice(FLOATS)),
+        "bits": bits,
+        "step": draw.choice((1, 2, 1000)),
+        "rate": draw.choice((0.0, 0.02)),
+        "pull": draw.choice((0.0, 0.01)),
+        "beta": draw.choice((1.0, 2.0, 20.0)),
+    }
+
+
 def _histogram(draw: random.Random, pack: Pack) -> Arguments:
     rows = torch.randn(draw.choice((0, 1, 3)), draw.choice((0, 1, 9, 40, 700))).to(draw.choice(FLOATS))
     return {
@@ -362,4 +382,5 @@ VALID: dict[str, Callable[[random.Random, Pack], Arguments]] = {
     "timestep_bin": _timestep_bin,
     "nearest_codes": _nearest_codes,
     "histogram": _histogram,
+    "adaround_step": _adaround_step,
 }

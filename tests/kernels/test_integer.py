@@ -42,6 +42,7 @@ FILES = (
     "test_attention_vnni.py",
     "test_nearest_codes.py",
     "test_histogram.py",
+    "test_adaround_step.py",
 )  # of every instruction set
 
 

@@ -80,6 +80,14 @@ def linear(bits: int, dtype: torch.dtype, *quantizer: Any) -> tuple[Any, ...]:
 
 
 TO_UINT8, TO_INT8 = (torch.uint8, 0.05, 100, 0, 255), (torch.int8, 0.05, 0, -128, 127)
+
+
+def adaround(bits: int = 4, dtype: torch.dtype = torch.float32) -> tuple[Any, ...]:
+    up, first, second, gradient = (torch.randn(5, 19) for _ in range(4))
+    moved = (up, first, second.abs(), torch.empty(5, 19, dtype=dtype))
+    return (*moved, weight_codes(5, 19, bits=bits), torch.rand(5), gradient.to(dtype), bits, 3, 0.02, 0.01, 3.5)
+
+
 SAMPLES: dict[str, list[Sample]] = {
     "act_quantize.default": [
         lambda: (image(2, 6, 4, 5), Activation.GELU.value, *TO_UINT8),
@@ -87,6 +95,7 @@ SAMPLES: dict[str, list[Sample]] = {
         lambda: (torch.randn(3, 12)[:, 2:9], Activation.NONE.value, *TO_INT8),
     ],
     "act_quantize_rest.default": [lambda: (image(2, 6, 4, 5), Activation.SILU.value, 0.05, 100, 0, 255, 0.0002, 128)],
+    "adaround_step.default": [adaround, lambda: adaround(8, torch.bfloat16)],
     "group_norm_act.default": [
         lambda: ([image(2, 4, 4, 5), image(2, 8, 4, 5)], 3, torch.randn(12), None, 1e-5, 1, *TO_UINT8),
         lambda: ([image(2, 4, 4, 5, dtype=torch.float16)], 2, None, None, 1e-5, 0, torch.float16, *FLOATS),

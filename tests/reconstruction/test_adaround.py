@@ -1,5 +1,8 @@
 """AdaRound: where it starts, what it learns, that it ends in codes."""
 
+from dataclasses import replace
+
+import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
@@ -37,13 +40,40 @@ def test_finishing_at_once_gives_the_codes_it_started_from(bits, seed):
     assert rounding.codes.dtype == torch.int8
 
 
-def test_the_regulariser_counts_what_is_undecided():
-    weight = torch.tensor([[0.0, 0.25, 0.5, 1.0]])
-    start = WeightParameters(torch.tensor([[0, 0, 0, 1]], dtype=torch.int8), torch.ones(1), 4)
+def test_the_regulariser_alone_settles_every_weight_on_its_side():
+    weight = torch.tensor([[0.0, 0.3, 0.7, 1.4]])
+    start = WeightParameters(torch.tensor([[0, 0, 1, 1]], dtype=torch.int8), torch.ones(1), 4)
     rounding = AdaRound(weight, start)
-    rounding.begin()
-    assert not rounding.settled()
-    torch.testing.assert_close(rounding.regulariser(2.0), torch.tensor(0.75 + 1.0), rtol=1e-3, atol=1e-3)
+    learner = rounding.begin(head_start=0.5)
+    assert not learner.settled()
+    for _ in range(200):
+        learner.weight.grad = torch.zeros_like(weight)
+        learner.step(0.05, pull=1.0, beta=2.0)
+    assert learner.settled()
+    torch.testing.assert_close(rounding(), start.codes.float())
+
+
+@pytest.mark.parametrize("shape", [(4, 3, 3, 2), (4, 5)])
+@pytest.mark.parametrize("axis", [0, 1])
+def test_weights_of_every_layout_learn_the_same(shape, axis):
+    weight = torch.randn(shape, generator=torch.Generator().manual_seed(1))
+    scales = torch.rand(shape[axis]) / 4 + 0.1
+    codes = torch.round(weight / scales.view([-1 if dim == axis else 1 for dim in range(len(shape))]))
+    start = WeightParameters(codes.clamp(-8, 7).to(torch.int8), scales, 4, axis)
+    rounding = AdaRound(weight, start)
+    learner = rounding.begin()
+    assert rounding().shape == weight.shape
+    moved = AdaRound(weight.transpose(0, axis), replace(start, codes=start.codes.transpose(0, axis), axis=0))
+    other = moved.begin()
+    gradient = torch.randn(shape, generator=torch.Generator().manual_seed(2))
+    for _ in range(60):
+        learner.weight.grad, other.weight.grad = gradient.clone(), gradient.transpose(0, axis).clone()
+        learner.step(0.05), other.step(0.05)
+    assert torch.equal(rounding().transpose(0, axis), moved())
+    rounding.finish(), moved.finish()
+    assert torch.equal(rounding.codes.transpose(0, axis), moved.codes)
+    # Against the gradient, but for what is already at that end.
+    assert ((rounding.codes - weight / rounding.scales) * gradient <= 0)[rounding.codes.abs() < 7].all()
 
 
 def test_codes_given_at_the_start_are_kept_when_nothing_is_learned():
@@ -73,12 +103,10 @@ def test_it_learns_to_round_for_the_output_not_for_the_weight():
     rounding = AdaRound(weight, nearest(weight, 3))
     target = inputs @ weight.T
     before = (inputs @ rounding().T - target).square().mean()
-    optimizer = torch.optim.Adam([rounding.begin()], lr=0.02)
+    learner = rounding.begin()
     for step in range(300):
-        optimizer.zero_grad()
-        penalty = rounding.regulariser(20 - 18 * step / 300) if step > 60 else 0
-        ((inputs @ rounding().T - target).square().sum(1).mean() + 0.01 * penalty).backward()
-        optimizer.step()
+        (inputs @ rounding().T - target).square().sum(1).mean().backward()
+        learner.step(0.02, 0.01 if step > 60 else 0.0, 20 - 18 * step / 300)
     rounding.finish()
     after = (inputs @ rounding().T - target).square().mean()
     assert after < before / 2

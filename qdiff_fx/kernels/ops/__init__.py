@@ -3,6 +3,7 @@
 from qdiff_fx.kernels.ops import (
     act_quantize,
     act_quantize_rest,
+    adaround_step,
     group_norm_act,
     histogram,
     int_attention,
@@ -20,6 +21,7 @@ from qdiff_fx.kernels.ops import (
 __all__ = [
     "act_quantize",
     "act_quantize_rest",
+    "adaround_step",
     "group_norm_act",
     "histogram",
     "int_attention",

@@ -144,6 +144,21 @@ struct Histogram {
 };
 constexpr int64_t kCounters = 4;  // of a bin, so that equal numbers do not wait for each other
 
+// A step of Adam on V, which says how far up from `base` each weight is rounded; [rows][columns] all but the scales.
+struct AdaRoundStep {
+  float *up, *first, *second;  // V and the moments of its gradient
+  void* weight;                // what V makes of it afterwards
+  Type weight_type;
+  const int8_t* base;
+  const float* scales;   // of rows
+  const void* gradient;  // of the loss by the weight
+  Type gradient_type;
+  int64_t rows, columns;
+  float low, high;              // codes
+  float rate, root_correction;  // both corrected for the moments' beginning at zero
+  float pull, beta;             // strength and exponent of the regulariser
+};
+
 // Work shared by threads. Each begins with a part of its own, the same part of every tensor, whose data is in its cache
 // from the kernel before; who is done helps the others, so that one that is held up holds up nobody else.
 struct TaskPool {
@@ -222,6 +237,7 @@ struct Kernels {
   // A task is so many of the numbers that are counted.
   void (*histogram)(const Histogram&, Tasks&);
   void (*round_with_feedback)(const FeedbackRounding&, Tasks&);  // a task is so many channels
+  void (*adaround_step)(const AdaRoundStep&, Tasks&);  // a task is a row
 };
 
 constexpr int64_t kHistogramTask = 1 << 14;

@@ -8,7 +8,7 @@
 #include <cstdlib>
 #include <limits>
 
-#include "core/vec.h"
+#include "core/powers.h"
 
 namespace qdiff {
 namespace {
@@ -16,10 +16,7 @@ namespace {
 constexpr int64_t kBlockNumbers = 32 * kLanes;  // between two looks at whether a candidate can still win
 constexpr int64_t kFirstStride = 8;             // of the candidates that are tried first
 constexpr float kFirstReach = 0.5f;             // of the first list of large numbers
-constexpr float kRounder = 12582912.0f;         // 1.5 * 2^23: its last bit is worth one
 
-QDIFF_INLINE Floats magnitude(const Floats& x) { return Floats(Ints(x) & 0x7fffffff); }
-QDIFF_INLINE Floats rounded(const Floats& x) { return (x + kRounder) - kRounder; }
 QDIFF_INLINE float sum_of_lanes(const Floats& x) {
   alignas(64) float lane[kLanes];
   store(lane, x);
@@ -34,23 +31,6 @@ QDIFF_INLINE Floats near_power(const Floats& e, const float* c) {
   const Floats x = magnitude(e), square = x * x;
   const Floats low = c[0] + c[1] * x, high = c[2] + c[3] * x;
   return square * (low + square * (high + c[4] * square));
-}
-
-// x^power of normal x > 0, to about 1e-6.
-QDIFF_INLINE Floats far_power(const Floats& x, float power) {
-  // x = 2^n m, m from sqrt(1/2) to sqrt(2); log(m) = 2 artanh((m - 1) / (m + 1)).
-  const Ints n = (Ints(x) - 0x3f3504f3) >> 23;
-  const Floats m = Floats(Ints(x) - (n << 23)), z = (m - 1.0f) / (m + 1.0f), y = z * z;
-  const Floats series = 2.88539008f + y * (0.961796694f + y * (0.577078016f + y * 0.412198583f));
-  const Floats log2 = at_most(at_least((to_floats(n) + z * series) * power, -126.0f), 126.0f);
-  const Floats whole = rounded(log2), f = log2 - whole;
-  // Minimax for |f| <= 0.5 (Cephes, exp2f).
-  Floats p = 1.339887440266574e-3f + f * 1.535336188319500e-4f;
-  p = 9.618437357674640e-3f + f * p;
-  p = 5.550332471162809e-2f + f * p;
-  p = 2.402264791363012e-1f + f * p;
-  p = 6.931472028550421e-1f + f * p;
-  return Floats(Ints(1.0f + f * p) + (nearest(whole) << 23));
 }
 
 // The search for the scale of one row, whose numbers are in units of the scale under which none clips.
@@ -136,7 +116,7 @@ class ScaleSearch {
       for (int64_t j = i; j < std::min(large_count_, i + kBlockNumbers); j += kLanes) {
         const Floats steps = load(large_ + j) * inverse, whole = rounded(steps);
         const Floats code = at_most(at_least(whole, float(p_.low)), float(p_.high));
-        const Floats far = far_power(at_least(magnitude(steps - code), 0.5f), p_.power);
+        const Floats far = power_of(at_least(magnitude(steps - code), 0.5f), p_.power);
         const Ints clips = whole != code;
         alone += select(clips, far, Floats{});
         more += select(clips, far - near_power(steps - whole, p_.near), Floats{});

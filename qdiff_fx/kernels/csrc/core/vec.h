@@ -86,6 +86,14 @@ QDIFF_INLINE void store_some(Element* to, const Floats& x, int64_t count) {
   std::memcpy(to, buffer, count * sizeof(Element));
 }
 
+// Signed codes; the lanes beyond `count` are zero.
+QDIFF_INLINE Floats load_codes(const int8_t* from, int64_t count) {
+  if (count >= kLanes) return to_floats(widen_codes(load_raw<Bytes>(from)));
+  Bytes codes = {};
+  std::memcpy(&codes, from, count);
+  return to_floats(widen_codes(codes));
+}
+
 QDIFF_INLINE void store_codes(void* to, const Bytes& codes, int64_t count) {
   if (count >= kLanes) return store_raw(to, codes);
   std::memcpy(to, &codes, count);

@@ -24,6 +24,12 @@ QDIFF_INLINE Floats at_most(const Floats& x, float high) {
 }
 QDIFF_INLINE Floats multiply_add(const Floats& x, const Floats& y, const Floats& z) { return x * y + z; }
 QDIFF_INLINE Floats reciprocal(const Floats& x) { return 1.0f / x; }
+QDIFF_INLINE Floats square_root(const Floats& x) {
+  return by_parts<float>(x, [](auto a) {
+    for (int i = 0; i < int(sizeof(a) / sizeof(float)); ++i) a[i] = __builtin_sqrtf(a[i]);
+    return a;
+  });
+}
 // Exact for |x| below 2^22, and that is all it is used for.
 QDIFF_INLINE Floats round_even(const Floats& x) {
   const Floats magic = splat(12582912.0f);  // 1.5 * 2^23: its last bit is worth one
@@ -43,6 +49,17 @@ QDIFF_INLINE Bytes to_bytes(const Ints& x) {
   for (int i = 0; i < Ints::kParts; ++i) {
     const auto four = __builtin_convertvector(x.at[i], FourBytes);
     std::memcpy(reinterpret_cast<char*>(&out) + 4 * i, &four, sizeof(four));
+  }
+  return out;
+}
+
+QDIFF_INLINE Ints widen_codes(const Bytes& x) {
+  typedef int8_t FourCodes __attribute__((vector_size(4)));
+  Ints out;
+  for (int i = 0; i < Ints::kParts; ++i) {
+    FourCodes four;
+    std::memcpy(&four, reinterpret_cast<const char*>(&x) + sizeof(four) * i, sizeof(four));
+    out.at[i] = __builtin_convertvector(four, Ints::Part);
   }
   return out;
 }

@@ -4,6 +4,7 @@
 
 #define QDIFF_WEIGHTS "isa/weights_avx2.h"
 
+#include "core/adaround_step.h"
 #include "core/conv.h"
 #include "core/feedback.h"
 #include "core/gram.h"
@@ -36,6 +37,7 @@ const Kernel kAttention = {"avx2", kMostDims, kMostKeys, 255, attention_plan, at
 const Kernels kKernels = {"avx2",     kCodeOffset, conv_tasks,      conv,
                           &kWinograd, norm_splits, group_norm,      layer_norm,
                           pointwise,  &kAttention, &kSecondMoments,
-                          nearest_codes, histogram,   round_with_feedback};
+                          nearest_codes, histogram,   round_with_feedback,
+                          adaround_step};
 
 }  // namespace qdiff

@@ -5,6 +5,7 @@
 #define QDIFF_READS_NIBBLES 1
 
 #include "isa/avx512.h"
+#include "core/adaround_step.h"
 #include "core/conv.h"
 #include "core/feedback.h"
 #include "core/gram.h"
@@ -172,6 +173,7 @@ const Rates kRates = {125, 125, 62, 4.5, 10, 0.8, 8};
 const Kernels kKernels = {"avx512_vnni", kCodeOffset,     conv_tasks,      conv,
                           &kWinograd,    norm_splits,     group_norm,      layer_norm,
                           pointwise,     &kVnniAttention, &kSecondMoments,
-                          nearest_codes, histogram,   round_with_feedback};
+                          nearest_codes, histogram,   round_with_feedback,
+                          adaround_step};
 
 }  // namespace qdiff

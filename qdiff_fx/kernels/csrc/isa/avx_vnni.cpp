@@ -5,6 +5,7 @@
 
 #include <immintrin.h>
 
+#include "core/adaround_step.h"
 #include "core/conv.h"
 #include "core/feedback.h"
 #include "core/gram.h"
@@ -99,6 +100,7 @@ const Kernel kAttention = {QDIFF_NAME, 512, kMostKeys, 255, tile_plan, tile_pack
 const Kernels kKernels = {QDIFF_NAME, kCodeOffset, conv_tasks,      conv,
                           &kWinograd, norm_splits, group_norm,      layer_norm,
                           pointwise,  &kAttention, &kSecondMoments,
-                          nearest_codes, histogram,   round_with_feedback};
+                          nearest_codes, histogram,   round_with_feedback,
+                          adaround_step};
 
 }  // namespace qdiff

@@ -7,6 +7,7 @@
 // Signed by signed only: codes are read as code - 128, which `start` makes up for.
 #define QDIFF_CODE_OFFSET 128
 
+#include "core/adaround_step.h"
 #include "core/conv.h"
 #include "core/feedback.h"
 #include "core/gram.h"
@@ -99,6 +100,7 @@ const Kernel kAttention = {"neon_dotprod", 512, kMostKeys, 255, tile_plan, tile_
 const Kernels kKernels = {"neon_dotprod", kCodeOffset, conv_tasks,      conv,
                           &kWinograd,     norm_splits, group_norm,      layer_norm,
                           pointwise,      &kAttention, &kSecondMoments,
-                          nearest_codes, histogram,   round_with_feedback};
+                          nearest_codes, histogram,   round_with_feedback,
+                          adaround_step};
 
 }  // namespace qdiff

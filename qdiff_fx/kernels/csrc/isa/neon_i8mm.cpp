@@ -5,6 +5,7 @@
 
 #include <arm_neon.h>
 
+#include "core/adaround_step.h"
 #include "core/conv.h"
 #include "core/feedback.h"
 #include "core/gram.h"
@@ -112,6 +113,7 @@ const Kernel kAttention = {"neon_i8mm", 512, kMostKeys, 255, tile_plan, tile_pac
 const Kernels kKernels = {"neon_i8mm", kCodeOffset, conv_tasks,      conv,
                           &kWinograd,  norm_splits, group_norm,      layer_norm,
                           pointwise,   &kAttention, &kSecondMoments,
-                          nearest_codes, histogram,   round_with_feedback};
+                          nearest_codes, histogram,   round_with_feedback,
+                          adaround_step};
 
 }  // namespace qdiff

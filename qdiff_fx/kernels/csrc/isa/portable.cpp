@@ -2,6 +2,7 @@
 
 #include "core/kernels.h"
 
+#include "core/adaround_step.h"
 #include "core/conv.h"
 #include "core/feedback.h"
 #include "core/gram.h"
@@ -68,6 +69,7 @@ const Kernel kAttention = {"portable", 512, kMostKeys, 255, tile_plan, tile_pack
 const Kernels kKernels = {"portable", kCodeOffset, conv_tasks,      conv,
                           &kWinograd, norm_splits, group_norm,      layer_norm,
                           pointwise,  &kAttention, &kSecondMoments,
-                          nearest_codes, histogram,   round_with_feedback};
+                          nearest_codes, histogram,   round_with_feedback,
+                          adaround_step};
 
 }  // namespace qdiff

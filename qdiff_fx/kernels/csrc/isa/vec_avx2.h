@@ -24,6 +24,9 @@ QDIFF_INLINE Floats at_most(const Floats& x, float high) {
 }
 QDIFF_INLINE Floats multiply_add(const Floats& x, const Floats& y, const Floats& z) { return x * y + z; }
 QDIFF_INLINE Floats reciprocal(const Floats& x) { return 1.0f / x; }
+QDIFF_INLINE Floats square_root(const Floats& x) {
+  return by_parts<float>(x, [](__m256 a) { return _mm256_sqrt_ps(a); });
+}
 // To the nearest integer, ties to even; |x| must be below 2^31.
 QDIFF_INLINE Floats round_even(const Floats& x) {
   return by_parts<float>(x, [](__m256 a) { return _mm256_round_ps(a, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC); });
@@ -43,6 +46,13 @@ QDIFF_INLINE Bytes to_bytes(const Ints& x) {
   const __m256i words = pack(Words(x), 0xff);
   const __m128i bytes = _mm_packus_epi16(_mm256_castsi256_si128(words), _mm256_extracti128_si256(words, 1));
   return Bytes(_mm_shuffle_epi32(bytes, 0xd8));
+}
+
+QDIFF_INLINE Ints widen_codes(const Bytes& x) {
+  Ints out;
+  out.at[0] = Ints::Part(_mm256_cvtepi8_epi32(__m128i(x)));
+  out.at[1] = Ints::Part(_mm256_cvtepi8_epi32(_mm_srli_si128(__m128i(x), 8)));
+  return out;
 }
 
 QDIFF_INLINE Words widen(const Halves& x) {

@@ -30,6 +30,7 @@ QDIFF_INLINE Ints lane_numbers() { return Ints{0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10,
 QDIFF_INLINE Floats to_floats(const Ints& x) { return __builtin_convertvector(x, Floats); }
 // The lowest byte of each.
 QDIFF_INLINE Bytes to_bytes(const Ints& x) { return __builtin_convertvector(x, Bytes); }
+QDIFF_INLINE Ints widen_codes(const Bytes& x) { return Ints(_mm512_cvtepi8_epi32(__m128i(x))); }
 QDIFF_INLINE Words widen(const Halves& x) { return __builtin_convertvector(x, Words); }
 // The lower half of each.
 QDIFF_INLINE Halves narrow(const Words& x) { return __builtin_convertvector(x, Halves); }
@@ -46,6 +47,7 @@ QDIFF_INLINE Floats reciprocal(const Floats& x) {
   const Floats r = Floats(_mm512_rcp14_ps(__m512(x)));
   return r * multiply_add(-x, r, Floats{} + 2.0f);
 }
+QDIFF_INLINE Floats square_root(const Floats& x) { return Floats(_mm512_sqrt_ps(__m512(x))); }
 // To the nearest integer, ties to even; |x| must be below 2^31.
 QDIFF_INLINE Ints nearest(const Floats& x) { return Ints(_mm512_cvtps_epi32(__m512(x))); }
 QDIFF_INLINE Floats round_even(const Floats& x) { return Floats(_mm512_roundscale_ps(__m512(x), 0)); }

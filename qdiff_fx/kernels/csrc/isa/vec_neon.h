@@ -24,6 +24,9 @@ QDIFF_INLINE Floats at_most(const Floats& x, float high) {
 }
 QDIFF_INLINE Floats multiply_add(const Floats& x, const Floats& y, const Floats& z) { return x * y + z; }
 QDIFF_INLINE Floats reciprocal(const Floats& x) { return 1.0f / x; }
+QDIFF_INLINE Floats square_root(const Floats& x) {
+  return by_parts<float>(x, [](float32x4_t a) { return vsqrtq_f32(a); });
+}
 // To the nearest integer, ties to even; |x| must be below 2^31.
 QDIFF_INLINE Ints nearest(const Floats& x) {
   return by_parts<int32_t>(x, [](float32x4_t a) { return Ints::Part(vcvtnq_s32_f32(a)); });
@@ -34,6 +37,18 @@ QDIFF_INLINE Bytes to_bytes(const Ints& x) {
   const auto low = [&](int i) { return vreinterpretq_u16_s32(int32x4_t(x.at[i])); };
   const uint16x8_t left = vuzp1q_u16(low(0), low(1)), right = vuzp1q_u16(low(2), low(3));
   return Bytes(vuzp1q_u8(vreinterpretq_u8_u16(left), vreinterpretq_u8_u16(right)));
+}
+
+QDIFF_INLINE Ints widen_codes(const Bytes& x) {
+  const int8x16_t codes = vreinterpretq_s8_u8(uint8x16_t(x));
+  const int16x8_t halves[2] = {vmovl_s8(vget_low_s8(codes)), vmovl_high_s8(codes)};
+  Ints out;
+#pragma GCC unroll 2
+  for (int i = 0; i < 2; ++i) {
+    out.at[2 * i] = Ints::Part(vmovl_s16(vget_low_s16(halves[i])));
+    out.at[2 * i + 1] = Ints::Part(vmovl_high_s16(halves[i]));
+  }
+  return out;
 }
 
 QDIFF_INLINE Words widen(const Halves& x) {

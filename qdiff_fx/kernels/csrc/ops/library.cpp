@@ -46,6 +46,7 @@ StableLibrary& library(StableLibrary::Kind kind, const char* name, const char* k
 
 void register_all() {
   StableLibrary& operators = library(StableLibrary::Kind::IMPL, "qdiff", "CPU");
+  operators.impl("adaround_step", TORCH_BOX(&adaround_step));
   operators.impl("pack_weight", TORCH_BOX(&packed_weight));
   operators.impl("nearest_codes", TORCH_BOX(&nearest_codes));
   operators.impl("histogram", TORCH_BOX(&histogram));

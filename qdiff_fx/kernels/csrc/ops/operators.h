@@ -16,6 +16,11 @@ std::tuple<Tensor, Tensor> packed_weight(const Tensor& codes, int64_t bits);
 // Codes and scales.
 std::tuple<Tensor, Tensor> nearest_codes(const Tensor& weight, int64_t bits, int64_t candidates, double shrink, double power);
 
+// V, the moments of its gradient, the weight; codes below, scales, the gradient by the weight; then numbers.
+void adaround_step(const Tensor& up, const Tensor& first, const Tensor& second, const Tensor& weight, const Tensor& base,
+                   const Tensor& scales, const Tensor& gradient, int64_t bits, int64_t step, double rate, double pull,
+                   double beta);
+
 Tensor histogram(const Tensor& rows, int64_t exponent, int64_t bins, int64_t step);
 
 Tensor int_conv(const Tensors& codes, const Floats& scales, const Integers& zero_points, const Tensors& weights,
