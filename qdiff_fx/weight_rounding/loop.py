@@ -196,8 +196,7 @@ class _Loop:
             del moment  # K x K numbers
         mine: dict[str, WeightParameters] = {}
         if own is not None:
-            layers, rows, hessian = jobs[self.workers.rank].layers, own.count, own.hessian()
-            own = None  # as many numbers as the Hessian, which becomes the factor
+            layers, rows, hessian = jobs[self.workers.rank].layers, own.count, own.hessian(last=True)
             factor = factorise(hessian, rows=rows, where=layer_id(layers[0]))
             mine = {layer_id(layer): self._codes(layer, factor) for layer in layers}
         for report, tensors in self.workers.gather(*_stored(mine)):

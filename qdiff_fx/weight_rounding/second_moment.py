@@ -136,9 +136,11 @@ class SecondMoment:
         workers.add_up(self.sums, owner)
         self.count, self.rows = (sum(each) for each in zip(*counts, strict=True))
 
-    def hessian(self) -> Tensor:
+    def hessian(self, *, last: bool = False) -> Tensor:
         """E[x xᵀ] over the positions, float32 [K, K], symmetric: each entry the exact one, rounded.
 
+        Args:
+            last: nothing will be added or asked for any more: it is made in the memory of the total.
         Raises:
             CalibrationError: nothing was added.
         """
@@ -147,11 +149,13 @@ class SecondMoment:
         self._settle()
         offset = 128 - self.zero_point
         sums = self.sums.double() * offset
-        result = torch.empty(self.columns, self.columns)
+        result = self.total.view(torch.float32) if last else torch.empty(self.columns, self.columns)
         for start in range(0, self.columns, BLOCK):
             block = slice(start, start + BLOCK)
             exact = self.total[block].double().add_(sums).add_(sums[block, None]).add_(self.count * offset**2)
             result[block] = exact.mul_(self.scale**2 / self.count)
+        if last:
+            self.total = torch.empty(0, 0, dtype=torch.int32)
         return result
 
     def _settle(self) -> None:

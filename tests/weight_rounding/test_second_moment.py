@@ -88,6 +88,17 @@ def test_padding_is_zero_whatever_the_quantizer():
     assert torch.equal(found.hessian(), expected)
 
 
+def test_the_last_time_it_is_made_where_the_total_was():
+    found = SecondMoment(40, None, 100, 0.5)
+    found.add(codes(60, 40), range(60))
+    kept = found.hessian()
+    memory = found.total.data_ptr()
+    last = found.hessian(last=True)
+    assert torch.equal(last, kept)
+    assert last.data_ptr() == memory
+    assert (found.total.numel(), found.count) == (0, 60)
+
+
 def test_of_large_images_some_positions_are_read():
     x, found = codes(3, 2, 16, 16), SecondMoment(2, Window((1, 1)), 0, 1.0, positions=10)
     found.add(x, [4, 5, 6])
