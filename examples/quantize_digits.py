@@ -34,7 +34,6 @@ def main() -> None:
         pipe,
         num_samples=args.samples,
         num_inference_steps=args.steps,
-        batch_size=10,
         seed=0,
         inputs={"labels": [number % 10 for number in range(args.samples)]},
     )

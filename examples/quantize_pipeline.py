@@ -97,7 +97,6 @@ def main() -> None:
         pipe,
         num_samples=len(PROMPTS),
         num_inference_steps=args.steps,
-        batch_size=2,
         seed=0,
         inputs={"prompt": PROMPTS},
     )

@@ -36,6 +36,13 @@ Steps = Annotated[int, typer.Option("--steps", min=1, help="Denoising steps.")]
 Seed = Annotated[int, typer.Option("--seed", help="Seed of the starting noise.")]
 BatchSize = Annotated[int, typer.Option("--batch-size", min=1, help="Images per call of the network.")]
 
+IgnoredBatchSize = Annotated[
+    int,
+    typer.Option(
+        "--batch-size", min=1, help="Changes nothing any more: the network decides how many are drawn together."
+    ),
+]
+
 
 def read_prompts(path: Path | None) -> list[str]:
     """The non-empty lines of a file; no prompts without one."""

@@ -12,7 +12,7 @@ from qdiff_fx.atomic import entries
 from qdiff_fx.cli.amounts import parse_bytes, parse_seconds
 from qdiff_fx.cli.config_file import read_config
 from qdiff_fx.cli.estimates import estimate_figures, estimate_table, scope_line, taken_table
-from qdiff_fx.cli.options import BatchSize, ConfigFile, Json, Prompts, Seed, SourceName, Steps, read_prompts
+from qdiff_fx.cli.options import ConfigFile, IgnoredBatchSize, Json, Prompts, Seed, SourceName, Steps, read_prompts
 from qdiff_fx.cli.output import Output, speaking_for_all
 from qdiff_fx.cli.rules import parse_rule
 from qdiff_fx.config import QDiffConfig
@@ -74,7 +74,7 @@ def quantize(
         int | None,
         typer.Option("--rows", min=1, help="Recorded rows to calibrate and round on, evenly chosen [default: all]."),
     ] = None,
-    batch_size: BatchSize = 8,
+    batch_size: IgnoredBatchSize = 8,
     seed: Seed = 0,
     prompts: Prompts = None,
     calibration: Annotated[

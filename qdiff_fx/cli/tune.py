@@ -15,8 +15,8 @@ from qdiff_fx.cli.amounts import parse_bytes, parse_seconds, parse_share
 from qdiff_fx.cli.config_file import read_config, write_config
 from qdiff_fx.cli.options import (
     BackendName,
-    BatchSize,
     ConfigFile,
+    IgnoredBatchSize,
     Json,
     Prompts,
     Seed,
@@ -56,7 +56,7 @@ def tune_command(
     backend: BackendName = "native",
     steps: Steps = 25,
     samples: Annotated[int, typer.Option("--samples", min=1, help="Trajectories to calibrate on.")] = 8,
-    batch_size: BatchSize = 8,
+    batch_size: IgnoredBatchSize = 8,
     seed: Seed = 0,
     probe_steps: Annotated[int, typer.Option("--probe-steps", min=1, help="Timesteps that are probed.")] = 5,
     probe_images: Annotated[int, typer.Option("--probe-images", min=1, help="Images at each of them.")] = 1,
