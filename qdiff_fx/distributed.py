@@ -11,7 +11,7 @@ import os
 import re
 import signal
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import timedelta
 from typing import Any, Protocol, TypeVar
 
@@ -20,15 +20,18 @@ from safetensors.torch import load as from_bytes
 from safetensors.torch import save as to_bytes
 from torch import Tensor
 from torch import distributed as dist
+from torch.distributed.distributed_c10d import PrefixStore, Store
+from torch.distributed.rendezvous import rendezvous
 
 from qdiff_fx.errors import QDiffError, WorkerError
 
 Item = TypeVar("Item")
 PATIENCE = timedelta(days=30)
 """What one process does alone, the others wait for; of one that died they hear at once."""
+TO_MEET = timedelta(minutes=10)
 PIECE = 1 << 28
 """Bytes that are sent at a time."""
-FINE, FAILED = b"+", b"-"
+ERROR = "qdiff_fx error"
 AGAIN = "See what ended it, memory perhaps; run again with the same work folder, it goes on from what is finished"
 
 
@@ -40,6 +43,12 @@ class Channel(Protocol):
 
     def add_up(self, integers: Tensor, owner: int) -> None:
         """Called by all; the owner's becomes the sum, in place, and what the others' becomes nobody knows."""
+
+    def leave(self, rank: int, text: str) -> None:
+        """This one goes, for a reason. All others' calls, those too that they are waiting in, raise a RuntimeError."""
+
+    def left(self) -> tuple[int, str] | None:
+        """The first one who went, and its reason; None where nobody gave any."""
 
 
 class Workers:
@@ -113,21 +122,20 @@ class Workers:
             if self._channel is not None and not self._failed:
                 self._failed = True
                 text = str(error) if isinstance(error, QDiffError) else f"{type(error).__name__}: {error}"
-                self._send(FAILED + text.encode())
+                self._channel.leave(self.rank, text)
             raise
+
+    def gone(self, cause: str) -> WorkerError:
+        """What to raise when another process does not answer any more."""
+        self._failed = True
+        left = None if self._channel is None else self._channel.left()
+        if left is not None:
+            return WorkerError(left[1], where=f"process {left[0]} of {self.count}")
+        return WorkerError(f"one of the {self.count} processes is gone ({cause})", where="distributed", fix=AGAIN)
 
     def _exchange(self, payload: bytes) -> list[bytes]:
         if self._channel is None:
             return [payload]
-        found = self._send(FINE + payload)
-        for rank, each in enumerate(found):
-            if each[:1] == FAILED:
-                self._failed = True
-                raise WorkerError(each[1:].decode(errors="replace"), where=f"process {rank} of {self.count}")
-        return [each[1:] for each in found]
-
-    def _send(self, payload: bytes) -> list[bytes]:
-        assert self._channel is not None
         with self._in_words():
             return self._channel.exchange(payload)
 
@@ -136,19 +144,21 @@ class Workers:
         try:
             yield
         except RuntimeError as error:
-            self._failed = True
-            raise WorkerError(
-                f"one of the {self.count} processes is gone ({_cause(error)})",
-                where="distributed",
-                fix=AGAIN,
-            ) from error
+            raise self.gone(_cause(error)) from error
 
 
 ALONE = Workers()
 
 
 class Gloo:
-    """The channel between processes that torchrun started."""
+    """The channel between processes that torchrun started.
+
+    Args:
+        store: what they found one another through; torchrun keeps it as long as any of them lives.
+    """
+
+    def __init__(self, store: Store):
+        self._store = store
 
     def exchange(self, payload: bytes) -> list[bytes]:
         count = dist.get_world_size()
@@ -168,6 +178,19 @@ class Gloo:
         for piece in integers.view(-1).split(PIECE // integers.element_size()):
             dist.reduce(piece, owner)
 
+    def leave(self, rank: int, text: str) -> None:
+        with suppress(RuntimeError):  # of a store that is gone too
+            self._store.compare_set(ERROR, "", json.dumps([rank, text]))
+        # The others' sockets close.
+        dist.destroy_process_group()
+
+    def left(self) -> tuple[int, str] | None:
+        with suppress(RuntimeError):
+            if self._store.check([ERROR]):
+                rank, text = json.loads(self._store.get(ERROR))
+                return rank, text
+        return None
+
 
 @contextmanager
 def started_together() -> Iterator[Workers]:
@@ -176,23 +199,28 @@ def started_together() -> Iterator[Workers]:
     if count < 2 or "RANK" not in os.environ:
         yield ALONE
         return
-    dist.init_process_group("gloo", timeout=PATIENCE)
-    # torchrun ends the others when one has died.
-    before = signal.signal(signal.SIGTERM, _ended)
+    store, rank, count = next(rendezvous("env://", timeout=TO_MEET))
+    dist.init_process_group("gloo", store=PrefixStore("gloo", store), rank=rank, world_size=count, timeout=PATIENCE)
+    workers = Workers(rank, count, Gloo(store))
+
+    def ended(number: int, frame: object) -> None:
+        """torchrun ends the others when one has died."""
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        raise workers.gone("this one was ended")
+
+    before = signal.signal(signal.SIGTERM, ended)
     try:
-        yield Workers(dist.get_rank(), count, Gloo())
+        yield workers
     finally:
         signal.signal(signal.SIGTERM, before)
-        dist.destroy_process_group()
-
-
-def _ended(number: int, frame: object) -> None:
-    raise WorkerError("it was ended, as another process is gone, or from outside", where="distributed", fix=AGAIN)
+        if dist.is_initialized():
+            dist.destroy_process_group()
 
 
 def _cause(error: RuntimeError) -> str:
     """gloo's words: without the place in its sources before them, and the advice behind."""
-    return re.sub(r"^\[[^\]]*\]\s*", "", str(error).splitlines()[0]).split(". ")[0][:200]
+    text = str(error) or type(error).__name__
+    return re.sub(r"^\[[^\]]*\]\s*", "", text.splitlines()[0]).split(". ")[0][:200]
 
 
 def _taken_apart(payload: bytes) -> tuple[Any, dict[str, Tensor]]:

@@ -18,6 +18,7 @@ class Meeting:
     def __init__(self, count: int):
         self.brought: list[Any] = [b""] * count
         self.barrier = threading.Barrier(count, timeout=60)
+        self.left: tuple[int, str] | None = None
         self.turn = threading.Lock()  # torch's fake tensors are not for several threads: one runs until it waits
 
     def wait(self) -> None:
@@ -40,6 +41,13 @@ class Seat:
         found = list(self.meeting.brought)
         self.meeting.wait()
         return found
+
+    def leave(self, rank: int, text: str) -> None:
+        self.meeting.left = self.meeting.left or (rank, text)
+        self.meeting.barrier.abort()
+
+    def left(self) -> tuple[int, str] | None:
+        return self.meeting.left
 
     def add_up(self, integers: torch.Tensor, owner: int) -> None:
         brought = self.exchange(integers.clone())

@@ -76,6 +76,9 @@ def test_one_that_is_gone_is_noticed() -> None:
         def exchange(self, payload: bytes) -> list[bytes]:
             raise RuntimeError("[/gloo/pair.cc:553] Connection closed by peer [10.0.0.2]:3451. Check the logs\nmore")
 
+        def left(self) -> None:
+            return None
+
     expected = r"one of the 2 processes is gone \(Connection closed by peer \[10.0.0.2\]:3451\)\. See .*work folder"
     with pytest.raises(WorkerError, match=expected):
         Workers(0, 2, Broken()).barrier()

@@ -71,7 +71,7 @@ def recorded_rows(costs: Costs, job: Job) -> int:
 
 
 def estimate(costs: Costs, job: Job, processes: int = 1) -> Estimate:
-    """What the phases of a job will take; sampling and calibrating are shared out to the processes."""
+    """What the phases of a job will take; all but saving and reconstructing is shared out to the processes."""
     recorded = recorded_rows(costs, job)
     rows = recorded if job.rows is None else min(job.rows, recorded)
     groups, calls = job.request.count / costs.samples, rows / costs.rows
@@ -84,7 +84,7 @@ def estimate(costs: Costs, job: Job, processes: int = 1) -> Estimate:
     ]
     if job.config.weight_rounding != "nearest":
         peak = costs.held_bytes + costs.step_bytes + data + rounding_bytes(costs)
-        phases.append(PhaseEstimate("rounding", rounding_seconds(costs, job, rows), peak))
+        phases.append(PhaseEstimate("rounding", rounding_seconds(costs, job, rows, processes), peak))
     if job.reconstruction is not None:
         peak = costs.held_bytes + 3 * costs.step_bytes + data
         phases.append(PhaseEstimate("reconstructing", learning_seconds(costs, job), peak))
@@ -94,8 +94,8 @@ def estimate(costs: Costs, job: Job, processes: int = 1) -> Estimate:
     return Estimate(tuple(phases), rows)
 
 
-def rounding_seconds(costs: Costs, job: Job, rows: int) -> float:
-    """Of choosing all codes."""
+def rounding_seconds(costs: Costs, job: Job, rows: int, processes: int) -> float:
+    """Of choosing all codes: rows and layers are shared out, what is done to the graph is not."""
     inputs = {layer.reads: layer for layer in costs.layers}
     moments = sum(_samples(layer, rows) * layer.columns**2 / 2 for layer in inputs.values())
     factors = sum(layer.columns**3 / 3 for layer in inputs.values())
@@ -103,16 +103,15 @@ def rounding_seconds(costs: Costs, job: Job, rows: int) -> float:
     weights = sum(layer.outputs * layer.columns for layer in costs.layers)
     feedback = sum(layer.outputs * layer.columns**2 / 2 for layer in costs.layers)
     stepping = 2 * rows / costs.rows * integer_step(costs)
-    return (
+    shared = (
         stepping
         + moments / costs.rates.moments
-        + factors / costs.rates.factorisation
         + entries / costs.rates.entries
+        + factors / costs.rates.factorisation
         + weights / costs.rates.weights
         + feedback / costs.rates.feedback
-        + ranges_seconds(costs, job, rows)
-        + ROUNDING_GRAPH * costs.capture
     )
+    return shared / processes + ranges_seconds(costs, job, rows) + ROUNDING_GRAPH * costs.capture
 
 
 def integer_step(costs: Costs) -> float:

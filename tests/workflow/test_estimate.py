@@ -60,6 +60,13 @@ def test_only_what_will_be_done_is_estimated() -> None:
     assert seconds_of(COSTS, standard)["reconstructing"] > 2 * seconds_of(COSTS, learning)["reconstructing"] > 0
 
 
+def test_processes_share_the_work() -> None:
+    alone, shared = (estimate(COSTS, JOB, processes).phases for processes in (1, 2))
+    for one, two in zip(alone, shared, strict=True):
+        assert one.seconds / 2 <= two.seconds <= one.seconds
+    assert shared[0].seconds == pytest.approx(alone[0].seconds / 2)
+
+
 def test_layers_that_read_the_same_share_their_second_moments() -> None:
     apart = replace(COSTS, layers=(*LAYERS[:2], replace(LAYERS[2], reads="c")))
     assert seconds_of(apart, JOB)["rounding"] > seconds_of(COSTS, JOB)["rounding"]
