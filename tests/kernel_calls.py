@@ -137,6 +137,32 @@ def feedback_roundings(draw) -> Call:
     return Call("round_with_feedback", {"steps": steps, "pull": torch.randn_like(steps), "factor": factor, **limits})
 
 
+# --------------------------------------------------------------------------------------- weights and what is watched
+
+
+@st.composite
+def nearest_codes(draw) -> Call:
+    """Rows of weights whose best scale is not to be mistaken, or for which none is looked for."""
+    torch.manual_seed(draw(seeds))
+    weight = torch.randn(draw(st.sampled_from([1, 5])), draw(st.sampled_from([1, 15, 16, 70, 600, 1100])))
+    weight = (weight ** draw(st.sampled_from([1, 3]))).to(draw(floats))
+    numbers = {
+        "candidates": draw(st.sampled_from([1, 2, 80])),
+        "shrink": 0.01,
+        "power": draw(st.sampled_from([2.0, 2.4])),
+    }
+    return Call("nearest_codes", {"weight": weight, "bits": draw(st.integers(2, 8)), **numbers})
+
+
+@st.composite
+def histograms(draw) -> Call:
+    """Rows that fill vectors and tasks and such that do not, whole or every so many numbers of them."""
+    torch.manual_seed(draw(seeds))
+    rows = torch.randn(draw(st.sampled_from([1, 3])), draw(st.sampled_from([1, 15, 16, 70, 20_000])))
+    numbers = {"exponent": draw(st.sampled_from([-9, -2, 0, 30])), "bins": draw(st.sampled_from([2, 64, 2048]))}
+    return Call("histogram", {"rows": rows.to(draw(floats)), **numbers, "step": draw(st.sampled_from([1, 3, 5]))})
+
+
 # ------------------------------------------------------------------------------------------------ convolutions
 
 

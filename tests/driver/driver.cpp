@@ -17,7 +17,7 @@ Bytes result_of(const Case& c, const Way& way) {
       {"int_conv", int_conv},           {"int_linear", int_linear},     {"group_norm_act", group_norm_act},
       {"layer_norm_act", layer_norm_act}, {"act_quantize", act_quantize}, {"act_quantize_rest", act_quantize_rest},
       {"int_attention_vnni", int_attention_vnni}, {"int_depthwise_conv", int_depthwise_conv}, {"int_gram", int_gram},
-      {"round_with_feedback", round_with_feedback}};
+      {"round_with_feedback", round_with_feedback}, {"nearest_codes", nearest_codes}, {"histogram", histogram}};
   const auto found = operators.find(c.operation);
   if (found == operators.end()) throw std::runtime_error("there is no operator " + c.operation);
   return found->second(c, way);

@@ -12,6 +12,7 @@
 #include <vector>
 
 #include "case_file.h"
+#include "core/candidates.h"
 #include "core/convolution.h"
 #include "core/kernels.h"
 
@@ -237,6 +238,44 @@ inline Bytes round_with_feedback(const Case& c, const Way& way) {
   share(tasks, way.threads, [&](qdiff::Tasks& each) { qdiff::kKernels.round_with_feedback(p, each); });
   std::copy(codes.begin(), codes.end(), found.begin());
   Bytes out(found.size() * sizeof(float));
+  std::memcpy(out.data(), found.data(), out.size());
+  return out;
+}
+
+// --------------------------------------------------------------------------------------- weights and what is watched
+
+// Of rows (rows, columns): as floats one behind the other the codes and the scales.
+inline Bytes nearest_codes(const Case& c, const Way& way) {
+  const Tensor& weight = c.tensor("weight");
+  const double power = c.number("power");
+  const auto tried = qdiff::candidates_of(c.integer("candidates"), c.number("shrink"), power);
+  qdiff::NearestCodes p{};
+  p.weight = weight.bytes.data(), p.type = weight.type, p.rows = weight.sizes[0], p.columns = weight.sizes[1];
+  qdiff::set_search(p, int32_t(c.integer("bits")), power, tried);
+  const int64_t numbers = p.rows * p.columns;
+  std::vector<int8_t> codes(static_cast<size_t>(numbers));
+  std::vector<float> found(static_cast<size_t>(numbers + p.rows));
+  const Aligned scratch(way.threads * p.scratch_numbers * int64_t(sizeof(float)));
+  p.scratch = reinterpret_cast<float*>(scratch.data()), p.codes = codes.data(), p.scales = found.data() + numbers;
+  share(p.rows, way.threads, [&](qdiff::Tasks& each) { qdiff::kKernels.nearest_codes(p, each); });
+  std::copy(codes.begin(), codes.end(), found.begin());
+  Bytes out(found.size() * sizeof(float));
+  std::memcpy(out.data(), found.data(), out.size());
+  return out;
+}
+
+inline Bytes histogram(const Case& c, const Way& way) {
+  const Tensor& rows = c.tensor("rows");
+  qdiff::Histogram p{};
+  p.in = rows.bytes.data(), p.type = rows.type, p.rows = rows.sizes[0], p.columns = rows.sizes[1];
+  p.step = c.integer("step"), p.exponent = int32_t(c.integer("exponent")), p.bins = c.integer("bins");
+  std::vector<uint32_t> counts(static_cast<size_t>(way.threads * qdiff::kCounters * p.bins));
+  p.counts = counts.data();
+  share(p.rows * qdiff::histogram_tasks_of_row(p), way.threads,
+        [&](qdiff::Tasks& each) { qdiff::kKernels.histogram(p, each); });
+  std::vector<int64_t> found(static_cast<size_t>(p.bins));
+  for (size_t i = 0; i < counts.size(); ++i) found[i % found.size()] += counts[i];
+  Bytes out(found.size() * sizeof(int64_t));
   std::memcpy(out.data(), found.data(), out.size());
   return out;
 }

@@ -1,10 +1,6 @@
 // Weights as their nearest codes.
 
-#include <array>
-#include <cmath>
-#include <utility>
-#include <vector>
-
+#include "core/candidates.h"
 #include "core/parallel.h"
 #include "core/pool.h"
 #include "ops/checks.h"
@@ -14,33 +10,6 @@ namespace qdiff {
 namespace {
 
 constexpr int64_t kMostCandidates = 1024;
-constexpr int kTerms = 5;  // of `NearestCodes::near`
-
-// The polynomial x^2 (c[0] + c[1] x + ...) nearest to x^power on [0, 1], by least squares, then that of |e| = x / 2.
-void fit_near_power(double power, float* near) {
-  std::array<std::array<double, kTerms + 1>, kTerms> a;  // normal equations: integrals of x^(i + 2) x^(j + 2)
-  for (int i = 0; i < kTerms; ++i) {
-    for (int j = 0; j < kTerms; ++j) a[i][j] = 1.0 / (i + j + 5);
-    a[i][kTerms] = 1.0 / (power + i + 3);
-  }
-  for (int i = 0; i < kTerms; ++i) {  // positive definite: no pivoting
-    for (int row = 0; row < kTerms; ++row) {
-      if (row == i) continue;
-      const double factor = a[row][i] / a[i][i];
-      for (int j = i; j <= kTerms; ++j) a[row][j] -= factor * a[i][j];
-    }
-  }
-  for (int i = 0; i < kTerms; ++i) near[i] = float(std::ldexp(a[i][kTerms] / a[i][i], i + 2) * std::pow(0.5, power));
-}
-
-std::vector<NearestCodes::Candidate> candidates_of(int64_t count, double shrink, double power) {
-  std::vector<NearestCodes::Candidate> tried;
-  for (int64_t i = 0; i < count; ++i) {
-    const double ratio = 1 - shrink * double(i);
-    tried.push_back({float(ratio), float(1 / ratio), std::pow(ratio, power)});
-  }
-  return tried;
-}
 
 }  // namespace
 
@@ -59,11 +28,8 @@ std::tuple<Tensor, Tensor> nearest_codes(const Tensor& weight, int64_t bits, int
   NearestCodes p{};
   p.weight = dense.const_data_ptr(), p.type = type_of(dtype_of(dense));
   p.rows = dense.size(0), p.columns = dense.size(1);
-  p.high = (1 << (bits - 1)) - 1, p.low = bits < 8 ? -p.high - 1 : -p.high;
   const auto tried = candidates_of(candidates, shrink, power);
-  p.tried = tried.data(), p.candidates = candidates, p.power = float(power);
-  fit_near_power(power, p.near);
-  p.scratch_numbers = 2 * ceil_div(p.columns, kLanes) * kLanes;
+  set_search(p, int32_t(bits), power, tried);
   const Bytes scratch(size_t(std::min(threads.count(), TaskPool::kMaxThreads) * p.scratch_numbers) * sizeof(float));
   p.scratch = scratch.data<float>();
   p.scales = static_cast<float*>(scales.mutable_data_ptr()), p.codes = static_cast<int8_t*>(codes.mutable_data_ptr());
