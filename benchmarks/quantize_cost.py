@@ -1,6 +1,6 @@
 """What quantizing costs, phase by phase: seconds, in units of a float32 step, and the process's peak memory.
 
-``python -m benchmarks.quantize_cost --model sd15 --weight-bits 4``
+``python -m benchmarks.quantize_cost --model sd15 --weight-bits 4 --rows 32``
 
 Wall-clock seconds mean something on an idle machine only; seconds of the processor's also where others work on it.
 
@@ -13,10 +13,10 @@ from __future__ import annotations
 import json as jsonlib
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Annotated, TypeVar
+from typing import Annotated, TypeVar, cast
 
 import torch
 import typer
@@ -24,7 +24,8 @@ from safetensors.torch import save_file
 
 from benchmarks.networks import WEIGHT_SEED, Network, fill_tensor, get_network
 from benchmarks.output import Column, number, print_table, write_json
-from qdiff_fx import QDiffConfig, calibrate, convert_qdiff, prepare_qdiff, save_qdiff
+from qdiff_fx import QDiffConfig, calibrate, convert_qdiff, prepare_qdiff, round_weights, save_qdiff
+from qdiff_fx.config import WeightRounding
 from qdiff_fx.passes.quantize.measure import measure
 
 SHARD_BYTES = 1 << 30
@@ -72,6 +73,13 @@ class Costs:
         self.rows.append(CostRow(phase, seconds, spent, self.step and spent / self.step, peak_memory()))
         return result
 
+    def add_up(self, phase: str, *, after: str) -> None:
+        """A row for all that came after another one."""
+        last = next(index for index, row in enumerate(self.rows) if row.phase == after)
+        some = self.rows[last + 1 :]
+        seconds, spent = sum(row.seconds for row in some), sum(row.processor for row in some)
+        self.rows.append(CostRow(phase, seconds, spent, self.step and spent / self.step, peak_memory()))
+
 
 def peak_memory() -> int:
     """Bytes, the largest resident set of this process so far."""
@@ -79,24 +87,38 @@ def peak_memory() -> int:
     return int(status["VmHWM"].split()[0]) * 1024
 
 
-def quantize(network: Network, weight_bits: int, costs: Costs) -> None:
-    """Every phase on one step's inputs, weights rounded to nearest."""
+def quantize(network: Network, weight_bits: int, rows: int, rounding: WeightRounding, costs: Costs) -> None:
+    """Everything that `qdiff quantize` does after sampling, on random rows spread over the timesteps."""
     unet, inputs = network.build(False), network.inputs()
     with torch.no_grad():
         unet(**inputs)
         costs.measured("a float32 step", lambda: unet(**inputs))
     costs.step = costs.rows[-1].processor
     config = QDiffConfig(
-        weight_bits=weight_bits, num_train_timesteps=network.num_train_timesteps, weight_rounding="nearest"
+        weight_bits=weight_bits, num_train_timesteps=network.num_train_timesteps, weight_rounding=rounding
     )
     prepared = costs.measured("prepare", lambda: prepare_qdiff(unet, config, inputs))
-    costs.measured("calibrate, one batch", lambda: calibrate(prepared, [inputs], progress=False))
-    prepared.decided = costs.measured(
-        "ranges and nearest codes", lambda: measure(prepared.graph_module, prepared.qconfig)
-    )
-    quantized = costs.measured("convert", lambda: convert_qdiff(prepared))
+    batches = list(spread_batches(network, rows))
+    costs.measured(f"calibrate, {rows} rows", lambda: calibrate(prepared, batches, progress=False))
+    if rounding == "nearest":
+        prepared.decided = costs.measured(
+            "ranges and nearest codes", lambda: measure(prepared.graph_module, prepared.qconfig)
+        )
+    else:
+        costs.measured(f"round weights, {rows} rows", lambda: round_weights(prepared, batches, progress=False))
+    quantized = costs.measured("convert", lambda: convert_qdiff(prepared, "reference"))
     with tempfile.TemporaryDirectory() as folder:
         costs.measured("save", lambda: save_qdiff(quantized, Path(folder) / "saved"))
+    costs.add_up("everything", after="a float32 step")
+
+
+def spread_batches(network: Network, rows: int) -> Iterator[dict[str, torch.Tensor]]:
+    """Batches of one timestep each, the noisiest first, as a sampler makes them."""
+    count = max(1, rows // network.batch)
+    for index in range(count):
+        timestep = int(network.num_train_timesteps * (1 - (index + 0.5) / count))
+        inputs = network.inputs(index)
+        yield {**inputs, "timestep": torch.full_like(inputs["timestep"], timestep)}
 
 
 def prepare_from(shards: Path, network: Network, costs: Costs) -> None:
@@ -134,6 +156,8 @@ def main(
     model: Annotated[str, typer.Option(help="The network.")] = "sd15",
     weight_bits: Annotated[int, typer.Option(min=2, max=8, help="Bits of the weights.")] = 4,
     threads: Annotated[int, typer.Option(help="Threads; 0: as many as torch takes.")] = 0,
+    rounding: Annotated[str, typer.Option(help="Of weights: nearest or second_order.")] = "second_order",
+    rows: Annotated[int, typer.Option(min=1, help="Rows, samples at one timestep, that are shown.")] = 32,
     shards: Annotated[Path | None, typer.Option(help="Prepare from weights here, and nothing else.")] = None,
     json: Annotated[Path | None, typer.Option(help="Write the rows here.")] = None,
 ) -> None:
@@ -142,7 +166,7 @@ def main(
         torch.set_num_threads(threads)
     network, costs = get_network(model), Costs()
     if shards is None:
-        quantize(network, weight_bits, costs)
+        quantize(network, weight_bits, rows, cast(WeightRounding, rounding), costs)
     else:
         prepare_from(shards, network, costs)
     print_table(f"{model}, {torch.get_num_threads()} threads", COLUMNS, costs.rows)

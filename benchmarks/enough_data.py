@@ -1,0 +1,134 @@
+"""How much data calibration and rounding need: ε SQNR on held-out seeds against rows, trajectories, steps, positions.
+
+``python -m benchmarks.enough_data SOURCE --weight-bits 4 --json out/enough.json --picture docs/images/enough.png``
+
+Each curve varies one thing and leaves the others at their most. A row is one sample at one timestep. Seed 1 is
+calibrated on, seeds 2 and 3 are judged.
+"""
+
+from __future__ import annotations
+
+import copy
+import statistics
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+from unittest import mock
+
+import typer
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+
+from benchmarks.output import write_json
+from qdiff_fx import CalibrationData, QDiffConfig, calibrate, convert_qdiff, round_weights
+from qdiff_fx.evaluation import Trajectory, eps_sqnr
+from qdiff_fx.networks import PreparedUNet
+from qdiff_fx.sources import SampleRequest, resolve
+from qdiff_fx.weight_rounding import jobs
+from qdiff_fx.workflow.job import Job
+from qdiff_fx.workflow.run import prepare
+
+CALIBRATED, JUDGED = 1, (2, 3)
+POSITIONS = (0.5, 1, 2, 3, 6)
+
+
+@dataclass(frozen=True)
+class Point:
+    """One network.
+
+    Attributes:
+        curve: what is varied.
+        amount: of it.
+        rows: that were shown.
+        decibels: the mean over the steps and the seeds.
+        last: of the last step.
+    """
+
+    curve: str
+    amount: float
+    rows: int
+    decibels: float
+    last: float
+
+
+def points(prepared: PreparedUNet, data: CalibrationData, judged: Sequence[Trajectory], steps: int) -> Iterator[Point]:
+    """Every curve, point by point."""
+    rows = sum(len(next(iter(batch.values()))) for batch in data)
+    amount = steps
+    while amount < rows:
+        yield _point("rows", amount, prepared, data.spread(amount), judged)
+        amount *= 2
+    yield _point("rows", rows, prepared, data, judged)
+    groups = len(data) // steps
+    for count in range(1, groups):
+        yield _point("runs of the sampler", count, prepared, data[: count * steps], judged)
+    for every in (2, 4, 8, 16):
+        if steps // every > 1:
+            chosen = [data[index] for index in range(len(data)) if (steps - 1 - index % steps) % every == 0]
+            some = CalibrationData(chosen, data.metadata)
+            yield _point("steps of the trajectory", len(range(0, steps, every)), prepared, some, judged)
+    for each in POSITIONS:
+        with mock.patch.object(jobs, "PER_COLUMN", each), mock.patch.object(jobs, "LEAST_POSITIONS", 1):
+            yield _point("positions per column", each, prepared, data, judged)
+
+
+def _point(
+    curve: str, amount: float, prepared: PreparedUNet, data: CalibrationData, judged: Sequence[Trajectory]
+) -> Point:
+    network = copy.deepcopy(prepared)
+    calibrate(network, data, progress=False)
+    round_weights(network, data, progress=False)
+    quantized = convert_qdiff(network)
+    found = [eps_sqnr(quantized, each) for each in judged]
+    rows = sum(len(next(iter(batch.values()))) for batch in data)
+    mean = statistics.mean(statistics.mean(each) for each in found)
+    return Point(curve, amount, rows, mean, statistics.mean(each[-1] for each in found))
+
+
+def drawn(curves: Mapping[str, Sequence[Point]], title: str) -> Figure:
+    """One plot for each curve, side by side, with one axis of decibels."""
+    figure = Figure(figsize=(3.2 * len(curves), 3), layout="constrained")
+    FigureCanvasAgg(figure)
+    for axes, (curve, found) in zip(figure.subplots(1, len(curves), sharey=True, squeeze=False)[0], curves.items()):
+        axes.plot([each.amount for each in found], [each.decibels for each in found], "o-", color="#1f3f7f")
+        axes.set_xscale("log", base=2)
+        axes.set_xticks([each.amount for each in found], [f"{each.amount:g}" for each in found])
+        axes.minorticks_off()
+        axes.set_xlabel(curve)
+        axes.grid(axis="y", color="#dddddd")
+    figure.axes[0].set_ylabel("ε SQNR, dB")
+    figure.suptitle(title, fontsize=10)
+    return figure
+
+
+def main(
+    source: Annotated[str, typer.Argument(metavar="SOURCE")],
+    weight_bits: Annotated[int, typer.Option("--weight-bits")] = 4,
+    samples: Annotated[int, typer.Option("--samples")] = 8,
+    steps: Annotated[int, typer.Option("--steps")] = 25,
+    images: Annotated[int, typer.Option("--images", help="Judged, of each seed.")] = 4,
+    json: Annotated[Path | None, typer.Option("--json")] = None,
+    picture: Annotated[Path | None, typer.Option("--picture")] = None,
+) -> None:
+    """Print every point as it is found."""
+    origin = resolve(source)
+    job = Job(QDiffConfig(weight_bits=weight_bits), SampleRequest(samples, steps, CALIBRATED))
+    prepared = prepare(origin, job, False)
+    data = origin.calibration_data(job.request, every=1, progress=False)
+    judged = [origin.trajectory(SampleRequest(images, steps, seed)) for seed in JUDGED]
+    curves: dict[str, list[Point]] = {}
+    for point in points(prepared, data, judged, steps):
+        curves.setdefault(point.curve, []).append(point)
+        typer.echo(
+            f"{point.curve:24} {point.amount:6g}  {point.rows:5} rows  {point.decibels:6.2f} dB  "
+            f"last step {point.last:6.2f} dB"
+        )
+    if json is not None:
+        write_json([vars(each) for found in curves.values() for each in found], json)
+    if picture is not None:
+        drawn(curves, f"{Path(source).parent.name or source}, W{weight_bits}A8").savefig(picture, dpi=110)
+
+
+if __name__ == "__main__":
+    typer.run(main)
