@@ -10,7 +10,7 @@ from torch import fx
 
 from qdiff_fx.backends import get_backend
 from qdiff_fx.backends.common.base import activation_of
-from qdiff_fx.backends.native.backend import NativeOptions
+from qdiff_fx.backends.common.options import choose_options
 from qdiff_fx.calibration.stream import Run
 from qdiff_fx.config import QDiffConfig
 from qdiff_fx.ir.annotations import nodes_with, require
@@ -60,7 +60,7 @@ class BlockOnIntegers:
         compute_dtype: torch.dtype | None = None,
     ):
         self.graph, self.config, self.block, self.parameters = graph, config, block, parameters
-        self._options = NativeOptions(compute_dtype, reuse=False)
+        self._options = choose_options(get_backend("native"), {"compute_dtype": compute_dtype, "reuse": False})
         self.layers = {layer_id(node): node for node in block.layers}
 
     def forward(self, weights: Mapping[str, WeightParameters]) -> Part:
