@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -61,13 +62,15 @@ class ActivationQuantizer(nn.Module):
         """x [R, ...], R the batch B or a multiple of it, or x belongs to every sample; timestep [B]."""
         if not self.switch.activations:
             return x
-        rows = self._rows(x, timestep)
-        scale, zero_point = self.scales()[rows], self.zero_point[rows]
-        ends = self.spec.qmin, self.spec.qmax
-        if not self.log_factor.requires_grad:
-            return torch.fake_quantize_per_channel_affine(x, scale, zero_point, 0, *ends)
-        learnable = torch._fake_quantize_learnable_per_channel_affine
-        return learnable(x, scale, zero_point.float(), 0, *ends, 1.0)
+        rows, shape = self._rows(x, timestep), [-1] + [1] * (x.dim() - 1)
+        low, high = ((end - self.zero_point[rows]).to(torch.float32).view(shape) for end in self.ends)
+        quantized: Tensor = _FakeQuantize.apply(x, self.scales()[rows].view(shape), low, high)  # type: ignore[no-untyped-call]
+        return quantized
+
+    @property
+    def ends(self) -> tuple[int, int]:
+        """The least and the largest code."""
+        return self.spec.qmin, self.spec.qmax
 
     def scales(self) -> Tensor:
         """float32 [T]."""
@@ -83,6 +86,33 @@ class ActivationQuantizer(nn.Module):
         if count == 1:
             return torch.zeros(x.shape[0], dtype=torch.int64)
         return replace(self.schedule, bins=count).rows_of(timestep, x.shape[0])
+
+
+class _FakeQuantize(torch.autograd.Function):
+    """`clamp(round(x / s), low, high) * s` in the dtype of x.
+
+    The gradient by x goes through what does not clip; that by s is `clamp(...)` where it clips, elsewhere less x / s.
+    Torch's own for a scale per row takes twice the time.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, scale: Tensor, low: Tensor, high: Tensor) -> Tensor:
+        exact = x * scale.reciprocal()
+        steps = exact.round()
+        held = torch.clamp(steps, low, high)
+        if any(ctx.needs_input_grad):
+            inside = held == steps
+            by_scale = held.addcmul(exact, inside, value=-1) if ctx.needs_input_grad[1] else None
+            ctx.save_for_backward(inside, by_scale)
+        return held.mul_(scale).to(x.dtype)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, Tensor | None, None, None]:
+        (inside, by_scale), (gradient,) = ctx.saved_tensors, gradients
+        by_x = gradient * inside if ctx.needs_input_grad[0] else None
+        if by_scale is not None:
+            by_scale = by_scale.mul_(gradient).sum(dim=list(range(1, gradient.dim())), keepdim=True)
+        return by_x, by_scale, None, None
 
 
 class LayerWeight(nn.Module):

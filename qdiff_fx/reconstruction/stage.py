@@ -16,6 +16,7 @@ from qdiff_fx.reconstruction.simulation import Simulation
 from qdiff_fx.reconstruction.units import Unit
 
 FLOAT, QUANTIZED = "float", "quantized"
+FIXED = "fixed"  # computed once while a unit learns
 
 
 @dataclass(frozen=True)
@@ -53,13 +54,13 @@ class Stage:
 
     def run(self, cache: ActivationCache, rows: slice | Tensor, source: str = QUANTIZED) -> Tensor:
         """The unit's output on some samples, from the float or the quantized prefix."""
-        inputs = (_image_layout(_read(cache, name, rows, source)) for name in self.part.inputs)
+        inputs = (read(cache, name, rows, source) for name in self.part.inputs)
         output: Tensor = self.part.module(*inputs)[0]
         return output
 
     def error(self, cache: ActivationCache, rows: Tensor) -> Tensor:
         """What the unit's output differs by from the float network's."""
-        return self.run(cache, rows) - _image_layout(_read(cache, self.unit.output, rows, FLOAT))
+        return self.run(cache, rows) - read(cache, self.unit.output, rows, FLOAT)
 
     @torch.no_grad()
     def propagate(self, cache: ActivationCache, source: str, chunk: int) -> None:
@@ -94,11 +95,10 @@ def build_stages(simulation: Simulation, units: tuple[Unit, ...]) -> list[Stage]
     return stages
 
 
-def _read(cache: ActivationCache, name: str, rows: slice | Tensor, source: str) -> Tensor:
-    """Cached under its own name where float and quantized are the same: a network input."""
-    return cache.read(name if name in cache else f"{source}.{name}", rows)
-
-
-def _image_layout(tensor: Tensor) -> Tensor:
-    """Channels last for images, which is the layout convolutions are fastest in."""
+def read(cache: ActivationCache, name: str, rows: slice | Tensor, source: str) -> Tensor:
+    """What is cached of a node, images channels last."""
+    for key in (f"{FIXED}.{name}", f"{source}.{name}"):
+        if key in cache:
+            return cache.read(key, rows)
+    tensor = cache.read(name, rows)  # a network input: float and quantized are the same
     return tensor.contiguous(memory_format=torch.channels_last) if tensor.dim() == 4 else tensor

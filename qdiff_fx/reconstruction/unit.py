@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
-from contextlib import nullcontext
+from collections.abc import Callable, Collection, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 
 import torch
@@ -13,6 +13,7 @@ from torch import Tensor
 from qdiff_fx.reconstruction.cache import ActivationCache
 from qdiff_fx.reconstruction.config import ReconstructionConfig
 from qdiff_fx.reconstruction.data import Samples
+from qdiff_fx.reconstruction.folding import folded
 from qdiff_fx.reconstruction.learning import Batches, learn_activations, learn_weights
 from qdiff_fx.reconstruction.report import UnitReport
 from qdiff_fx.reconstruction.sensitivity import channel_rows
@@ -51,7 +52,8 @@ def reconstruct_unit(stage: Stage, lesson: Lesson, seed: int) -> UnitReport:
         steps = _share(config.weight_steps, before, config)
 
         def weights() -> None:
-            learn_weights(stage, config, steps, _objective(stage, lesson, before, power=2.0), batches)
+            with _folded(stage, lesson, [*stage.roundings.values(), *stage.biases.values()]) as rest:
+                learn_weights(stage, config, steps, _objective(rest, lesson, before, power=2.0), batches)
 
         after, reason = _attempt(stage, lesson, weights if steps else None, after, "the rounding", power=2.0)
         reasons.append(reason)
@@ -60,11 +62,18 @@ def reconstruct_unit(stage: Stage, lesson: Lesson, seed: int) -> UnitReport:
         steps = _share(config.act_steps, before, config)
 
         def activations() -> None:
-            learn_activations(stage, config, steps, _objective(stage, lesson, before, power=power), batches)
+            with _folded(stage, lesson, list(stage.activations.values())) as rest:
+                learn_activations(stage, config, steps, _objective(rest, lesson, before, power=power), batches)
 
         after, reason = _attempt(stage, lesson, activations if steps else None, after, "the step sizes", power=2.0)
         reasons.append(reason)
     return UnitReport(stage.unit.path, before, after, "; ".join(filter(None, reasons)))
+
+
+def _folded(stage: Stage, lesson: Lesson, learned: Collection[object]) -> AbstractContextManager[Stage]:
+    """The stage without what comes before these modules, see `folded`."""
+    config = lesson.config
+    return folded(stage, lesson.cache, learned, bfloat16=config.bfloat16, room=config.cache_bytes, chunk=CHUNK)
 
 
 def _attempt(

@@ -23,6 +23,24 @@ def test_rows_come_back(tmp_path):
     assert not list(tmp_path.iterdir())
 
 
+def test_images_come_back_channels_last(tmp_path):
+    images = torch.randn(3, 5, 2, 4)
+    with ActivationCache(3, tmp_path) as cache:
+        cache.write("x", slice(0, 3), images)
+        found = cache.read("x", torch.tensor([2, 1]))
+        torch.testing.assert_close(found, images[[2, 1]], rtol=1e-3, atol=1e-3)
+        assert found.is_contiguous(memory_format=torch.channels_last)
+
+
+def test_bfloat16_is_read_as_it_was_kept(tmp_path):
+    values = torch.randn(2, 3)
+    with ActivationCache(2, tmp_path) as cache:
+        cache.write("x", slice(0, 2), values, torch.bfloat16)
+        cache.write("y", slice(0, 2), values)
+        assert torch.equal(cache.read("x", slice(0, 2)), values.bfloat16())
+        assert cache.bytes == 2 * 2 * values.numel()
+
+
 def test_several_rows_of_one_sample_stay_together(tmp_path):
     heads = torch.randn(4, 3)  # two rows for each of two samples
     with ActivationCache(2, tmp_path) as cache:
