@@ -6,7 +6,7 @@ seconds of
     rounding        rows / R · 2 integer steps, and for each layer [O, K]: second moments n K² / 2 of n positions, once
                     for all layers that read the same; K² and K³ / 3 to factorise them; O K and O K² / 2 to choose codes
                     with error feedback; ranges; twice converting and lowering the graph
-    reconstructing  steps of learning, each of so many rows, forwards and backwards
+    reconstructing  steps of learning, each of so many rows, forwards and backwards, and something for every layer
     saving          converting the graph; where weights are rounded to nearest, ranges and the search for their scales
 
 Ranges are chosen once, for every observer and timestep bin. Work on the graph takes a part of the time that capturing
@@ -27,6 +27,8 @@ from qdiff_fx.workflow.measure import Costs, LayerSize
 
 ROUNDING_GRAPH, SAVING_GRAPH = 1.0, 0.3
 """Of the seconds of capturing: what the passes of these phases take."""
+LEARNING_STEP = 0.7e-3
+"""Seconds of a step of learning that are spent on a layer, however small it is."""
 SHARES = (8, 4, 2)
 """Of the rows of one group of trajectories: the least that a budget chooses, and what lies between that and all."""
 
@@ -131,7 +133,8 @@ def learning_seconds(costs: Costs, job: Job) -> float:
     config = job.reconstruction
     if config is None:
         return 0.0
-    return 3 * (config.weight_steps + config.act_steps) * config.batch_size / costs.rows * costs.step
+    steps = config.weight_steps + config.act_steps
+    return steps * (3 * config.batch_size / costs.rows * costs.step + len(costs.layers) * LEARNING_STEP)
 
 
 def ranges_seconds(costs: Costs, job: Job, rows: int) -> float:
