@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -84,11 +87,20 @@ def test_one_that_is_gone_is_noticed() -> None:
         Workers(0, 2, Broken()).barrier()
 
 
-def torchrun(count: int, *arguments: object) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={count}"]
-    command += ["-m", "qdiff_fx", *map(str, arguments)]
+def command(count: int, *arguments: object) -> dict[str, Any]:
+    """What subprocess takes to run the command in so many processes."""
+    words = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={count}"]
+    words += ["-m", "qdiff_fx", *map(str, arguments)]
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
+    return {"args": words, "cwd": ROOT, "env": environment, "text": True}
+
+
+def torchrun(count: int, *arguments: object) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(**command(count, *arguments), capture_output=True, check=False)
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {file.name: file.read_bytes() for file in folder.iterdir()}
 
 
 @pytest.mark.slow
@@ -100,9 +112,30 @@ def test_the_same_bytes_from_one_two_and_three_processes(tmp_path: Path) -> None
         done = torchrun(count, "quantize", CUSTOM, *options, "--out", out)
         assert done.returncode == 0, done.stderr
         assert done.stdout.count("wrote ") == 1
-        written.append({file.name: file.read_bytes() for file in out.iterdir()})
+        written.append(contents(out))
     assert written[0] == written[1] == written[2]
     other = torchrun(2, "quantize", CUSTOM, *options, "--out", tmp_path / "other")
     assert other.returncode != 0
     assert other.stderr.count("error: ") == 1
     assert "it was begun with another number of processes" in other.stderr
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+def test_one_that_is_killed_ends_all_and_the_folder_goes_on(tmp_path: Path) -> None:
+    options = ("--steps", 3, "--samples", 9, "--weight-bits", 4)
+    given = ("quantize", CUSTOM, *options, "--resume", tmp_path / "work", "--out", tmp_path / "two")
+    running = subprocess.Popen(**command(2, *given), stderr=subprocess.PIPE)
+    while running.poll() is None and not (tmp_path / "work" / "samples").exists():
+        time.sleep(0.02)
+    children = Path(f"/proc/{running.pid}/task/{running.pid}/children").read_text().split()
+    os.kill(int(children[-1]), signal.SIGKILL)
+    said = running.communicate()[1]
+    assert running.returncode != 0
+    assert said.count("error: ") == 1
+    assert "processes is gone" in said
+    done = torchrun(2, *given)
+    assert done.returncode == 0, done.stderr
+    alone = torchrun(1, "quantize", CUSTOM, *options, "--out", tmp_path / "one")
+    assert alone.returncode == 0, alone.stderr
+    assert contents(tmp_path / "two") == contents(tmp_path / "one")
