@@ -60,7 +60,7 @@ class LineScreen:
         apart = now - self._last
         if apart >= SECONDS_APART or (apart >= LEAST_APART and share - self._share > SHARE_APART - 1e-9):
             self._last, self._share = now, share
-            self._say(_line(state))
+            self._say(_line(state, f" {state.share:.0%} of everything,"))
 
     def end(self, state: State, taken: Taken) -> None:
         self._say(f"{state.phase}: took {duration(taken.seconds)}")
@@ -84,7 +84,7 @@ class BarScreen:
 
     def update(self, state: State) -> None:
         self._bar.n = round(1000 * state.share)
-        self._bar.set_description_str(_line(state), refresh=False)
+        self._bar.set_description_str(_line(state, ""), refresh=False)
         now = time.monotonic()
         if now - self._drawn >= self._bar.mininterval or state.done == 0:
             self._drawn = now
@@ -92,6 +92,7 @@ class BarScreen:
 
     def end(self, state: State, taken: Taken) -> None:
         self.note(f"{state.phase}: took {duration(taken.seconds)}")
+        self._bar.clear()  # what is printed between two phases gets lines of its own
 
     def note(self, line: str) -> None:
         tqdm.write(line, file=sys.stderr)
@@ -104,7 +105,7 @@ def _share(state: State) -> float:
     return state.done / state.total if state.total else 0.0
 
 
-def _line(state: State) -> str:
+def _line(state: State, share: str) -> str:
     parts = [state.phase]
     if state.total:
         plural = "" if state.total == 1 else "es" if state.unit.endswith("ch") else "s"
@@ -112,4 +113,4 @@ def _line(state: State) -> str:
     line = " ".join(parts)
     if state.seconds_left is None:
         return line
-    return f"{line}, {state.share:.0%} of everything, about {duration(state.seconds_left)} left"
+    return f"{line},{share} about {duration(state.seconds_left)} left"

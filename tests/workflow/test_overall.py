@@ -6,7 +6,7 @@ import pytest
 
 from qdiff_fx.progress import phase
 from qdiff_fx.workflow.overall import Overall, State, Taken
-from qdiff_fx.workflow.screen import LineScreen
+from qdiff_fx.workflow.screen import BarScreen, LineScreen
 
 
 class Clock:
@@ -162,3 +162,20 @@ class TestLines:
 
     def test_every_half_minute_of_a_long_one(self, clock: Clock) -> None:
         assert len(self.lines(clock, 10, 60)) == 2 + 600 // 30
+
+
+def test_one_bar_describes_the_phase(clock: Clock, capsys: pytest.CaptureFixture[str]) -> None:
+    with Overall(BarScreen(), clock) as overall:
+        overall.expect({"sampling": 10.0, "rounding": 30.0})
+        with phase(overall, "sampling", 2, "batch") as sampling:
+            assert "sampling 0/2 batches, about 40 s left" in capsys.readouterr().err
+            clock.now += 10
+            sampling.advance(2)
+            sampling.note("a note")
+        shown = capsys.readouterr().err
+        assert "25%|" in shown
+        assert "a note\n" in shown
+        assert "sampling: took 10 s\n" in shown
+        # Nothing is left of it where something may be printed.
+        assert shown.rpartition("\r")[0].rpartition("\r")[2].strip() == ""
+    assert capsys.readouterr().err.strip("\r ") == ""
