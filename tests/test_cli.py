@@ -116,11 +116,12 @@ class TestQuantize:
 
     def test_a_dry_run_stops_before_the_work(self, tmp_path: Path) -> None:
         out = ("--out", tmp_path / "net", "--json", "-")
-        result = succeed("quantize", CUSTOM, "--steps", "4", "--budget", "2h", "--dry-run", *out)
+        kept = ("--resume", tmp_path / "kept")
+        result = succeed("quantize", CUSTOM, "--steps", "4", "--budget", "2h", "--dry-run", *kept, *out)
         estimate = json.loads(result.stdout)["estimate"]
         assert estimate["rows"] >= 4 * estimate["samples"] > 0
         assert "sampling" in result.stderr
-        assert not (tmp_path / "net").exists()
+        assert not list(tmp_path.iterdir())
 
     @pytest.mark.parametrize(
         ("options", "message"),

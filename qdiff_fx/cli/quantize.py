@@ -123,18 +123,9 @@ def quantize(
     check_target(out)
     with started_together() as workers, speaking_for_all(workers):
         output = Output(json, silent=not workers.leads)
-        _run(
-            source,
-            prompts,
-            job,
-            out,
-            output,
-            workers,
-            dry_run,
-            resume_dir=resume,
-            samples_dir=calibration,
-            memory_bytes=cap,
-        )
+        # A dry run leaves nothing behind.
+        folders = {} if dry_run else {"resume_dir": resume, "samples_dir": calibration}
+        _run(source, prompts, job, out, output, workers, dry_run, memory_bytes=cap, **folders)
 
 
 def _run(
