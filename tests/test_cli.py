@@ -54,7 +54,7 @@ class TestQuantize:
     def test_stdout_is_json_alone(self, quantized: tuple[Path, Result]) -> None:
         folder, result = quantized
         figures = json.loads(result.stdout)
-        assert set(figures) == {"folder", "bytes", "source", "config", "layers", "estimate"}
+        assert set(figures) == {"folder", "bytes", "source", "config", "layers", "estimate", "rounding"}
         assert figures["folder"] == str(folder)
         assert figures["bytes"] == sum(file.stat().st_size for file in folder.iterdir())
         assert figures["source"] == str(CUSTOM)
@@ -71,6 +71,12 @@ class TestQuantize:
     def test_tables_and_progress_go_to_stderr(self, quantized: tuple[Path, Result]) -> None:
         assert "calibrating" in quantized[1].stderr
         assert "1 in float" in quantized[1].stderr
+
+    def test_layers_with_too_little_data_are_named(self, quantized: tuple[Path, Result]) -> None:
+        short = json.loads(quantized[1].stdout)["rounding"]["short"]
+        assert short["merge.time"] == 12  # one position of each row
+        assert f"{len(short)} of " in quantized[1].stderr
+        assert "fewer positions than they have columns" in " ".join(quantized[1].stderr.split())
 
     def test_calibration_data_are_kept_and_used_again(self, tmp_path: Path) -> None:
         kept = ("--calibration", tmp_path / "data")

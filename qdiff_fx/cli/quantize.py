@@ -24,6 +24,7 @@ from qdiff_fx.report.comparison import megabytes
 from qdiff_fx.report.layers import float_layers_table, layers_json
 from qdiff_fx.sources import SampleRequest, resolve
 from qdiff_fx.storage.artifact import MANIFEST, artifact_bytes
+from qdiff_fx.weight_rounding import RoundingReport
 from qdiff_fx.workflow.estimate import Estimate
 from qdiff_fx.workflow.job import Job
 from qdiff_fx.workflow.run import Done
@@ -152,18 +153,31 @@ def _run(
     _report(done, out, output)
     output.show(taken_table(estimate, progress.taken))
     figures = _figures(done.quantized, out) | {"estimate": estimate_figures(estimate, job, progress.taken)}
+    if done.decided.rounding is not None:
+        figures["rounding"] = {"to_nearest": done.decided.rounding.refused, "short": done.decided.rounding.short}
     if done.decided.reconstruction is not None:
         figures["reconstruction"] = [unit.to_json() for unit in done.decided.reconstruction.units]
     output.figures(figures)
 
 
 def _report(done: Done, out: Path, output: Output) -> None:
-    for path, reason in done.decided.rounded_to_nearest.items():
-        output.note(f"{path} is rounded to nearest: {reason}")
+    if done.decided.rounding is not None:
+        _report_rounding(done.decided.rounding, output)
     if done.decided.reconstruction is not None:
         output.show(reconstruction_line(done.decided.reconstruction))
     output.show(float_layers_table(done.quantized.explain().rows, "quantized"))
     output.show(f"wrote {out}: {megabytes(artifact_bytes(out))}")
+
+
+def _report_rounding(found: RoundingReport, output: Output) -> None:
+    for path, reason in found.refused.items():
+        output.note(f"{path} is rounded to nearest: {reason}")
+    if found.short:
+        path = min(found.short, key=found.short.__getitem__)
+        output.note(
+            f"{len(found.short)} of {len(found.rounded)} layers were rounded on fewer positions than they have columns "
+            f"(least: {path}, {found.short[path]} positions); more rows or --samples say more about them"
+        )
 
 
 def reconstruction_line(result: Reconstruction) -> str:

@@ -17,7 +17,7 @@ from qdiff_fx.networks import PreparedUNet, QuantizedUNet
 from qdiff_fx.progress import Progress, phase
 from qdiff_fx.reconstruction import Reconstruction, reconstruct
 from qdiff_fx.sources import Source
-from qdiff_fx.weight_rounding import round_weights
+from qdiff_fx.weight_rounding import RoundingReport, round_weights
 from qdiff_fx.workflow.estimate import Estimate, check_fits, estimate, fitted
 from qdiff_fx.workflow.job import Job, WorkFolder
 from qdiff_fx.workflow.measure import Costs, measure
@@ -33,11 +33,11 @@ class Decided:
     """What calibration came to.
 
     Attributes:
-        rounded_to_nearest: layers that second-order rounding left to nearest codes, and why.
+        rounding: of weights to second order; None where they are rounded to nearest.
         reconstruction: None where none was asked for.
     """
 
-    rounded_to_nearest: dict[str, str]
+    rounding: RoundingReport | None
     reconstruction: Reconstruction | None
 
 
@@ -183,17 +183,15 @@ def decide(
 
     All processes round together; one reconstructs, which is what it then knows alone.
     """
-    refused: dict[str, str] = {}
+    rounding = None
     if prepared.qconfig.weight_rounding != "nearest":
         # What comes before the first layer is a part of it too.
         with phase(progress if isinstance(progress, Overall) else False, "rounding", None, "layer"):
-            refused = round_weights(
-                prepared, data, resume_dir=folder.rounding, progress=progress, workers=workers
-            ).refused
+            rounding = round_weights(prepared, data, resume_dir=folder.rounding, progress=progress, workers=workers)
     learned = None
     if job.reconstruction is not None and workers.leads:
         learned = reconstruct(prepared, data, job.reconstruction, resume_dir=folder.units, progress=progress)
-    return Decided(refused, learned)
+    return Decided(rounding, learned)
 
 
 def build_kernels(progress: bool | Progress) -> None:
