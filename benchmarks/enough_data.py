@@ -52,25 +52,48 @@ class Point:
     last: float
 
 
-def points(prepared: PreparedUNet, data: CalibrationData, judged: Sequence[Trajectory], steps: int) -> Iterator[Point]:
-    """Every curve, point by point."""
-    rows = sum(len(next(iter(batch.values()))) for batch in data)
+Shown = Iterator[tuple[float, CalibrationData]]
+
+
+def rows_of(data: CalibrationData) -> int:
+    return sum(len(next(iter(batch.values()))) for batch in data)
+
+
+def by_rows(data: CalibrationData, steps: int) -> Shown:
+    """Evenly over trajectories and timesteps."""
     amount = steps
-    while amount < rows:
-        yield _point("rows", amount, prepared, data.spread(amount), judged)
+    while amount < rows_of(data):
+        yield rows_of(data.spread(amount)), data.spread(amount)
         amount *= 2
-    yield _point("rows", rows, prepared, data, judged)
-    groups = len(data) // steps
-    for count in range(1, groups):
-        yield _point("runs of the sampler", count, prepared, data[: count * steps], judged)
-    for every in (2, 4, 8, 16):
-        if steps // every > 1:
-            chosen = [data[index] for index in range(len(data)) if (steps - 1 - index % steps) % every == 0]
-            some = CalibrationData(chosen, data.metadata)
-            yield _point("steps of the trajectory", len(range(0, steps, every)), prepared, some, judged)
+    yield rows_of(data), data
+
+
+def by_runs(data: CalibrationData, steps: int) -> Shown:
+    """Whole trajectories, a run of the sampler after the other."""
+    for count in range(1, len(data) // steps + 1):
+        yield count, data[: count * steps]
+
+
+def by_steps(data: CalibrationData, steps: int) -> Shown:
+    """Every n-th step of every trajectory, the last one always."""
+    for every in (16, 8, 4, 2, 1):
+        chosen = [data[index] for index in range(len(data)) if (steps - 1 - index % steps) % every == 0]
+        yield len(range(0, steps, every)), CalibrationData(chosen, data.metadata)
+
+
+def by_positions(data: CalibrationData, steps: int) -> Shown:
+    """Pixels or tokens for every column of a weight."""
     for each in POSITIONS:
         with mock.patch.object(jobs, "PER_COLUMN", each), mock.patch.object(jobs, "LEAST_POSITIONS", 1):
-            yield _point("positions per column", each, prepared, data, judged)
+            yield each, data
+
+
+CURVES = {
+    "rows": by_rows,
+    "runs of the sampler": by_runs,
+    "steps of the trajectory": by_steps,
+    "positions per column": by_positions,
+}
 
 
 def _point(
@@ -81,9 +104,8 @@ def _point(
     round_weights(network, data, progress=False)
     quantized = convert_qdiff(network)
     found = [eps_sqnr(quantized, each) for each in judged]
-    rows = sum(len(next(iter(batch.values()))) for batch in data)
     mean = statistics.mean(statistics.mean(each) for each in found)
-    return Point(curve, amount, rows, mean, statistics.mean(each[-1] for each in found))
+    return Point(curve, amount, rows_of(data), mean, statistics.mean(each[-1] for each in found))
 
 
 def drawn(curves: Mapping[str, Sequence[Point]], title: str) -> Figure:
@@ -108,6 +130,7 @@ def main(
     samples: Annotated[int, typer.Option("--samples")] = 8,
     steps: Annotated[int, typer.Option("--steps")] = 25,
     images: Annotated[int, typer.Option("--images", help="Judged, of each seed.")] = 4,
+    only: Annotated[list[str] | None, typer.Option("--only", metavar="CURVE", help="Not all curves.")] = None,
     json: Annotated[Path | None, typer.Option("--json")] = None,
     picture: Annotated[Path | None, typer.Option("--picture")] = None,
 ) -> None:
@@ -118,12 +141,14 @@ def main(
     data = origin.calibration_data(job.request, every=1, progress=False)
     judged = [origin.trajectory(SampleRequest(images, steps, seed)) for seed in JUDGED]
     curves: dict[str, list[Point]] = {}
-    for point in points(prepared, data, judged, steps):
-        curves.setdefault(point.curve, []).append(point)
-        typer.echo(
-            f"{point.curve:24} {point.amount:6g}  {point.rows:5} rows  {point.decibels:6.2f} dB  "
-            f"last step {point.last:6.2f} dB"
-        )
+    for curve, shown in CURVES.items():
+        for amount, some in shown(data, steps) if curve in (only or CURVES) else ():
+            point = _point(curve, amount, prepared, some, judged)
+            curves.setdefault(curve, []).append(point)
+            typer.echo(
+                f"{point.curve:24} {point.amount:6g}  {point.rows:5} rows  {point.decibels:6.2f} dB  "
+                f"last step {point.last:6.2f} dB"
+            )
     if json is not None:
         write_json([vars(each) for found in curves.values() for each in found], json)
     if picture is not None:
