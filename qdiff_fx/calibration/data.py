@@ -109,21 +109,26 @@ class CalibrationData(Sequence[Batch]):
         return CalibrationData(kept, self.metadata | {"selected": [timesteps, steps]})
 
     def spread(self, rows: int | None) -> CalibrationData:
-        """Whole batches that hold about so many samples, not fewer if there are as many; None: all of them.
+        """So many of the samples, or all where there are fewer; None: all of them.
 
-        Evenly over the timesteps, and from one timestep to the next over the batches recorded there: over trajectories.
+        As many of every timestep as of every other, or one more, so that none is left out as long as there are as many
+        rows as timesteps; where there are not, the last timestep is among those that are taken. Those of a timestep are
+        spread evenly over what was recorded there, over trajectories, and begin elsewhere at the next timestep.
         """
         if rows is None or not len(self):
             return self
-        at: dict[float, list[int]] = {}
+        at: dict[float, list[tuple[int, int]]] = {}
         for number, record in enumerate(self._records):
-            at.setdefault(_timestep_of(record, self.timestep), []).append(number)
-        turned = [
-            numbers[turn % len(numbers) :] + numbers[: turn % len(numbers)] for turn, numbers in enumerate(at.values())
-        ]
-        order = [number for numbers in turned for number in numbers]
-        count = min(-(-rows // max(map(_row_count, self._records))), len(order))
-        return self.at(sorted(order[index * len(order) // count] for index in range(count)))
+            at.setdefault(_timestep_of(record, self.timestep), []).extend((number, row) for row in _rows_of(record))
+        chosen: dict[int, list[int]] = {}
+        for turn, found in enumerate(at.values()):
+            wanted = min(len(found), rows * (turn + 1) // len(at) - rows * turn // len(at))
+            first = int(turn * GOLDEN % 1 * len(found))
+            for index in range(wanted):
+                number, row = found[(first + index * len(found) // wanted) % len(found)]
+                chosen.setdefault(number, []).append(row)
+        records = [_some(self._records[number], sorted(places)) for number, places in sorted(chosen.items())]
+        return CalibrationData(records, self.metadata | {"rows": rows})
 
     def by_timestep(self) -> list[int]:
         """The numbers of all batches, those at the largest timesteps first."""
@@ -190,7 +195,19 @@ class CalibrationData(Sequence[Batch]):
         return {id(tensor): tensor for record in self._records for tensor in record.values()}
 
 
+GOLDEN = (5**0.5 - 1) / 2
 _STARTS = {"first": 0.0, "middle": 0.5, "last": 1.0}
+
+
+def _rows_of(record: Mapping[str, Tensor]) -> range:
+    return range(_row_count(record))
+
+
+def _some(record: Mapping[str, Tensor], rows: list[int]) -> Mapping[str, Tensor]:
+    """Some rows of a record; itself where they are all."""
+    if len(rows) == _row_count(record):
+        return record
+    return {name: tensor[torch.tensor(rows)] for name, tensor in record.items()}
 
 
 def as_record(arguments: Mapping[str, Any], timestep: str | None = None) -> dict[str, Tensor]:

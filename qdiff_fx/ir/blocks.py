@@ -196,4 +196,5 @@ def _size(size: Any) -> int:
 
 
 def _results(output: fx.Node) -> list[str]:
-    return [node.name for node in output.all_input_nodes]
+    """What the graph computes: an input or a tensor of its own that it hands out is no block's work."""
+    return [node.name for node in output.all_input_nodes if node.op not in ("placeholder", "get_attr")]

@@ -76,14 +76,13 @@ class BlockOnIntegers:
         (output,) = part.graph.find_nodes(op="output")
         output.args = (tuple(read),)
         clean(part)
-        kept = {node.name for node in part.graph.find_nodes(op="placeholder") if node.users}
-        for node in part.graph.find_nodes(op="placeholder"):
-            if node.name not in kept:
+        placeholders = part.graph.find_nodes(op="placeholder")
+        kept = tuple(name for name, node in zip(inputs, placeholders, strict=True) if node.users)
+        for node in placeholders:
+            if not node.users:
                 part.graph.erase_node(node)
         part.recompile()
-        return Part(self._lowered(part), tuple(name for name in inputs if name in kept)), {
-            layer: read.index(sources[layer]) for layer in layers
-        }
+        return Part(self._lowered(part), kept), {layer: read.index(sources[layer]) for layer in layers}
 
     def _converted(self, weights: Mapping[str, WeightParameters]) -> tuple[fx.GraphModule, tuple[str, ...]]:
         piece = part_of(self.graph, self.block)

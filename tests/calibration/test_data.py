@@ -1,4 +1,5 @@
 import json
+from collections import Counter
 
 import pytest
 import torch
@@ -214,27 +215,34 @@ class TestSpread:
 
     def chosen(self, rows):
         """(trajectory, timestep) of each batch."""
+        """(run, row, timestep) of every row."""
+        rows_of = {
+            tuple(sample.flatten().tolist()): (number // 6, row, int(batch["timestep"][row]))
+            for number, batch in enumerate(self.data)
+            for row, sample in enumerate(batch["sample"])
+        }
         spread = self.data.spread(rows)
-        return [
-            (next(n for n, each in enumerate(self.data) if torch.equal(each["sample"], batch["sample"])) // 6,
-             int(batch["timestep"][0]))
-            for batch in spread
-        ]  # fmt: skip
+        return [rows_of[tuple(sample.flatten().tolist())] for batch in spread for sample in batch["sample"]]
 
     @pytest.mark.parametrize("rows", [None, 36, 1000])
     def test_all_of_them(self, rows):
         assert_equal_batches(self.data.spread(rows), self.data)
 
-    def test_every_timestep_and_every_trajectory(self):
-        chosen = self.chosen(12)
-        assert sorted(timestep for _, timestep in chosen) == list(range(0, 60, 10))
-        assert sorted(run for run, _ in chosen) == [0, 0, 1, 1, 2, 2]
-        assert chosen == sorted(chosen, key=lambda each: (each[0], -each[1]))
+    @pytest.mark.parametrize("rows", [6, 7, 12, 18])
+    def test_every_timestep_and_several_trajectories(self, rows):
+        chosen = self.chosen(rows)
+        counts = Counter(timestep for _, _, timestep in chosen)
+        assert set(counts) == set(range(0, 60, 10))
+        assert max(counts.values()) - min(counts.values()) <= 1
+        assert len({run for run, _, _ in chosen}) == 3
 
-    def test_not_fewer_than_asked_for(self):
-        counts = [2 * len(self.chosen(rows)) for rows in range(1, 40)]
-        assert all(min(rows, 36) <= count <= rows + 1 for rows, count in enumerate(counts, 1))
-        assert counts == sorted(counts)
+    def test_the_last_timestep_is_never_left_out(self):
+        assert all(0 in {timestep for _, _, timestep in self.chosen(rows)} for rows in range(1, 6))
+
+    def test_as_many_as_asked_for_each_once(self):
+        for rows in range(1, 40):
+            chosen = self.chosen(rows)
+            assert len(chosen) == len(set(chosen)) == min(rows, 36)
 
     def test_nothing_stays_nothing(self):
         assert len(CalibrationData([]).spread(3)) == 0
