@@ -31,7 +31,8 @@ class ReconstructionConfig:
         objective: "output": a unit's error as it shows in the network's output, see `output_sensitivity`;
             "plain": its squared error, as BRECQ and Q-Diffusion have it.
         typical_loss: a unit whose rounded weights cause this relative error of the output takes the steps given here;
-            one of another loss up to three times as many, or down to a quarter. 0: all take the same.
+            one of another loss as many times more or fewer as the root of the losses' ratio, up to three times as
+            many, and none where it would be less than a twentieth: such units decide nothing. 0: all take the same.
         bfloat16: run the units' layers in bfloat16 while they learn, not where they are judged.
         joint: learn a unit's activations right after its weights, its inputs quantized in both respects. Otherwise,
             as the paper does, all weights first, under float activations, then all activations.

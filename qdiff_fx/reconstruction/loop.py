@@ -22,8 +22,11 @@ from qdiff_fx.reconstruction.report import Reconstruction, UnitReport
 from qdiff_fx.reconstruction.sensitivity import output_sensitivity
 from qdiff_fx.reconstruction.simulation import Simulation, simulate
 from qdiff_fx.reconstruction.stage import FLOAT, QUANTIZED, Stage, build_stages
-from qdiff_fx.reconstruction.unit import CHUNK, JUDGED, Lesson, reconstruct_unit
+from qdiff_fx.reconstruction.unit import CHUNK, Lesson, reconstruct_unit
 from qdiff_fx.reconstruction.units import find_units
+
+SENSED = 64
+"""Samples that sensitivities are averaged over."""
 
 
 def reconstruct(
@@ -90,7 +93,7 @@ def _sensitivity(
     outputs = {stage.unit.output for stage in stages}
     with simulation.switch.off():
         return output_sensitivity(
-            simulation.graph_module, outputs, samples.inputs, samples.evenly(JUDGED), chunk=CHUNK, seed=config.seed
+            simulation.graph_module, outputs, samples.inputs, samples.evenly(SENSED), chunk=CHUNK, seed=config.seed
         )
 
 

@@ -19,8 +19,10 @@ from qdiff_fx.reconstruction.report import UnitReport
 from qdiff_fx.reconstruction.sensitivity import channel_rows
 from qdiff_fx.reconstruction.stage import Stage
 
-JUDGED = 64
+JUDGED = 32
 """Samples that a unit is judged on, evenly over the timesteps."""
+LEAST_SHARE = 0.05
+"""Of the steps; a unit that would take fewer is left as it is."""
 CHUNK = 16
 """Samples computed at a time where nothing is learned."""
 
@@ -92,10 +94,11 @@ def _attempt(
 
 
 def _share(steps: int, before: float, config: ReconstructionConfig) -> int:
-    """More steps for units that matter more: in proportion to the root of their loss, a quarter to three times."""
+    """More steps for units that matter more: in proportion to the root of their loss, see `typical_loss`."""
     if not config.typical_loss:
         return steps
-    return math.ceil(steps * min(3.0, max(0.25, math.sqrt(before / config.typical_loss))))
+    share = min(3.0, math.sqrt(before / config.typical_loss))
+    return math.ceil(steps * share) if share >= LEAST_SHARE else 0
 
 
 def _objective(stage: Stage, lesson: Lesson, before: float, *, power: float) -> Callable[[Tensor], Tensor]:

@@ -179,6 +179,14 @@ def test_a_unit_that_diverges_keeps_its_rounded_weights_and_says_so(capsys):
             assert torch.equal(codes, layer_codes(network)[name])
 
 
+def test_a_unit_that_hardly_matters_is_left_as_it_is():
+    network, before = make_prepared(), make_prepared()
+    reconstruct(before, batches(), replace(QUICK, weight_steps=0, act_steps=0), progress=False)
+    result = reconstruct(network, batches(), replace(QUICK, typical_loss=1e9), progress=False)
+    assert all(unit.before == unit.after for unit in result.units)
+    assert network.decided == before.decided
+
+
 def test_too_few_samples_are_refused():
     with pytest.raises(CalibrationError, match="fewer than one batch of 100"):
         reconstruct(make_prepared(), batches(), replace(QUICK, batch_size=100), progress=False)
