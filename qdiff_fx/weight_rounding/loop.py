@@ -27,12 +27,13 @@ from qdiff_fx.progress import Phase, Progress, phase
 from qdiff_fx.quant.digest import digest
 from qdiff_fx.quant.parameters import WeightParameters
 from qdiff_fx.weight_rounding.jobs import Gathering, Job, jobs_of
-from qdiff_fx.weight_rounding.nearest_plane import HessianFactor, factorise
+from qdiff_fx.weight_rounding.nearest_plane import factorise
 from qdiff_fx.weight_rounding.parts import BlockOnIntegers
 from qdiff_fx.weight_rounding.second_moment import SecondMoment
-from qdiff_fx.weight_rounding.second_order import second_order
+from qdiff_fx.weight_rounding.second_order import InParts
 
-MEMORY_CAP = 2 << 30
+MEMORY_CAP = 1 << 29
+"""Of a Hessian: of 11 585 columns, which is 1287 channels of a 3x3 convolution. Two as large are there at a time."""
 
 
 @dataclass(frozen=True)
@@ -71,7 +72,7 @@ def round_weights(
     Args:
         prepared: a calibrated network; the codes are kept in its `decided`.
         batches: mappings of its forward arguments.
-        memory_cap_bytes: of a Hessian; a layer with a larger one is rounded to nearest.
+        memory_cap_bytes: of a Hessian; a layer with a larger one is rounded in parts of its input channels.
         cache_dir: where activations go while this runs; the system's folder for temporary files by default.
         cache_bytes: what they may take; None: what the disk has.
         resume_dir: keep every finished block there; a run that was killed goes on from it, to the same codes.
@@ -184,38 +185,45 @@ class _Loop:
                 self._share([job for job, _ in some], [name for _, name in some], shown)
 
     def _share(self, jobs: Sequence[Job], read: Sequence[str], shown: Phase) -> None:
-        """Choose the codes of one job's layers for each process."""
-        own: SecondMoment | None = None
-        for owner, (job, name) in enumerate(zip(jobs, read, strict=True)):
-            moment = self._moment(job, name)
-            moment.add_up(self.workers, owner)
-            if moment.count < job.columns:
-                self.short |= {layer_id(each): moment.count for each in job.layers}
-            if self.workers.rank == owner:
-                own = moment
-            del moment  # K x K numbers
-        mine: dict[str, WeightParameters] = {}
-        if own is not None:
-            layers, rows, hessian = jobs[self.workers.rank].layers, own.count, own.hessian(last=True)
-            factor = factorise(hessian, rows=rows, where=layer_id(layers[0]))
-            mine = {layer_id(layer): self._codes(layer, factor) for layer in layers}
+        """Choose the codes of one job's layers for each process, part after part."""
+        rank = self.workers.rank
+        layers = {layer_id(each): each for each in jobs[rank].layers} if rank < len(jobs) else {}
+        rounding = {name: self._in_parts(layer) for name, layer in layers.items()}
+        for index in range(max(len(job.parts) for job in jobs)):
+            own: SecondMoment | None = None
+            for owner, (job, name) in enumerate(zip(jobs, read, strict=True)):
+                if index >= len(job.parts):
+                    continue
+                moment = self._moment(job, job.parts[index], name)
+                moment.add_up(self.workers, owner)
+                if moment.count < moment.columns:
+                    self.short |= {layer_id(each): moment.count for each in job.layers}
+                if rank == owner:
+                    own = moment
+                del moment  # K x K numbers
+            if own is not None:
+                rows, hessian = own.count, own.hessian(last=True)
+                factor = factorise(hessian, rows=rows, where=next(iter(layers)))
+                for each in rounding.values():
+                    each.add(jobs[rank].parts[index], factor)
+        mine = {name: each.done() for name, each in rounding.items()}
         for report, tensors in self.workers.gather(*_stored(mine)):
             self.chosen |= _read_back(report, tensors)
         for job in jobs:
             shown.advance(len(job.layers))
 
-    def _moment(self, job: Job, name: str) -> SecondMoment:
+    def _moment(self, job: Job, channels: slice, name: str) -> SecondMoment:
         """Of what a job's layers read, as far as this process has the rows."""
         activation = self.parameters.input(layer_id(job.layers[0]), 0)
         assert activation is not None
-        gathering = Gathering(job, self.stream.chunks, activation)
+        gathering = Gathering(job, channels, self.stream.chunks, activation)
         for number in self.stream.numbers:
             gathering.add(self.stream.value(name, number), self.stream.chunks[number])
         return gathering.moment
 
-    def _codes(self, layer: fx.Node, factor: HessianFactor) -> WeightParameters:
+    def _in_parts(self, layer: fx.Node) -> InParts:
         weight = weight_and_bias(self.graph, layer)[0].float()
-        return second_order(weight, require(layer, LayerPlan).info.weight_bits, factor, self.config.weight_range)
+        return InParts(weight, require(layer, LayerPlan).info.weight_bits, self.config.weight_range)
 
     def _weights(self, block: Block) -> dict[str, WeightParameters]:
         """Of the block's layers, as they will be; what has not been chosen is rounded to nearest."""

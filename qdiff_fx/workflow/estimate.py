@@ -21,7 +21,8 @@ from dataclasses import dataclass, replace
 
 from qdiff_fx.errors import ConfigError
 from qdiff_fx.report.amounts import duration, gigabytes
-from qdiff_fx.weight_rounding.second_moment import POSITIONS
+from qdiff_fx.weight_rounding.jobs import positions_of_a_row
+from qdiff_fx.weight_rounding.loop import MEMORY_CAP
 from qdiff_fx.workflow.job import Job
 from qdiff_fx.workflow.measure import Costs, LayerSize
 
@@ -99,11 +100,11 @@ def estimate(costs: Costs, job: Job, processes: int = 1) -> Estimate:
 def rounding_seconds(costs: Costs, job: Job, rows: int, processes: int) -> float:
     """Of choosing all codes: rows and layers are shared out, what is done to the graph is not."""
     inputs = {layer.reads: layer for layer in costs.layers}
-    moments = sum(_samples(layer, rows) * layer.columns**2 / 2 for layer in inputs.values())
-    factors = sum(layer.columns**3 / 3 for layer in inputs.values())
-    entries = sum(layer.columns**2 for layer in inputs.values())
+    moments = sum(_samples(layer, rows) * _squared(layer) / 2 for layer in inputs.values())
+    factors = sum(_squared(layer) * _at_once(layer) / 3 for layer in inputs.values())
+    entries = sum(map(_squared, inputs.values()))
     weights = sum(layer.outputs * layer.columns for layer in costs.layers)
-    feedback = sum(layer.outputs * layer.columns**2 / 2 for layer in costs.layers)
+    feedback = sum(layer.outputs * _squared(layer) / 2 for layer in costs.layers)
     stepping = 2 * rows / costs.rows * integer_step(costs)
     shared = (
         stepping
@@ -125,7 +126,17 @@ def integer_step(costs: Costs) -> float:
 
 def rounding_bytes(costs: Costs) -> int:
     """Of the second moments of the largest layer, their factor and a copy."""
-    return 12 * max((layer.columns for layer in costs.layers), default=0) ** 2
+    return int(12 * max(map(_at_once, costs.layers), default=0.0) ** 2)
+
+
+def _at_once(layer: LayerSize) -> float:
+    """Columns of the second moment of a part of the layer's input channels; mostly all."""
+    return layer.columns / math.ceil(layer.columns / math.isqrt(MEMORY_CAP // 4))
+
+
+def _squared(layer: LayerSize) -> float:
+    """Entries of the second moments of all parts."""
+    return layer.columns * _at_once(layer)
 
 
 def learning_seconds(costs: Costs, job: Job) -> float:
@@ -152,7 +163,7 @@ def saving_seconds(costs: Costs, job: Job, rows: int, weights: int) -> float:
 
 
 def _samples(layer: LayerSize, rows: int) -> int:
-    return min(layer.positions, POSITIONS) * rows
+    return min(layer.positions, positions_of_a_row(int(_at_once(layer)), rows)) * rows
 
 
 def fitted(costs: Costs, job: Job, seconds: float, processes: int = 1) -> Job:

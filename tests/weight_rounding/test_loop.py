@@ -7,7 +7,7 @@ from in_threads import in_threads
 from tiny_graphs import Plain, Shortcut, alike, prepare
 from torch import nn
 
-from qdiff_fx import QDiffConfig, Rule, calibrate, convert_qdiff, load_qdiff, prepare_qdiff, round_weights, save_qdiff
+from qdiff_fx import QDiffConfig, calibrate, convert_qdiff, load_qdiff, prepare_qdiff, round_weights, save_qdiff
 from qdiff_fx.errors import ArtifactError, CalibrationError, ConfigError, ConversionError
 from qdiff_fx.ir.edit import get_attr_tensor
 from qdiff_fx.ir.facts import layer_id, quantized_layers
@@ -89,16 +89,30 @@ def test_layers_that_read_one_tensor_share_a_hessian(monkeypatch):
     assert len(made) == len(report.rounded) - 2  # to_q, to_k and to_v
 
 
-def test_a_small_cap_leaves_out_what_does_not_fit():
-    one_by_one = 4 * (16 * 9) ** 2
-    _, report = rounded(Shortcut(), batches(1), rules=(Rule("conv_out", weight_bits=8),))
+def test_under_a_small_cap_wide_layers_are_rounded_in_parts(monkeypatch):
+    columns = []
+    factorise = loop.factorise
+    monkeypatch.setattr(loop, "factorise", lambda hessian, **k: columns.append(len(hessian)) or factorise(hessian, **k))
+    network, data = prepared(Shortcut(), batches(1)), batches(1)
+    capped, nearest = network.with_config(network.qconfig), prepared(Shortcut(), data, weight_rounding="nearest")
+    report = round_weights(network, data, progress=False)
+    whole, columns[:] = list(columns), []
+    assert round_weights(capped, data, memory_cap_bytes=4 * 72**2, progress=False).rounded == report.rounded
+    assert max(whole) == 144
+    assert max(columns) == 72
+    assert sum(columns) == sum(whole)
+    some, all_in_one = convert_qdiff(capped, "reference"), convert_qdiff(network, "reference")
+    with torch.no_grad():
+        exact = network(**batches(77)[0])
+    found = [sqnr_db(exact, each(**batches(77)[0])) for each in (convert_qdiff(nearest, "reference"), some, all_in_one)]
+    assert found == sorted(found)
+
+
+def test_a_channel_that_is_too_large_by_itself_is_rounded_to_nearest():
     network = prepared(Shortcut(), batches(1))
-    capped = round_weights(network, batches(1), memory_cap_bytes=one_by_one, progress=False)
-    assert set(capped.rounded) == set(report.rounded)
-    network = prepared(Shortcut(), batches(1))
-    smaller = round_weights(network, batches(1), memory_cap_bytes=one_by_one - 1, progress=False)
-    assert set(smaller.refused) == {"deep", "conv_out"}
-    assert "cap" in smaller.refused["deep"]
+    report = round_weights(network, batches(1), memory_cap_bytes=4 * 8**2, progress=False)
+    assert set(report.refused) == {"conv_in", "deep", "conv_out"}
+    assert "the Hessian of one channel takes 324 bytes" in report.refused["deep"]
     assert all(row.integer for row in convert_qdiff(network, "reference").explain())
 
 

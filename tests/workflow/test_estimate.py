@@ -109,3 +109,14 @@ def test_memory_is_a_cap() -> None:
     check_fits(found, found.peak_bytes)
     with pytest.raises(ConfigError, match=r"memory: rounding takes about 0\.6. GB, the cap is"):
         check_fits(found, found.peak_bytes - 1)
+
+
+def test_wide_layers_are_estimated_in_the_parts_they_are_rounded_in() -> None:
+    def rounding(columns: int) -> tuple[float, int]:
+        layers = (LayerSize("conv", 64, columns, 64, "a"),)
+        found = estimate(replace(COSTS, layers=layers), JOB)
+        return next((phase.seconds, phase.peak_bytes) for phase in found.phases if phase.name == "rounding")
+
+    one, two = rounding(11_520), rounding(23_040)
+    assert one[0] < two[0] < 2.2 * one[0]
+    assert one[1] == two[1]
