@@ -18,6 +18,7 @@ from qdiff_fx.backends.common.memory import release_unused
 from qdiff_fx.backends.common.options import choose_options
 from qdiff_fx.config import QDiffConfig
 from qdiff_fx.errors import CaptureError, ConfigError, FixedSizeWarning
+from qdiff_fx.ir.edit import copy_graph
 from qdiff_fx.networks import PreparedUNet, QuantizedUNet
 from qdiff_fx.observers import Observer, TimestepObserver
 from qdiff_fx.passes.canonicalize.canonicalize import Canonicalize
@@ -90,7 +91,7 @@ def prepare_qdiff(
     fixed = captured.signature.fixed_sizes
     if fixed:
         warnings.warn(_fixed_in_words(fixed), FixedSizeWarning, stacklevel=2)
-    graph = captured.module
+    graph = copy_graph(captured.module)  # what was captured may be prepared again
     reports = run_passes(
         graph,
         [

@@ -64,7 +64,7 @@ class ActivationQuantizer(nn.Module):
             return x
         rows, shape = self._rows(x, timestep), [-1] + [1] * (x.dim() - 1)
         low, high = ((end - self.zero_point[rows]).to(torch.float32).view(shape) for end in self.ends)
-        quantized: Tensor = _FakeQuantize.apply(x, self.scales()[rows].view(shape), low, high)  # type: ignore[no-untyped-call]
+        quantized: Tensor = _FakeQuantize.apply(x, self.scales()[rows].view(shape), low, high)  # type: ignore[no-untyped-call]  # of torch
         return quantized
 
     @property
