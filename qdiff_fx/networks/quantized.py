@@ -1,0 +1,182 @@
+"""The network that runs on integers."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from functools import partial
+from typing import Any, cast
+
+import torch
+from torch import fx, nn
+
+from qdiff_fx.backends import BackendOptions, Lowered, get_backend
+from qdiff_fx.backends.common.explanation import Explanation
+from qdiff_fx.backends.common.options import checked_options, choose_options
+from qdiff_fx.config import QDiffConfig
+from qdiff_fx.errors import ConfigError, InputError
+from qdiff_fx.networks.state import GRAPH_DIGEST, WithState, in_words
+from qdiff_fx.quant.digest import digest_tensor
+from qdiff_fx.signature import CallSignature
+from qdiff_fx.signature.memory import HeldMemory, handed_out
+from qdiff_fx.signature.rows import join_rows, take_rows
+from qdiff_fx.storage.artifact import Artifact, load_artifact, save_artifact
+from qdiff_fx.storage.pickled import from_files, to_files
+
+
+class QuantizedUNet(WithState):
+    """The quantized network: called like the original, running on one backend.
+
+    It is saved and loaded whole (``save_qdiff``, ``load_qdiff``): ``load_state_dict`` takes its own state only.
+
+    Attributes:
+        graph_module: the q/dq graph, which is what gets saved and lowered again for other backends.
+        qconfig: the configuration it was made with.
+        backend: name of the backend it runs on.
+        options: what was chosen about that backend.
+        source: where the float network came from, for evaluating against it later; may be empty.
+    """
+
+    reload: Callable[[], fx.GraphModule] | None = None
+    """Reads the q/dq graph anew where lowering freed its weights."""
+
+    def __init__(
+        self,
+        graph_module: fx.GraphModule,
+        signature: CallSignature,
+        qconfig: QDiffConfig,
+        backend: str,
+        options: BackendOptions | None = None,
+        source: str = "",
+        *,
+        release: bool = False,
+    ):
+        super().__init__(graph_module, signature)
+        self.qconfig, self.backend, self.source = qconfig, backend, source
+        chosen = get_backend(backend)
+        self.options = checked_options(chosen, options)
+        self._lowered: Lowered = chosen.lower(graph_module, self.options, release=release)
+        # A list hides the module from nn.Module: its tensors are views of the q/dq graph's, or packed copies.
+        self._run = [self._lowered.module]
+        self._held = HeldMemory(self._run)
+        if release:
+            self._modules["graph_module"] = nn.Module()  # in place of tensors whose memory is gone
+
+    @torch.no_grad()
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        """Same arguments and result as the original network's forward. Not differentiable.
+
+        Raises:
+            InputError: the call does not fit the network, an argument holds NaN, or a timestep is none that it could
+                have been calibrated for.
+        """
+        call = self.signature.bind(args, kwargs)
+        self._check_timestep(call.tensors)
+        self._check_numbers(call.tensors)
+        outputs = handed_out(self._forward_flat(call.tensors), call.tensors, self._held)
+        return self.signature.pack(outputs, call.return_dict)
+
+    _way_out = "Save the network with save_qdiff and load it with load_qdiff"
+
+    def _digests(self) -> dict[str, torch.Tensor]:
+        return {GRAPH_DIGEST: digest_tensor([str(self.graph_module.graph)])}
+
+    def state_dict(self, *args: Any, **kwargs: Any) -> Any:
+        self.graph_module  # noqa: B018  # read again, where its tensors are not in memory
+        return super().state_dict(*args, **kwargs)
+
+    def requires_grad_(self, requires_grad: bool = True) -> QuantizedUNet:
+        """Only `requires_grad_(False)`, which changes nothing: it computes in integers."""
+        if requires_grad:
+            self._refuse("be trained", "computes in integers")
+        return self
+
+    @property
+    def graph_module(self) -> fx.GraphModule:  # type: ignore[override]  # read again when asked for
+        graph = cast(fx.GraphModule, self._modules["graph_module"])
+        if self.reload is not None:
+            # From here on it is kept: whoever asks once asks again.
+            graph, self.reload = self.reload(), None
+            self._modules["graph_module"] = graph
+        return graph
+
+    def to_artifact(self) -> Artifact:
+        """What of it is saved."""
+        return Artifact(self.graph_module, self.signature, self.qconfig, self.source)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Raises ArtifactError where it cannot be saved."""
+        files = to_files(partial(save_artifact, self.to_artifact()))
+        return _read_quantized, (files, self.backend, self.options)
+
+    def explain(self, *, verbose: bool = False) -> Explanation:
+        """Every weight layer and attention: bits, scales, kernel, or why it is in float.
+
+        Args:
+            verbose: with details of how each runs.
+        """
+        return Explanation(self.backend, self._lowered.layers, verbose, self.signature.fixed_sizes)
+
+    def with_backend(self, backend: str, options: BackendOptions | None = None, **chosen: Any) -> QuantizedUNet:
+        """The same quantized network, lowered for another backend.
+
+        Args:
+            backend: its name.
+            options: an object of that backend's class of options.
+            chosen: the options by name, in place of ``options``, e.g. ``reuse=False``.
+
+        Raises:
+            ConfigError: the backend has no such option.
+            BackendError: the backend is unknown or cannot run on this machine.
+        """
+        if options is None:
+            options = choose_options(get_backend(backend), chosen)
+        elif chosen:
+            raise ConfigError("options are given twice", where="with_backend", fix="Pass an object or names, not both")
+        return QuantizedUNet(self.graph_module, self.signature, self.qconfig, backend, options, self.source)
+
+    def _forward_flat(self, tensors: list[torch.Tensor]) -> tuple[torch.Tensor, ...]:
+        run = self._run[0]
+        groups = self._bin_groups(tensors)
+        with in_words(f"backend {self.backend}"):
+            if len(groups) <= 1:
+                outputs: tuple[torch.Tensor, ...] = run(*tensors)
+                return outputs
+            parts = [run(*take_rows(self.signature, tensors, rows)) for rows in groups]
+            return join_rows(self.signature, parts, groups)
+
+    def _check_timestep(self, tensors: list[torch.Tensor]) -> None:
+        position, schedule = self._timestep_position, self.qconfig.schedule
+        wrong = None if position is None else schedule.beyond(tensors[position])
+        if position is not None and wrong is not None:
+            raise InputError(
+                f"timestep {wrong} is outside {schedule} that the network was calibrated for",
+                where=f"argument '{self.signature.inputs[position].name}'",
+                fix="Pass a sampler's timesteps, or calibrate with num_train_timesteps or timestep_range for these",
+            )
+
+    def _check_numbers(self, tensors: list[torch.Tensor]) -> None:
+        """There is no code for NaN: it would become the lowest one, in a result that looks like any other."""
+        for spec, tensor in zip(self.signature.inputs, tensors):
+            # A sum needs no memory. That it is NaN may also come from infinities of both signs.
+            if tensor.is_floating_point() and bool(tensor.sum().isnan()) and bool(tensor.isnan().any()):
+                raise InputError(
+                    "it holds NaN, which no integer stands for",
+                    where=f"argument '{spec.name}'",
+                    fix="Look for what made it: another network's float16, a scheduler's division by zero",
+                )
+
+    @property
+    def _timestep_position(self) -> int | None:
+        return next((i for i, spec in enumerate(self.signature.inputs) if spec.role == "timestep"), None)
+
+    def _bin_groups(self, tensors: list[torch.Tensor]) -> list[torch.Tensor]:
+        """Rows of the batch by timestep bin; one table row of scales holds for a whole call of the graph."""
+        position = self._timestep_position
+        if position is None or self.qconfig.act_granularity != "timestep" or tensors[position].numel() < 2:
+            return []
+        return self.qconfig.schedule.split(tensors[position])
+
+
+def _read_quantized(files: Mapping[str, bytes], backend: str, options: BackendOptions) -> QuantizedUNet:
+    found = from_files(files, load_artifact)
+    return QuantizedUNet(found.graph_module, found.signature, found.config, backend, options, found.source)
