@@ -1,10 +1,13 @@
 """Quantize diffusion UNets: capture, split shortcuts, calibrate per timestep, run on integer kernels.
 
-Each public name is imported when it is first used: importing the package costs next to nothing.
+Each public name is imported when it is first used: importing the package costs next to nothing. diffusers, imported
+before or after, loads and saves quantized networks from then on.
 """
 
 import importlib
 from typing import TYPE_CHECKING, Any
+
+from qdiff_fx.integrations.registration import install
 
 if TYPE_CHECKING:
     from qdiff_fx.api import convert_qdiff, load_prepared, load_qdiff, prepare_qdiff, save_prepared, save_qdiff
@@ -66,3 +69,6 @@ def __getattr__(name: str) -> Any:
 
 def __dir__() -> list[str]:
     return sorted({*globals(), *__all__})
+
+
+install()

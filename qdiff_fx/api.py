@@ -6,15 +6,13 @@ import gc
 import os
 import warnings
 from collections.abc import Mapping, Sequence
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import fx, nn
+from torch import nn
 
 from qdiff_fx.backends import get_backend
-from qdiff_fx.backends.common.memory import release_unused
 from qdiff_fx.backends.common.options import choose_options
 from qdiff_fx.config import QDiffConfig
 from qdiff_fx.errors import CaptureError, ConfigError, FixedSizeWarning
@@ -29,9 +27,8 @@ from qdiff_fx.passes.quantize.check_scales import check_weights
 from qdiff_fx.passes.quantize.convert import convert
 from qdiff_fx.passes.quantize.insert_observers import InsertObservers
 from qdiff_fx.passes.split_shortcut.split_shortcut import SplitShortcut
-from qdiff_fx.storage.artifact import load_artifact, read_again, save_artifact
+from qdiff_fx.storage.artifact import save_artifact
 from qdiff_fx.storage.prepared import load_prepared_artifact, save_prepared_artifact
-from qdiff_fx.storage.sealed import lowering
 
 
 def prepare_qdiff(
@@ -232,22 +229,34 @@ def load_prepared(folder: str | os.PathLike[str]) -> PreparedUNet:
 
 
 def load_qdiff(
-    folder: str | os.PathLike[str],
+    name: str | os.PathLike[str],
     backend: str = "native",
     *,
     compute_dtype: torch.dtype | None = None,
     output_quantizers: bool = False,
     compile: bool = True,
     reuse: bool = True,
+    subfolder: str = "",
+    revision: str | None = None,
+    cache_dir: str | os.PathLike[str] | None = None,
+    token: str | bool | None = None,
+    local_files_only: bool = False,
     **more: Any,
 ) -> QuantizedUNet:
     """Load a saved network for any backend: no float weights, no original class, no forward pass, no pickle.
 
-    The options are those of ``convert_qdiff``.
+    Args:
+        name: the folder, that of a pipeline's component included; or a repository "owner/name" of the Hugging Face Hub.
+        backend, compute_dtype, output_quantizers, compile, reuse, more: as for ``convert_qdiff``.
+        subfolder: of the folder or repository, such as "unet".
+        revision: a branch, tag or commit of the repository; a commit is the same files for ever.
+        cache_dir: where files of the hub are kept; its own cache by default.
+        token: of an account that may read the repository; by default the one that is logged in.
+        local_files_only: take what was fetched before, ask no network.
 
     Raises:
-        ArtifactError: the folder is missing, damaged, or of a newer version.
-        ConfigError: an option was set that the backend does not have.
+        ArtifactError: the folder is missing, damaged, or of a newer version; or the hub does not give it.
+        ConfigError: an option was set that the backend does not have, or a revision of a folder that is no repository.
         BackendError: the backend is unknown or cannot run on this machine.
     """
     given = {
@@ -257,26 +266,13 @@ def load_qdiff(
         "reuse": reuse,
         **more,
     }
-    chosen = get_backend(backend)
-    options = choose_options(chosen, given)
-    artifact = load_artifact(folder, keep_packed=chosen.frees_weights)
-    release_unused()
-    with lowering(Path(folder)):
-        network = QuantizedUNet(
-            artifact.graph_module,
-            artifact.signature,
-            artifact.config,
-            backend,
-            options,
-            artifact.source,
-            release=chosen.frees_weights,
-        )
-    if chosen.frees_weights:
-        # Resolved: the working directory may be another one by then.
-        network.reload = partial(_read_graph_again, Path(folder).resolve(), artifact.digest)
-    release_unused()
-    return network
-
-
-def _read_graph_again(folder: Path, digest: str) -> fx.GraphModule:
-    return read_again(folder, digest).graph_module
+    return QuantizedUNet.from_pretrained(
+        name,
+        backend=backend,
+        subfolder=subfolder,
+        revision=revision,
+        cache_dir=cache_dir,
+        token=token,
+        local_files_only=local_files_only,
+        **given,
+    )

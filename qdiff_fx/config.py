@@ -5,6 +5,7 @@ from __future__ import annotations
 import fnmatch
 import re
 from dataclasses import asdict, dataclass, field, fields
+from enum import StrEnum
 from typing import Any, Literal, get_args
 
 from qdiff_fx.errors import ConfigError
@@ -17,6 +18,12 @@ WeightRange = Literal["max", "mse"]
 WeightRounding = Literal["auto", "nearest", "second_order"]
 ActRange = str  # one of `range_methods()`
 ActGranularity = Literal["tensor", "timestep"]
+
+
+class QuantMethod(StrEnum):
+    """Names of ways to quantize, as diffusers spells them."""
+
+    QDIFF = "qdiff_fx"
 
 
 def _check_choice(name: str, value: object, choices: tuple[object, ...]) -> None:
@@ -205,6 +212,20 @@ class QDiffConfig:
             if rule.matches(path, layer):
                 chosen |= {name: getattr(rule, name) for name in names if getattr(rule, name) is not None}
         return LayerSettings(**chosen)
+
+    @property
+    def quant_method(self) -> QuantMethod:
+        """What diffusers knows it by, among its own methods."""
+        return QuantMethod.QDIFF
+
+    def to_dict(self) -> dict[str, Any]:
+        """As `to_json`, with the method's name: what diffusers writes of a configuration, and `from_dict` reads."""
+        return {"quant_method": self.quant_method.value, **self.to_json()}
+
+    @staticmethod
+    def from_dict(data: dict[str, Any]) -> QDiffConfig:
+        """Raises ConfigError for unknown fields."""
+        return QDiffConfig.from_json({name: value for name, value in data.items() if name != "quant_method"})
 
     def to_json(self) -> dict[str, Any]:
         """Of its fields; without a range that is not there, so that older versions read it."""

@@ -9,7 +9,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[1] / "qdiff_fx"
 
-# A file or folder imports only from those before it. `__init__.py` of the package itself comes last.
+# A file or folder imports only from those before it.
 LAYERS = (
     "errors",
     "atomic",
@@ -38,8 +38,8 @@ LAYERS = (
     "sources",
     "api",
     "workflow",
-    "__init__",
     "integrations",
+    "__init__",
     "cli",
     "__main__",
 )

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Mapping
 from functools import partial
+from pathlib import Path
 from typing import Any, cast
 
 import torch
@@ -11,6 +13,7 @@ from torch import fx, nn
 
 from qdiff_fx.backends import BackendOptions, Lowered, get_backend
 from qdiff_fx.backends.common.explanation import Explanation
+from qdiff_fx.backends.common.memory import release_unused
 from qdiff_fx.backends.common.options import checked_options, choose_options
 from qdiff_fx.config import QDiffConfig
 from qdiff_fx.errors import ConfigError, InputError
@@ -19,8 +22,11 @@ from qdiff_fx.quant.digest import digest_tensor
 from qdiff_fx.signature import CallSignature
 from qdiff_fx.signature.memory import HeldMemory, handed_out
 from qdiff_fx.signature.rows import join_rows, take_rows
-from qdiff_fx.storage.artifact import Artifact, load_artifact, save_artifact
+from qdiff_fx.storage.artifact import Artifact, load_artifact, read_again, save_artifact
+from qdiff_fx.storage.component import FILES, network_in, save_component
+from qdiff_fx.storage.hub import located
 from qdiff_fx.storage.pickled import from_files, to_files
+from qdiff_fx.storage.sealed import lowering
 
 
 class QuantizedUNet(WithState):
@@ -99,6 +105,85 @@ class QuantizedUNet(WithState):
             self._modules["graph_module"] = graph
         return graph
 
+    @classmethod
+    def load(cls, folder: str | os.PathLike[str], backend: str, options: BackendOptions) -> QuantizedUNet:
+        """Read a saved network and lower it. Raises ArtifactError, and BackendError like `get_backend`."""
+        chosen = get_backend(backend)
+        artifact = load_artifact(folder, keep_packed=chosen.frees_weights)
+        release_unused()
+        with lowering(Path(folder)):
+            network = cls(
+                artifact.graph_module,
+                artifact.signature,
+                artifact.config,
+                backend,
+                options,
+                artifact.source,
+                release=chosen.frees_weights,
+            )
+        if chosen.frees_weights:
+            # Resolved: the working directory may be another one by then.
+            network.reload = partial(_read_graph_again, Path(folder).resolve(), artifact.digest)
+        release_unused()
+        return network
+
+    def save_pretrained(self, save_directory: str | os.PathLike[str]) -> None:
+        """Write it as the component of a pipeline, which `pipe.save_pretrained` calls: see `storage/component.py`.
+
+        Raises:
+            ArtifactError: the folder holds something else, or the disk is full; nothing half-written stays.
+        """
+        save_component(self.to_artifact(), save_directory)
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        name: str | os.PathLike[str],
+        *,
+        subfolder: str = "",
+        torch_dtype: torch.dtype | None = None,
+        quantization_config: object = None,
+        backend: str = "native",
+        revision: str | None = None,
+        cache_dir: str | os.PathLike[str] | None = None,
+        token: str | bool | None = None,
+        local_files_only: bool = False,
+        **chosen: Any,
+    ) -> QuantizedUNet:
+        """Load a saved network or the component of a pipeline, as `DiffusionPipeline.from_pretrained` does.
+
+        Args:
+            name: a folder, or a repository "owner/name" of the hub.
+            torch_dtype: see `to`.
+            quantization_config: only None: it is quantized already.
+            backend: what it runs on.
+            subfolder, revision, cache_dir, token, local_files_only: see `storage.hub.located`.
+            chosen: options of the backend.
+        Raises:
+            ArtifactError: it is missing, damaged, or of a newer version.
+            ConfigError: it would be quantized twice, or an option is unknown.
+        """
+        if quantization_config is not None:
+            raise ConfigError(
+                "it is quantized already",
+                where=str(name),
+                fix="Leave its quantization_config out",
+            )
+        options = choose_options(get_backend(backend), chosen)
+        folder = located(
+            name,
+            FILES,
+            subfolder=subfolder,
+            revision=revision,
+            cache_dir=cache_dir,
+            token=token,
+            local_files_only=local_files_only,
+        )
+        network = cls.load(network_in(folder), backend, options)
+        if torch_dtype is not None:
+            network.to(torch_dtype)
+        return network
+
     def to_artifact(self) -> Artifact:
         """What of it is saved."""
         return Artifact(self.graph_module, self.signature, self.qconfig, self.source)
@@ -175,6 +260,10 @@ class QuantizedUNet(WithState):
         if position is None or self.qconfig.act_granularity != "timestep" or tensors[position].numel() < 2:
             return []
         return self.qconfig.schedule.split(tensors[position])
+
+
+def _read_graph_again(folder: Path, digest: str) -> fx.GraphModule:
+    return read_again(folder, digest).graph_module
 
 
 def _read_quantized(files: Mapping[str, bytes], backend: str, options: BackendOptions) -> QuantizedUNet:

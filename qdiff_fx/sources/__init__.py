@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -11,8 +10,7 @@ from qdiff_fx.sources.digits import DIGITS, DigitsSource
 from qdiff_fx.sources.pipeline import load_pipeline
 from qdiff_fx.sources.python_file import PythonFileSource
 from qdiff_fx.sources.request import SampleRequest
-
-HUB_ID = re.compile(r"[\w][\w.-]*/[\w][\w.-]*")
+from qdiff_fx.storage.hub import HUB_ID
 
 
 def resolve(identifier: str, prompts: Sequence[str] = ()) -> Source:
