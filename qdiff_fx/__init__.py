@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from qdiff_fx.calibration import CalibrationData, calibrate, collect_calibration_data
     from qdiff_fx.config import QDiffConfig, Rule
     from qdiff_fx.errors import FixedSizeWarning, QDiffError
+    from qdiff_fx.integrations.hub import push_to_hub
     from qdiff_fx.networks import PreparedUNet, QuantizedUNet, merge_prepared
     from qdiff_fx.reconstruction import Reconstruction, ReconstructionConfig, reconstruct
     from qdiff_fx.tuning import Tuned, tune
@@ -39,6 +40,7 @@ __all__ = [
     "load_qdiff",
     "merge_prepared",
     "prepare_qdiff",
+    "push_to_hub",
     "reconstruct",
     "round_weights",
     "save_prepared",
@@ -51,6 +53,7 @@ _HOMES = {
     "calibration": ("CalibrationData", "calibrate", "collect_calibration_data"),
     "config": ("QDiffConfig", "Rule"),
     "errors": ("FixedSizeWarning", "QDiffError"),
+    "integrations.hub": ("push_to_hub",),
     "networks": ("PreparedUNet", "QuantizedUNet", "merge_prepared"),
     "reconstruction": ("Reconstruction", "ReconstructionConfig", "reconstruct"),
     "tuning": ("Tuned", "tune"),

@@ -65,4 +65,11 @@ def located(
             where=name if revision is None else f"{name}@{revision}",
             fix="Check the name, the revision, and whether `hf auth login` is needed",
         ) from error
+    if not any(Path(found, file).exists() for file in wanted):
+        place = f"in {subfolder!r}" if subfolder else "at its root"
+        raise ArtifactError(
+            f"the repository has no saved network {place}",
+            where=name,
+            fix="Say which subfolder has one",
+        )
     return Path(found) / subfolder
