@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -9,6 +10,9 @@ from torch import Tensor
 
 from qdiff_fx.observers.statistics import Statistics
 from qdiff_fx.quant.numerics import choose_grid
+
+COARSE = 1 << 13
+"""Bins up to the farthest edge of a histogram whose errors float32 tells apart, which takes half of the time."""
 
 
 @dataclass(frozen=True)
@@ -53,15 +57,21 @@ def quantile(distribution: Distribution, probability: float) -> float:
 def quantization_error(
     distribution: Distribution, lo: Tensor, hi: Tensor, bits: int, *, symmetric: bool, p: float
 ) -> Tensor:
-    """The mean of `|x - x̂|^p` under each of K candidate ranges: lo, hi [K] -> [K].
+    """The mean of `|x - x̂|^p` under each of K candidate ranges: lo, hi [K] -> float64 [K].
 
     x̂ is what `choose_grid` and `quantize` make of x, clipping and zero-point rounding included. The integral
-    over the density is exact, so histogram bins may be as wide as a quantization step, or wider.
+    over the density is exact but for rounding, so histogram bins may be as wide as a quantization step, or wider.
     """
     grid = choose_grid(lo, hi, bits, symmetric=symmetric)
-    scale, first, last = (each.double()[:, None] for each in grid)
-    integral = _error_integral(distribution.edges, scale, first, last, p)
-    return integral.diff(dim=1) @ (distribution.mass / distribution.edges.diff())
+    widths = distribution.edges.diff()
+    coarse = float(distribution.edges.abs().max() / widths.min()) <= COARSE
+    # In units of about the largest scale no power leaves the range of float32.
+    unit = 2.0 ** math.frexp(float(grid[0].max()))[1]
+    scale, first, last = (each.to(torch.float32 if coarse else torch.float64)[:, None] for each in grid)
+    edges = (distribution.edges / unit).to(scale.dtype)
+    integral = _error_integral(edges, scale / unit, first, last, p)
+    density = (distribution.mass / widths).to(scale.dtype) * unit
+    return (integral.diff(dim=1) @ density).double() * unit**p
 
 
 def _error_integral(x: Tensor, scale: Tensor, first: Tensor, last: Tensor, p: float) -> Tensor:
@@ -70,7 +80,7 @@ def _error_integral(x: Tensor, scale: Tensor, first: Tensor, last: Tensor, p: fl
     Every grid point contributes one cell of width `scale` with the integral `2 (scale/2)^(p+1) / (p+1)`; the rest
     is the part of a cell, or of the clipped tail, between x and its grid point.
     """
-    point = (x / scale).round_().clamp_(first, last)  # in place: [K, M] is large, and this is most of a conversion
+    point = (x / scale).round_().clamp_(first, last)  # in place: [K, M] is large
     rest = x - point * scale
     cell = 2 * (scale / 2) ** (p + 1)
     partial = rest.abs().pow_(p + 1).copysign_(rest)
