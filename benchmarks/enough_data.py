@@ -10,8 +10,9 @@ from __future__ import annotations
 
 import copy
 import statistics
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Annotated
 from unittest import mock
@@ -55,42 +56,63 @@ class Point:
 Shown = Iterator[tuple[float, CalibrationData]]
 
 
+@dataclass(frozen=True)
+class Recorded:
+    """What is drawn, at most: so many trajectories of so many steps.
+
+    Attributes:
+        draw: the rows of the first so many trajectories.
+    """
+
+    samples: int
+    steps: int
+    draw: Callable[[int], CalibrationData]
+
+    @property
+    def most(self) -> CalibrationData:
+        return self.draw(self.samples)
+
+
 def rows_of(data: CalibrationData) -> int:
     return sum(len(next(iter(batch.values()))) for batch in data)
 
 
-def by_rows(data: CalibrationData, steps: int) -> Shown:
+def by_rows(recorded: Recorded) -> Shown:
     """Evenly over trajectories and timesteps."""
-    amount = steps
+    data, amount = recorded.most, recorded.steps
     while amount < rows_of(data):
-        yield rows_of(data.spread(amount)), data.spread(amount)
+        yield amount, data.spread(amount)
         amount *= 2
     yield rows_of(data), data
 
 
-def by_runs(data: CalibrationData, steps: int) -> Shown:
-    """Whole trajectories, a run of the sampler after the other."""
-    for count in range(1, len(data) // steps + 1):
-        yield count, data[: count * steps]
+def by_trajectories(recorded: Recorded) -> Shown:
+    """All rows of so many trajectories."""
+    count = 1
+    while count < recorded.samples:
+        yield count, recorded.draw(count)
+        count *= 2
+    yield recorded.samples, recorded.most
 
 
-def by_steps(data: CalibrationData, steps: int) -> Shown:
+def by_steps(recorded: Recorded) -> Shown:
     """Every n-th step of every trajectory, the last one always."""
+    data, steps = recorded.most, recorded.steps
     for every in (16, 8, 4, 2, 1):
         chosen = [data[index] for index in range(len(data)) if (steps - 1 - index % steps) % every == 0]
         yield len(range(0, steps, every)), CalibrationData(chosen, data.metadata)
 
 
-def by_positions(data: CalibrationData, steps: int) -> Shown:
+def by_positions(recorded: Recorded) -> Shown:
     """Pixels or tokens for every column of a weight."""
     for each in POSITIONS:
         with mock.patch.object(jobs, "PER_COLUMN", each), mock.patch.object(jobs, "LEAST_POSITIONS", 1):
-            yield each, data
+            yield each, recorded.most
 
 
-CURVES = {
+CURVES: dict[str, Callable[[Recorded], Shown]] = {
     "rows": by_rows,
-    "runs of the sampler": by_runs,
+    "trajectories": by_trajectories,
     "steps of the trajectory": by_steps,
     "positions per column": by_positions,
 }
@@ -138,11 +160,16 @@ def main(
     origin = resolve(source)
     job = Job(QDiffConfig(weight_bits=weight_bits), SampleRequest(samples, steps, CALIBRATED))
     prepared = prepare(origin, job, False)
-    data = origin.calibration_data(job.request, every=1, progress=False)
+
+    @cache
+    def draw(count: int) -> CalibrationData:
+        return origin.calibration_data(SampleRequest(count, steps, CALIBRATED), every=1, progress=False)
+
+    recorded = Recorded(samples, steps, draw)
     judged = [origin.trajectory(SampleRequest(images, steps, seed)) for seed in JUDGED]
     curves: dict[str, list[Point]] = {}
     for curve, shown in CURVES.items():
-        for amount, some in shown(data, steps) if curve in (only or CURVES) else ():
+        for amount, some in shown(recorded) if curve in (only or CURVES) else ():
             point = _point(curve, amount, prepared, some, judged)
             curves.setdefault(curve, []).append(point)
             typer.echo(

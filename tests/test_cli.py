@@ -13,12 +13,14 @@ from PIL import Image
 from typer.testing import CliRunner, Result
 
 from qdiff_fx.cli import app
+from qdiff_fx.cli.amounts import parse_rows
 from qdiff_fx.cli.rules import parse_rule
 from qdiff_fx.config import Rule
 from qdiff_fx.errors import ConfigError
 from qdiff_fx.kernels import Status
 from qdiff_fx.reconstruction import ReconstructionConfig
 from qdiff_fx.storage import sealed
+from qdiff_fx.workflow.job import ALL_ROWS
 
 cli_doctor = importlib.import_module("qdiff_fx.cli.doctor")  # the name is that of its function too
 CUSTOM = Path(__file__).parents[1] / "examples" / "custom_unet.py"
@@ -171,6 +173,15 @@ class TestTune:
         rows = {row["path"]: row for row in shown["layers"]["rows"]}
         assert (rows["first"]["weight_bits"], rows["last"]["weight_bits"]) == (0, bits["last"])
         assert rows["last"]["act_bits"] == 7
+
+    @pytest.mark.parametrize("rows", ["0", "-3", "some", "2.5", ""])
+    def test_rows_are_a_number_or_all(self, tmp_path: Path, rows: str) -> None:
+        result = run("quantize", CUSTOM, "--out", tmp_path / "out", "--rows", rows)
+        assert result.exit_code != 0
+        assert "--rows" in result.stderr
+        assert "is not a number of rows" in result.stderr
+        assert parse_rows("12") == 12
+        assert parse_rows("all") == ALL_ROWS
 
     def test_amounts_and_files_that_make_no_sense(self, tmp_path: Path) -> None:
         for options, message in (

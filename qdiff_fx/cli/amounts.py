@@ -1,10 +1,11 @@
-"""``30MB``, ``60ms``, ``30min`` and ``100%``: amounts as people write them."""
+"""``30MB``, ``60ms``, ``30min``, ``100%`` and ``all``: amounts as people write them."""
 
 from __future__ import annotations
 
 import re
 
 from qdiff_fx.errors import ConfigError
+from qdiff_fx.workflow.job import ALL_ROWS
 
 AMOUNT = re.compile(r"\s*(\d+(?:\.\d+)?)\s*([A-Za-zµ%]*)\s*")
 BYTES = {"B": 1, "kB": 10**3, "KB": 10**3, "MB": 10**6, "GB": 10**9, "KiB": 1 << 10, "MiB": 1 << 20, "GiB": 1 << 30}
@@ -24,6 +25,17 @@ def parse_seconds(text: str, where: str) -> float:
 def parse_share(text: str, where: str) -> float:
     """ "90%" → 0.9. Raises ConfigError for another form."""
     return _parse(text, {"%": 0.01}, where)
+
+
+def parse_rows(text: str | None, where: str = "--rows") -> int | None:
+    """ "100" → 100, "all" → `ALL_ROWS`, None → None. Raises ConfigError for another form."""
+    if text is None:
+        return None
+    if text == "all":
+        return ALL_ROWS
+    if not text.isdecimal() or not int(text):
+        raise ConfigError(f"{text!r} is not a number of rows", where=where, fix='Write a number from 1 on, or "all"')
+    return int(text)
 
 
 def _parse(text: str, units: dict[str, float] | dict[str, int], where: str) -> float:

@@ -9,7 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from qdiff_fx.atomic import entries
-from qdiff_fx.cli.amounts import parse_bytes, parse_seconds
+from qdiff_fx.cli.amounts import parse_bytes, parse_rows, parse_seconds
 from qdiff_fx.cli.config_file import read_config
 from qdiff_fx.cli.estimates import estimate_figures, estimate_table, scope_line, taken_table
 from qdiff_fx.cli.options import ConfigFile, IgnoredBatchSize, Json, Prompts, Seed, SourceName, Steps, read_prompts
@@ -69,11 +69,17 @@ def quantize(
     ] = "native",
     config_file: ConfigFile = None,
     steps: Steps = 25,
-    samples: Annotated[int, typer.Option("--samples", min=1, help="Trajectories to calibrate on.")] = 8,
+    samples: Annotated[
+        int, typer.Option("--samples", min=1, help="Trajectories to calibrate on; half as many of a large network.")
+    ] = 8,
     every: Annotated[int, typer.Option("--every", min=1, help="Calibrate on every n-th step.")] = 1,
     rows: Annotated[
-        int | None,
-        typer.Option("--rows", min=1, help="Recorded rows to calibrate and round on, evenly chosen [default: all]."),
+        str | None,
+        typer.Option(
+            "--rows",
+            metavar="N|all",
+            help="Recorded rows to calibrate and round on, evenly chosen [default: what the network's size allows].",
+        ),
     ] = None,
     batch_size: IgnoredBatchSize = 8,
     seed: Seed = 0,
@@ -118,8 +124,9 @@ def quantize(
     config = _configuration(context, config_file, given)
     schedule = None if reconstruct_as is None else ReconstructionConfig.preset(reconstruct_as)
     seconds = None if budget is None else parse_seconds(budget, "--budget")
-    most = MOST_SAMPLES if budget and not _was_given(context, "samples") else samples
-    job = Job(config, SampleRequest(most, steps, seed), every, rows, backend, schedule, seconds)
+    open_ = not _was_given(context, "samples")
+    request = SampleRequest(MOST_SAMPLES if budget and open_ else samples, steps, seed)
+    job = Job(config, request, every, parse_rows(rows), backend, schedule, seconds, at_most=open_)
     cap = None if memory is None else parse_bytes(memory, "--memory")
     check_target(out)
     with started_together() as workers, speaking_for_all(workers):

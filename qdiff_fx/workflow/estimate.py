@@ -23,7 +23,7 @@ from qdiff_fx.errors import ConfigError
 from qdiff_fx.report.amounts import duration, gigabytes
 from qdiff_fx.weight_rounding.jobs import positions_of_a_row
 from qdiff_fx.weight_rounding.loop import MEMORY_CAP
-from qdiff_fx.workflow.job import Job
+from qdiff_fx.workflow.job import ALL_ROWS, Job
 from qdiff_fx.workflow.measure import Costs, LayerSize
 
 ROUNDING_GRAPH, SAVING_GRAPH = 1.0, 0.3
@@ -76,7 +76,7 @@ def recorded_rows(costs: Costs, job: Job) -> int:
 def estimate(costs: Costs, job: Job, processes: int = 1) -> Estimate:
     """What the phases of a job will take; all but saving and reconstructing is shared out to the processes."""
     recorded = recorded_rows(costs, job)
-    rows = recorded if job.rows is None else min(job.rows, recorded)
+    rows = min(job.rows or recorded, recorded)
     groups, calls = job.request.count / costs.samples, rows / costs.rows
     if processes > 1:
         groups, calls = math.ceil(groups / processes), math.ceil(calls / processes)
@@ -202,7 +202,7 @@ def _candidates(costs: Costs, job: Job) -> Iterator[Job]:
     for share in SHARES:
         yield replace(one, rows=max(1, recorded // share))
     for count in sorted({*range(first, most, costs.samples), most}):
-        yield replace(one, request=replace(job.request, count=count))
+        yield replace(one, rows=ALL_ROWS, request=replace(job.request, count=count))
 
 
 def check_fits(found: Estimate, cap: int) -> None:

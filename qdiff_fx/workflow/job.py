@@ -16,6 +16,7 @@ from qdiff_fx.reconstruction import ReconstructionConfig
 from qdiff_fx.sources import SampleRequest, Source
 
 CHOICE = "choice"
+ALL_ROWS = 1 << 62
 
 
 @dataclass(frozen=True)
@@ -27,10 +28,12 @@ class Job:
         request: the trajectories that are sampled.
         every: which of their steps are recorded, see `collect_calibration_data`.
         rows: how many recorded rows (one is one sample at one timestep; guidance makes it two) are shown to observers
-            and to the rounding of weights, evenly over trajectories and timesteps; None: all.
+            and to the rounding of weights, evenly over trajectories and timesteps; `ALL_ROWS` for all; None: what is
+            enough, see `qdiff_fx.workflow.enough`.
         backend: what it is going to run on.
         reconstruction: learn rounding and step sizes besides.
         budget: seconds that it may take; the request's trajectories are then the most there may be.
+        at_most: the request's trajectories are the most there may be, also without a budget: as many as are enough.
     """
 
     config: QDiffConfig
@@ -40,6 +43,7 @@ class Job:
     backend: str = "native"
     reconstruction: ReconstructionConfig | None = None
     budget: float | None = None
+    at_most: bool = False
 
     def __post_init__(self) -> None:
         if self.rows is not None and self.rows < 1:
@@ -61,6 +65,7 @@ class Job:
             "backend": self.backend,
             "reconstruction": json.dumps(self.reconstruction and self.reconstruction.to_json(), sort_keys=True),
             "budget": str(self.budget),
+            "number of samples at most": str(self.at_most),
         }
         return found
 
@@ -102,7 +107,8 @@ class WorkFolder:
             self._checkpoint.save(CHOICE, {}, {"samples": chosen.request.count, "rows": chosen.rows})
             return chosen
         report = found[1]
-        return replace(job, budget=None, request=replace(job.request, count=report["samples"]), rows=report["rows"])
+        request = replace(job.request, count=report["samples"])
+        return replace(job, budget=None, at_most=False, request=request, rows=report["rows"])
 
     @property
     def samples(self) -> Path | None:

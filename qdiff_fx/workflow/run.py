@@ -18,6 +18,7 @@ from qdiff_fx.progress import Progress, phase
 from qdiff_fx.reconstruction import Reconstruction, reconstruct
 from qdiff_fx.sources import Source
 from qdiff_fx.weight_rounding import RoundingReport, round_weights
+from qdiff_fx.workflow.enough import enough
 from qdiff_fx.workflow.estimate import Estimate, check_fits, estimate, fitted
 from qdiff_fx.workflow.job import Job, WorkFolder
 from qdiff_fx.workflow.measure import Costs, measure
@@ -105,7 +106,9 @@ def quantize(
         data = draw(source, settled, folder, progress, workers)
         shown = data.spread(settled.rows)
         calibrate_together(prepared, shown, workers, resume_dir=folder.statistics, progress=progress)
-        decided = decide(prepared, shown, settled, folder, progress, workers)
+        # Learning draws from what it is given, and takes no longer for more of it.
+        learned_from = data if job.rows is None else shown
+        decided = decide(prepared, shown, settled, folder, progress, workers, learned_from=learned_from)
         if workers.leads:
             done = Done(save(prepared, source, out, progress), decided, settled)
         workers.barrier()
@@ -129,13 +132,13 @@ def _work_folder(
 
 
 def _settled(folder: WorkFolder, job: Job, costs: Costs, passed: float, workers: Workers) -> Job:
-    """What the budget allows, by the clock of one process."""
+    """What is enough, or what the budget allows by the clock of one process."""
     if job.budget is None:
-        return job
+        return enough(costs, job)
     left = job.budget - passed
     chosen = folder.settled(job, lambda: fitted(costs, job, left, workers.count)) if workers.leads else job
     samples, rows = workers.agreed([chosen.request.count, chosen.rows])
-    return replace(job, budget=None, request=replace(job.request, count=samples), rows=rows)
+    return replace(job, budget=None, at_most=False, request=replace(job.request, count=samples), rows=rows)
 
 
 def prepare(source: Source, job: Job, progress: bool | Progress) -> PreparedUNet:
@@ -178,10 +181,13 @@ def decide(
     folder: WorkFolder,
     progress: bool | Progress,
     workers: Workers = ALONE,
+    *,
+    learned_from: CalibrationData | None = None,
 ) -> Decided:
     """Round the weights of a calibrated network by the recorded inputs, and reconstruct, as the job has it.
 
-    All processes round together; one reconstructs, which is what it then knows alone.
+    All processes round together; one reconstructs, from other rows where these are given, which is what it then knows
+    alone.
     """
     rounding = None
     if prepared.qconfig.weight_rounding != "nearest":
@@ -190,7 +196,8 @@ def decide(
             rounding = round_weights(prepared, data, resume_dir=folder.rounding, progress=progress, workers=workers)
     learned = None
     if job.reconstruction is not None and workers.leads:
-        learned = reconstruct(prepared, data, job.reconstruction, resume_dir=folder.units, progress=progress)
+        rows = data if learned_from is None else learned_from
+        learned = reconstruct(prepared, rows, job.reconstruction, resume_dir=folder.units, progress=progress)
     return Decided(rounding, learned)
 
 

@@ -5,43 +5,55 @@ import json
 import pytest
 import torch
 
-from benchmarks.enough_data import CURVES, by_rows, by_runs, by_steps, main, rows_of
+from benchmarks.enough_data import CURVES, Recorded, by_rows, by_steps, by_trajectories, main, rows_of
 from qdiff_fx import CalibrationData
 
 STEPS = 8
 
 
-def data(runs=2, samples=3):
-    """Two runs of the sampler over eight steps; a record's values tell its run and its step."""
-    records = [
-        {"sample": torch.full((samples, 1), 100.0 * run + step), "timestep": torch.full((samples,), 900 - 100 * step)}
-        for run in range(runs)
-        for step in range(STEPS)
-    ]
-    return CalibrationData(records)
+def recorded(samples=6):
+    """Trajectories of eight steps, three drawn together; a row's value tells its trajectory and its step."""
+
+    def draw(count):
+        groups = [range(first, min(first + 3, count)) for first in range(0, count, 3)]
+        records = [
+            {
+                "sample": torch.tensor([[100.0 * number + step] for number in group]),
+                "timestep": torch.full((len(group),), 900 - 100 * step),
+            }
+            for group in groups
+            for step in range(STEPS)
+        ]
+        return CalibrationData(records)
+
+    return Recorded(samples, STEPS, draw)
+
+
+def values(some):
+    return [int(value) for batch in some for value in batch["sample"].flatten()]
 
 
 def steps_of(some):
-    return sorted({int(batch["sample"][0, 0]) % 100 for batch in some})
+    return sorted({value % 100 for value in values(some)})
 
 
-def test_rows_are_spread_over_steps_and_runs():
-    shown = list(by_rows(data(), STEPS))
-    assert [amount for amount, _ in shown] == sorted(amount for amount, _ in shown)
-    assert shown[-1][0] == rows_of(data()) == 48
+def test_rows_are_spread_over_steps_and_trajectories():
+    shown = list(by_rows(recorded()))
+    assert [amount for amount, _ in shown] == [8, 16, 32, 48]
     assert all(amount == rows_of(some) for amount, some in shown)
-    assert len({int(batch["sample"][0, 0]) // 100 for batch in shown[0][1]}) == 2
+    assert all(steps_of(some) == list(range(STEPS)) for _, some in shown)
+    assert len({value // 100 for value in values(shown[0][1])}) > 3
 
 
-def test_runs_are_whole_trajectories():
-    assert [(count, len(some), steps_of(some)) for count, some in by_runs(data(), STEPS)] == [
-        (1, STEPS, list(range(STEPS))),
-        (2, 2 * STEPS, list(range(STEPS))),
-    ]
+def test_trajectories_are_whole():
+    shown = dict(by_trajectories(recorded()))
+    assert {count: sorted(values(some)) for count, some in shown.items()} == {
+        count: [100 * number + step for number in range(count) for step in range(STEPS)] for count in (1, 2, 4, 6)
+    }
 
 
 def test_steps_hold_the_last_one_always():
-    shown = dict(by_steps(data(), STEPS))
+    shown = dict(by_steps(recorded()))
     assert {amount: steps_of(some) for amount, some in shown.items()} == {
         1: [7],
         2: [3, 7],
@@ -52,7 +64,7 @@ def test_steps_hold_the_last_one_always():
 
 @pytest.mark.slow
 def test_a_curve_of_the_bundled_model_is_printed_and_drawn(tmp_path, capsys, monkeypatch):
-    monkeypatch.setitem(CURVES, "rows", lambda data, steps: iter([(2, data[:1]), (4, data)]))
+    monkeypatch.setitem(CURVES, "rows", lambda recorded: iter([(2, recorded.most[:1]), (4, recorded.most)]))
     main("digits", samples=1, steps=2, images=1, only=["rows"], json=tmp_path / "c.json", picture=tmp_path / "c.png")
     points = json.loads((tmp_path / "c.json").read_text())
     assert [point["amount"] for point in points] == [2, 4]

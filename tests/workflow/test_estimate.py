@@ -14,7 +14,7 @@ from qdiff_fx.errors import ConfigError
 from qdiff_fx.reconstruction import ReconstructionConfig
 from qdiff_fx.sources import SampleRequest
 from qdiff_fx.workflow.estimate import check_fits, estimate, fitted, recorded_rows
-from qdiff_fx.workflow.job import Job
+from qdiff_fx.workflow.job import ALL_ROWS, Job
 from qdiff_fx.workflow.measure import Costs, LayerSize, Rates
 
 RATES = Rates(
@@ -86,7 +86,7 @@ def test_more_time_never_gives_fewer_rows(budget: float, factor: float) -> None:
 @pytest.mark.parametrize("most", [1, 3, 4, 6, 128])
 def test_no_more_trajectories_than_asked_for(most: int) -> None:
     chosen = fitted(COSTS, replace(JOB, request=SampleRequest(most, 25), budget=1.0), 1e6)
-    assert (chosen.request.count, chosen.rows) == (most, None)
+    assert (chosen.request.count, chosen.rows) == (most, ALL_ROWS)
 
 
 def test_too_little_time_names_the_least() -> None:

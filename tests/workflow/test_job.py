@@ -36,6 +36,7 @@ def test_begun_again_it_is_the_same_folder(source: Source, tmp_path: Path) -> No
         (replace(JOB, request=SampleRequest(5, 3)), "number of samples and another set of prompts or labels"),
         (replace(JOB, rows=3), "number of rows"),
         (replace(JOB, every=2), "every"),
+        (replace(JOB, at_most=True), "number of samples at most"),
         (replace(JOB, config=QDiffConfig(weight_bits=4)), "weight_bits"),
         (replace(JOB, config=QDiffConfig(rules=(Rule("a", weight_bits=4),))), "rules"),
         (replace(JOB, reconstruction=ReconstructionConfig.fast()), "reconstruction"),

@@ -1,0 +1,33 @@
+"""How many trajectories are drawn, and how many of their rows are shown, where nobody says.
+
+A small network is shown all. A large one is shown as many rows of every timestep as make `WORK` of all of them, as each
+passes the network three times, in floats and on integers; but two of every timestep, and `LEAST_ROWS`, at least. Where
+they are that few, half of the trajectories hold enough of them. What either costs in quality is in docs/quality.md.
+
+It depends on the network alone, not on how fast a machine is: the same command gives the same bytes everywhere.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+
+from qdiff_fx.workflow.job import Job
+from qdiff_fx.workflow.measure import Costs
+
+WORK = 1.2e12
+"""Multiplications, of the layers that are quantized, that all rows together make."""
+LEAST_EACH, LEAST_ROWS = 2, 32
+FEW_TRAJECTORIES = 4
+
+
+def enough(costs: Costs, job: Job) -> Job:
+    """The job with the rows that are shown, and the trajectories that are drawn, where it leaves them open."""
+    steps = math.ceil(job.request.steps / job.every)
+    of_a_row = max(1, sum(layer.multiplications for layer in costs.layers))
+    least = max(LEAST_EACH, math.ceil(LEAST_ROWS / steps))
+    each = max(least, int(WORK / of_a_row / steps))
+    few = job.at_most and each == least
+    count = min(job.request.count, FEW_TRAJECTORIES) if few else job.request.count
+    request = replace(job.request, count=count)
+    return replace(job, rows=job.rows or each * steps, at_most=False, request=request)

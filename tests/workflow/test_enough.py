@@ -1,0 +1,48 @@
+"""A small network is shown all there is, a large one what its size allows."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+
+from qdiff_fx.config import QDiffConfig
+from qdiff_fx.sources import SampleRequest
+from qdiff_fx.workflow.enough import enough
+from qdiff_fx.workflow.job import ALL_ROWS, Job
+from qdiff_fx.workflow.measure import Costs, LayerSize, Rates
+
+RATES = Rates(1e11, 4e10, 1e8, 5e9, 1e7, 1e9, 4e7, 1e3)
+JOB = Job(QDiffConfig(), SampleRequest(8, 25), at_most=True)
+
+
+def costs(multiplications: float) -> Costs:
+    layers = (LayerSize("conv", 1, 1, int(multiplications), "a"),)
+    return Costs(4, 8, 0.1, 0.15, 10**7, 10**7, 5000, 7.0, 6 * 10**8, 120, layers, RATES)
+
+
+@pytest.mark.parametrize(
+    ("multiplications", "steps", "rows", "trajectories"),
+    [
+        (2e8, 25, 6000, 8),
+        (1.2e10, 25, 100, 8),
+        (1.15e10, 25, 100, 8),  # as many of every timestep
+        (3.5e11, 25, 50, 4),
+        (3.5e11, 4, 32, 4),
+        (3.5e11, 3, 33, 4),
+        (0, 1, 1_200_000_000_000, 8),
+    ],
+)
+def test_rows_and_trajectories_follow_the_size(
+    multiplications: float, steps: int, rows: int, trajectories: int
+) -> None:
+    chosen = enough(costs(multiplications), replace(JOB, request=SampleRequest(8, steps)))
+    assert (chosen.rows, chosen.request.count, chosen.at_most) == (rows, trajectories, False)
+    assert enough(costs(multiplications), replace(JOB, request=SampleRequest(8, 3 * steps), every=3)).rows == rows
+
+
+def test_what_is_given_is_kept() -> None:
+    given = enough(costs(3.5e11), replace(JOB, rows=ALL_ROWS, at_most=False))
+    assert (given.rows, given.request.count) == (ALL_ROWS, 8)
+    fewer = enough(costs(3.5e11), replace(JOB, request=SampleRequest(2, 25)))
+    assert fewer.request.count == 2
