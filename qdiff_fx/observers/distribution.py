@@ -71,7 +71,8 @@ def quantization_error(
     edges = (distribution.edges / unit).to(scale.dtype)
     integral = _error_integral(edges, scale / unit, first, last, p)
     density = (distribution.mass / widths).to(scale.dtype) * unit
-    return (integral.diff(dim=1) @ density).double() * unit**p
+    errors = (integral.diff(dim=1) @ density).double()
+    return errors.mul_(unit**p)
 
 
 def _error_integral(x: Tensor, scale: Tensor, first: Tensor, last: Tensor, p: float) -> Tensor:
