@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     from qdiff_fx.reconstruction import Reconstruction, ReconstructionConfig, reconstruct
     from qdiff_fx.tuning import Tuned, tune
     from qdiff_fx.weight_rounding import round_weights
+    from qdiff_fx.workflow.by_hand import calibrating
+    from qdiff_fx.workflow.one_call import quantize
 
 __version__ = "0.1.0"
 
@@ -34,6 +36,7 @@ __all__ = [
     "ReconstructionConfig",
     "Tuned",
     "calibrate",
+    "calibrating",
     "collect_calibration_data",
     "convert_qdiff",
     "load_prepared",
@@ -41,6 +44,7 @@ __all__ = [
     "merge_prepared",
     "prepare_qdiff",
     "push_to_hub",
+    "quantize",
     "reconstruct",
     "round_weights",
     "save_prepared",
@@ -58,6 +62,8 @@ _HOMES = {
     "reconstruction": ("Reconstruction", "ReconstructionConfig", "reconstruct"),
     "tuning": ("Tuned", "tune"),
     "weight_rounding": ("round_weights",),
+    "workflow.by_hand": ("calibrating",),
+    "workflow.one_call": ("quantize",),
 }
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
 

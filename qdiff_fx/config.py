@@ -20,6 +20,19 @@ ActRange = str  # one of `range_methods()`
 ActGranularity = Literal["tensor", "timestep"]
 
 
+BITS = re.compile(r"(?:w(\d+))?(?:a(\d+))?(?:s(\d+))?")
+"""How bits are written: of weights, activations and attention probabilities, each of which may be left out."""
+
+
+def bits_of(text: str) -> dict[str, Any] | None:
+    """ "w4a8" → {"weight_bits": 4, "act_bits": 8}; None where it is not of that form."""
+    found = BITS.fullmatch(text)
+    if not text or found is None:
+        return None
+    named = zip(("weight_bits", "act_bits", "softmax_bits"), found.groups())
+    return {name: int(digits) for name, digits in named if digits is not None}
+
+
 class QuantMethod(StrEnum):
     """Names of ways to quantize, as diffusers spells them."""
 
@@ -169,6 +182,20 @@ class QDiffConfig:
     def schedule(self) -> TimestepBins:
         """Which part of the schedule a timestep belongs to."""
         return TimestepBins(self.num_train_timesteps, self.timestep_bins, self.timestep_range)
+
+    @staticmethod
+    def of_bits(text: str, **changes: Any) -> QDiffConfig:
+        """The configuration of "w4a8", "w8a8s16"; `changes` set further fields.
+
+        Raises:
+            ConfigError: it has another form, or these bits are not supported.
+        """
+        bits = bits_of(text)
+        if bits is None:
+            raise ConfigError(
+                f"{text!r} says no bits", where="bits", fix='Write "w4a8": bits of weights and of activations'
+            )
+        return QDiffConfig(**bits, **changes)
 
     @staticmethod
     def qdiffusion(**changes: Any) -> QDiffConfig:

@@ -13,13 +13,13 @@ from PIL import Image
 from typer.testing import CliRunner, Result
 
 from qdiff_fx.cli import app
-from qdiff_fx.cli.amounts import parse_rows
 from qdiff_fx.cli.rules import parse_rule
 from qdiff_fx.config import Rule
 from qdiff_fx.errors import ConfigError
 from qdiff_fx.kernels import Status
 from qdiff_fx.reconstruction import ReconstructionConfig
 from qdiff_fx.storage import sealed
+from qdiff_fx.workflow.amounts import parse_rows
 from qdiff_fx.workflow.job import ALL_ROWS
 
 cli_doctor = importlib.import_module("qdiff_fx.cli.doctor")  # the name is that of its function too

@@ -11,6 +11,7 @@ import torch
 from diffusers import DDIMScheduler, DDPMPipeline, UNet2DModel
 from torch import nn
 
+from qdiff_fx.bundled.captions import captions
 from qdiff_fx.errors import CalibrationError, ConfigError
 from qdiff_fx.sources import PythonFileSource, SampleRequest, Source, SourceError, resolve
 from qdiff_fx.sources.python_file import import_file
@@ -232,10 +233,10 @@ class TestPipeline:
         source.sample(source.unet, SampleRequest(3, 1, first=1))
         assert source.pipe.asked == ["a dog", "a cat", "a dog"]
 
-    def test_without_prompts_the_empty_one_is_used(self) -> None:
+    def test_without_prompts_the_captions_of_the_package_are_used(self) -> None:
         source = Source("pipe", PromptPipeline())
         source.sample(source.unet, SampleRequest(2, 1))
-        assert source.pipe.asked == ["", ""]
+        assert tuple(source.pipe.asked) == captions()[:2]
 
     def test_a_pipeline_that_takes_neither_is_refused(self) -> None:
         source = Source("pipe", ImagePipeline())

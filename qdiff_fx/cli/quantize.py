@@ -9,7 +9,6 @@ from typing import Annotated, Any
 import typer
 
 from qdiff_fx.atomic import entries
-from qdiff_fx.cli.amounts import parse_bytes, parse_rows, parse_seconds
 from qdiff_fx.cli.config_file import read_config
 from qdiff_fx.cli.estimates import estimate_figures, estimate_table, scope_line, taken_table
 from qdiff_fx.cli.options import ConfigFile, IgnoredBatchSize, Json, Prompts, Seed, SourceName, Steps, read_prompts
@@ -25,14 +24,14 @@ from qdiff_fx.report.layers import float_layers_table, layers_json
 from qdiff_fx.sources import SampleRequest, resolve
 from qdiff_fx.storage.artifact import MANIFEST, artifact_bytes
 from qdiff_fx.weight_rounding import RoundingReport
+from qdiff_fx.workflow.amounts import parse_bytes, parse_rows, parse_seconds
 from qdiff_fx.workflow.estimate import Estimate
 from qdiff_fx.workflow.job import Job
+from qdiff_fx.workflow.one_call import MOST_SAMPLES
 from qdiff_fx.workflow.run import Done
 from qdiff_fx.workflow.run import quantize as run_job
 
 DEFAULTS = QDiffConfig()
-MOST_SAMPLES = 128
-"""That a budget chooses where nobody says how many: what the paper takes for Stable Diffusion."""
 
 
 def quantize(
@@ -150,6 +149,8 @@ def _run(
     with output.progress() as progress:
         with workers.together(), progress.phase("loading", None, "source"):
             origin = resolve(source, read_prompts(prompts))
+        if origin.takes_prompts and prompts is None:
+            output.note("no --prompts: calibrating on captions that come with the package")
         done = run_job(origin, job, out, announce=announce, workers=workers, progress=progress, **more)
     if not workers.leads:
         return

@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import re
-
-from qdiff_fx.config import Rule
+from qdiff_fx.config import Rule, bits_of
 from qdiff_fx.errors import ConfigError
 
 FLOAT = "float"
-BITS = re.compile(r"(?:w(\d+))?(?:a(\d+))?(?:s(\d+))?")
 
 
 def parse_rule(text: str) -> Rule:
@@ -19,7 +16,7 @@ def parse_rule(text: str) -> Rule:
     """
     # A regular expression may contain "=", what follows it cannot.
     pattern, separator, what = text.rpartition("=")
-    bits = BITS.fullmatch(what)
+    bits = bits_of(what)
     if not separator or not pattern or not what or (what != FLOAT and bits is None):
         raise ConfigError(
             "a rule has the form PATTERN=float or PATTERN=w4a8s16 (each of w, a and s may be left out)",
@@ -27,6 +24,5 @@ def parse_rule(text: str) -> Rule:
         )
     if bits is None or what == FLOAT:
         return Rule(pattern, quantize=False)
-    weight, activation, softmax = (None if digits is None else int(digits) for digits in bits.groups())
     # Bits for what an earlier rule keeps in float can only mean to quantize it after all.
-    return Rule(pattern, weight_bits=weight, act_bits=activation, softmax_bits=softmax, quantize=True)
+    return Rule(pattern, **bits, quantize=True)

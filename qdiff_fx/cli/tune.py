@@ -11,7 +11,6 @@ from rich.table import Table
 from rich.text import Text
 
 from qdiff_fx.calibration import calibrate
-from qdiff_fx.cli.amounts import parse_bytes, parse_seconds, parse_share
 from qdiff_fx.cli.config_file import read_config, write_config
 from qdiff_fx.cli.options import (
     BackendName,
@@ -30,6 +29,7 @@ from qdiff_fx.errors import ConfigError
 from qdiff_fx.report.comparison import megabytes
 from qdiff_fx.sources import SampleRequest, resolve
 from qdiff_fx.tuning import DEFAULT_BITS, Budget, Tuned, tune
+from qdiff_fx.workflow.amounts import parse_bytes, parse_seconds, parse_share
 from qdiff_fx.workflow.job import Job, WorkFolder
 from qdiff_fx.workflow.run import build_kernels, draw, prepare
 

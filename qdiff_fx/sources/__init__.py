@@ -9,6 +9,7 @@ from qdiff_fx.sources.base import Source, SourceError
 from qdiff_fx.sources.digits import DIGITS, DigitsSource
 from qdiff_fx.sources.pipeline import load_pipeline
 from qdiff_fx.sources.python_file import PythonFileSource
+from qdiff_fx.sources.recorded import RecordedSource
 from qdiff_fx.sources.request import SampleRequest
 from qdiff_fx.storage.hub import HUB_ID
 
@@ -41,4 +42,13 @@ def resolve(identifier: str, prompts: Sequence[str] = ()) -> Source:
     )
 
 
-__all__ = ["DIGITS", "DigitsSource", "SampleRequest", "PythonFileSource", "Source", "SourceError", "resolve"]
+__all__ = [
+    "DIGITS",
+    "DigitsSource",
+    "PythonFileSource",
+    "RecordedSource",
+    "SampleRequest",
+    "Source",
+    "SourceError",
+    "resolve",
+]

@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from qdiff_fx.bundled.captions import captions
 from qdiff_fx.calibration import CalibrationData, collect_calibration_data
 from qdiff_fx.distributed import ALONE, Workers
 from qdiff_fx.errors import QDiffError
@@ -33,12 +34,15 @@ class Source:
         unet: its float network, in eval mode.
         num_train_timesteps: length of the network's training schedule.
         progress: show bars.
+        draws: whether trajectories are yet to be drawn.
     """
+
+    draws = True
 
     def __init__(self, identifier: str, pipe: Any, prompts: Sequence[str] = ()):
         if not isinstance(getattr(pipe, "unet", None), nn.Module):
             raise SourceError("the pipeline has no unet", where=identifier, fix="Only UNets are quantized")
-        self.identifier, self.pipe, self.prompts = identifier, pipe, tuple(prompts) or ("",)
+        self.identifier, self.pipe, self.prompts = identifier, pipe, tuple(prompts) or captions()
         self.unet: nn.Module = pipe.unet.eval()
         self.num_train_timesteps: int = pipe.scheduler.config.num_train_timesteps
         self.progress = False
@@ -54,6 +58,10 @@ class Source:
         finally:
             self.pipe.unet = self.unet
         return torch.from_numpy(np.ascontiguousarray(images)).permute(0, 3, 1, 2) * 2 - 1
+
+    def put(self, network: nn.Module) -> None:
+        """Into the pipeline, in the place of its own network."""
+        self.pipe.unet = network
 
     def labels(self, request: SampleRequest) -> torch.Tensor | None:
         """The class (N,) each image is asked to show; ``None`` where classes mean nothing."""
@@ -100,16 +108,21 @@ class Source:
         """A scheduler for that many steps; ``None`` where the pipeline's own serves."""
         return None
 
+    @property
+    def takes_prompts(self) -> bool:
+        return "prompt" in self._takes
+
     def subjects(self, request: SampleRequest) -> dict[str, Any]:
         """The pipeline's arguments that say what to draw, one item per image."""
-        if "prompt" in self._takes:
+        if self.takes_prompts:
             return {"prompt": [self.prompts[number % len(self.prompts)] for number in request.numbers]}
         if "batch_size" in self._takes:
             return {}
         raise SourceError(
             f"{type(self.pipe).__name__} takes neither prompts nor a batch size",
             where=self.identifier,
-            fix="Write a Python file with load_unet() and make_scheduler(steps) instead",
+            fix="Record calls of your own with qdiff_fx.calibrating(pipe), or write a Python file with load_unet() and "
+            "make_scheduler(steps)",
         )
 
     def _call(self, request: SampleRequest) -> np.ndarray:

@@ -81,10 +81,12 @@ def estimate(costs: Costs, job: Job, processes: int = 1) -> Estimate:
     if processes > 1:
         groups, calls = math.ceil(groups / processes), math.ceil(calls / processes)
     data = recorded * costs.row_bytes
-    phases = [
-        PhaseEstimate("sampling", groups * job.request.steps * costs.step, costs.held_bytes + costs.step_bytes + data),
-        PhaseEstimate("calibrating", calls * costs.watched_step, costs.held_bytes + costs.watched_bytes + data),
-    ]
+    phases = []
+    if costs.draws:
+        peak = costs.held_bytes + costs.step_bytes + data
+        phases.append(PhaseEstimate("sampling", groups * job.request.steps * costs.step, peak))
+    peak = costs.held_bytes + costs.watched_bytes + data
+    phases.append(PhaseEstimate("calibrating", calls * costs.watched_step, peak))
     if job.config.weight_rounding != "nearest":
         peak = costs.held_bytes + costs.step_bytes + data + rounding_bytes(costs)
         phases.append(PhaseEstimate("rounding", rounding_seconds(costs, job, rows, processes), peak))

@@ -94,6 +94,7 @@ class Costs:
         held_bytes: memory of the network, prepared.
         observers: how many there are.
         layers: all that are going to be quantized and have a weight.
+        draws: whether trajectories are yet to be drawn.
     """
 
     samples: int
@@ -108,6 +109,7 @@ class Costs:
     observers: int
     layers: tuple[LayerSize, ...]
     rates: Rates
+    draws: bool = True
 
 
 def measure(source: Source, prepared: PreparedUNet, example: Mapping[str, Any], count: int, capture: float) -> Costs:
@@ -137,6 +139,7 @@ def measure(source: Source, prepared: PreparedUNet, example: Mapping[str, Any], 
         observers=sum(isinstance(each, Observer) for each in prepared.modules()),
         layers=layers,
         rates=measure_rates(prepared.qconfig.act_range),
+        draws=source.draws,
     )
 
 

@@ -55,6 +55,15 @@ class Done:
     job: Job
 
 
+@dataclass(frozen=True)
+class Calibrated:
+    """A job but for converting: the network that knows everything, what was decided, and the job as it was done."""
+
+    prepared: PreparedUNet
+    decided: Decided
+    job: Job
+
+
 Announce = Callable[[Estimate, Job], bool]
 """Is told what a job will take before it starts, and says whether to go on."""
 
@@ -89,9 +98,30 @@ def quantize(
     Raises:
         QDiffError: what is wrong, in words; nothing half-written stays.
     """
-    begun = time.monotonic()
     with workers.together():
         folder = _work_folder(resume_dir, source, job, workers, samples_dir)
+        found = calibrated(source, job, folder, memory_bytes, announce, workers, progress)
+        if found is None:
+            return None
+        done = None
+        if workers.leads:
+            done = Done(save(found.prepared, source, out, progress), found.decided, found.job)
+        workers.barrier()
+        return done
+
+
+def calibrated(
+    source: Source,
+    job: Job,
+    folder: WorkFolder,
+    memory_bytes: int | None = None,
+    announce: Announce | None = None,
+    workers: Workers = ALONE,
+    progress: bool | Progress = True,
+) -> Calibrated | None:
+    """Everything of `quantize` but converting and saving."""
+    begun = time.monotonic()
+    with workers.together():
         prepared, costs = prepare_and_measure(source, job, progress)
         passed = progress.passed() if isinstance(progress, Overall) else time.monotonic() - begun
         settled = _settled(folder, job, costs, passed, workers)
@@ -102,17 +132,13 @@ def quantize(
             return None
         if isinstance(progress, Overall):
             progress.expect({each.name: each.seconds for each in expected.phases})
-        done = None
         data = draw(source, settled, folder, progress, workers)
         shown = data.spread(settled.rows)
         calibrate_together(prepared, shown, workers, resume_dir=folder.statistics, progress=progress)
         # Learning draws from what it is given, and takes no longer for more of it.
         learned_from = data if job.rows is None else shown
         decided = decide(prepared, shown, settled, folder, progress, workers, learned_from=learned_from)
-        if workers.leads:
-            done = Done(save(prepared, source, out, progress), decided, settled)
-        workers.barrier()
-        return done
+        return Calibrated(prepared, decided, settled)
 
 
 def _work_folder(
