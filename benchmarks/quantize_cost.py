@@ -4,6 +4,9 @@
 
 Wall-clock seconds mean something on an idle machine only; seconds of the processor's also where others work on it.
 
+``python -m benchmarks.quantize_cost --model sd15 --by nncf`` does the same work by NNCF, with its default number of
+samples and both of its presets. It needs the `bench` extra.
+
 ``python -m benchmarks.quantize_cost --model sdxl --shards build/sdxl`` prepares a network that is built without weights
 from shards, which are written there first (random ones). Run it twice: the second time nothing but that is in memory.
 """
@@ -24,11 +27,14 @@ from safetensors.torch import save_file
 
 from benchmarks.networks import WEIGHT_SEED, Network, fill_tensor, get_network
 from benchmarks.output import Column, number, print_table, write_json
+from benchmarks.rivals.openvino import OpenVINO, Preset
 from qdiff_fx import QDiffConfig, calibrate, convert_qdiff, prepare_qdiff, round_weights, save_qdiff
 from qdiff_fx.config import WeightRounding
 from qdiff_fx.passes.quantize.measure import measure
 
 SHARD_BYTES = 1 << 30
+NNCF_SAMPLES = 300
+"""The default of `nncf.quantize`'s subset_size."""
 T = TypeVar("T")
 
 
@@ -112,6 +118,23 @@ def quantize(network: Network, weight_bits: int, rows: int, rounding: WeightRoun
     costs.add_up("everything", after="a float32 step")
 
 
+def quantize_by_nncf(network: Network, samples: int, costs: Costs) -> None:
+    """Export, quantization and saving, once for each preset, on as many random batches."""
+    unet, inputs = network.build(False), network.inputs()
+    with torch.no_grad():
+        unet(**inputs)
+        costs.measured("a float32 step", lambda: unet(**inputs))
+    costs.step = costs.rows[-1].processor
+    presets: tuple[Preset, ...] = ("default", "transformer")
+    for preset in presets:
+        batches = spread_batches(network, samples * network.batch)
+        with tempfile.TemporaryDirectory() as folder:
+            costs.measured(
+                f"NNCF, {preset}, {samples} samples",
+                lambda: OpenVINO("f32", preset).prepare(unet, network, batches, Path(folder)),  # noqa: B023
+            )
+
+
 def spread_batches(network: Network, rows: int) -> Iterator[dict[str, torch.Tensor]]:
     """Batches of one timestep each, the noisiest first, as a sampler makes them."""
     count = max(1, rows // network.batch)
@@ -158,6 +181,8 @@ def main(
     threads: Annotated[int, typer.Option(help="Threads; 0: as many as torch takes.")] = 0,
     rounding: Annotated[str, typer.Option(help="Of weights: nearest or second_order.")] = "second_order",
     rows: Annotated[int, typer.Option(min=1, help="Rows, samples at one timestep, that are shown.")] = 32,
+    by: Annotated[str, typer.Option(help="Who quantizes: us, or nncf.")] = "us",
+    samples: Annotated[int, typer.Option(min=1, help="Batches that NNCF is shown.")] = NNCF_SAMPLES,
     shards: Annotated[Path | None, typer.Option(help="Prepare from weights here, and nothing else.")] = None,
     json: Annotated[Path | None, typer.Option(help="Write the rows here.")] = None,
 ) -> None:
@@ -165,7 +190,9 @@ def main(
     if threads:
         torch.set_num_threads(threads)
     network, costs = get_network(model), Costs()
-    if shards is None:
+    if by == "nncf":
+        quantize_by_nncf(network, samples, costs)
+    elif shards is None:
         quantize(network, weight_bits, rows, cast(WeightRounding, rounding), costs)
     else:
         prepare_from(shards, network, costs)

@@ -19,7 +19,7 @@ from qdiff_fx.weight_rounding.second_moment import SecondMoment, Window, common_
 
 aten = torch.ops.aten
 
-PER_COLUMN = 3
+PER_COLUMN = 2
 """Positions, pixels or tokens, that are looked at for every column of a weight; see docs/quality.md."""
 LEAST_POSITIONS = 4096
 

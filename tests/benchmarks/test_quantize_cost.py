@@ -55,6 +55,19 @@ def test_every_phase_has_a_row(network: Network, tmp_path: Path, rounding: str, 
         assert row["steps"] * rows[0]["processor"] == pytest.approx(row["processor"])
 
 
+def test_nncf_does_the_same_work(tmp_path: Path) -> None:
+    pytest.importorskip("openvino", reason="needs the bench extra")
+    pytest.importorskip("nncf", reason="needs the bench extra")
+    main("sd-tiny", by="nncf", samples=2, json=tmp_path / "rows.json")
+    rows = json.loads((tmp_path / "rows.json").read_text())
+    assert [row["phase"] for row in rows] == [
+        "a float32 step",
+        "NNCF, default, 2 samples",
+        "NNCF, transformer, 2 samples",
+    ]
+    assert all(row["steps"] > 0 for row in rows[1:])
+
+
 def test_shards_hold_the_random_weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("benchmarks.quantize_cost.SHARD_BYTES", 10_000)
     network = get_network("sd-tiny")
