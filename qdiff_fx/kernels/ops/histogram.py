@@ -31,6 +31,7 @@ def reference(rows: Tensor, exponent: int, bins: int, step: int) -> Tensor:
 def check(rows: Tensor, exponent: int, bins: int, step: int) -> None:
     """Raise KernelError unless `histogram` takes such a tensor and numbers."""
     op = "histogram"
+    checks.plain(op, (rows,))
     checks.floating(op, "its input", rows)
     if rows.dim() != 2:
         raise checks.error(op, f"expected rows of numbers, not {tuple(rows.shape)}")

@@ -36,6 +36,7 @@ def reference(weight: Tensor, bits: int, candidates: int, shrink: float, power: 
 def check(weight: Tensor, bits: int, candidates: int, shrink: float, power: float) -> None:
     """Raise KernelError unless `nearest_codes` takes such a tensor and numbers."""
     op = "nearest_codes"
+    checks.plain(op, (weight,))
     checks.floating(op, "the weight", weight)
     if weight.dim() != 2:
         raise checks.error(op, f"expected rows of numbers (out, in), not {tuple(weight.shape)}")
