@@ -244,7 +244,7 @@ class TestPipeline:
             source.sample(source.unet, SampleRequest(1, 1))
 
     def test_a_pipeline_without_unet_is_refused(self) -> None:
-        with pytest.raises(SourceError, match="the pipeline has no unet"):
+        with pytest.raises(SourceError, match="object has none of unet, transformer"):
             Source("pipe", object())
 
 

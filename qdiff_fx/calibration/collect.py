@@ -16,6 +16,7 @@ from torch import Tensor
 from qdiff_fx.calibration.data import FILE_NAME, FINGERPRINT, TIMESTEP, CalibrationData
 from qdiff_fx.calibration.fingerprint import WHAT_WAS_DRAWN, inputs_fingerprint, source_fingerprint
 from qdiff_fx.calibration.plan import CollectionPlan, samples_at_once
+from qdiff_fx.calibration.record import Record
 from qdiff_fx.calibration.recorder import TrajectoryRecorder, recorded_bytes
 from qdiff_fx.calibration.steps import Steps
 from qdiff_fx.checkpoint import differing
@@ -23,7 +24,7 @@ from qdiff_fx.distributed import ALONE, Workers
 from qdiff_fx.errors import CalibrationError
 from qdiff_fx.progress import Phase, Progress, phase
 from qdiff_fx.sampling.recorder import watching
-from qdiff_fx.sampling.samplers import Sampler, make_sampler
+from qdiff_fx.sampling.samplers import Sampler, length_of_schedule, make_sampler
 
 Inputs = Mapping[str, Any] | Callable[[int], Mapping[str, Any]] | None
 
@@ -84,7 +85,7 @@ def collect_calibration_data(
     plan = CollectionPlan(
         network=type(sampler.unet).__name__,
         scheduler=type(sampler.scheduler).__name__,
-        num_train_timesteps=int(sampler.scheduler.config.num_train_timesteps),
+        num_train_timesteps=length_of_schedule(sampler.scheduler),
         num_samples=num_samples,
         num_inference_steps=num_inference_steps,
         every=every,
@@ -196,8 +197,7 @@ def _run(
     with recorder.recording(), watching(sampler.unet, after=shown.see):
         drawn = sampler.sample(len(samples), conditioning, torch.Generator().manual_seed(seed))
     shown.finish()
-    # The first argument is x_t; the others have its number of rows, see `as_record`.
-    rows = len(next(iter(recorder.records[-1].values()))) if recorder.records else 0
+    rows = recorder.records[-1].count if recorder.records else 0
     if rows == 0 or rows % len(samples) or (drawn is not None and drawn % len(samples)):
         images = "" if drawn is None else f" and drew {drawn} images"
         raise CalibrationError(
@@ -224,9 +224,7 @@ def _cut(inputs: Mapping[str, Any], samples: range, plan: CollectionPlan, halves
     return {name: part(name, value) for name, value in inputs.items()}
 
 
-def _check_memory(
-    records: list[dict[str, Tensor]], steps: int, *, plan: CollectionPlan, samples: range, cap: int
-) -> None:
+def _check_memory(records: list[Record], steps: int, *, plan: CollectionPlan, samples: range, cap: int) -> None:
     """Called after every record; the second (or an only one) shows what all of them will take."""
     if len(records) != min(2, steps):
         return

@@ -14,9 +14,9 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from qdiff_fx.atomic import replacing_file
-from qdiff_fx.calibration.nested import flatten, unflatten
+from qdiff_fx.calibration.nested import Layout, layout_of_names
+from qdiff_fx.calibration.record import Record, as_record
 from qdiff_fx.errors import ArtifactError, CalibrationError
-from qdiff_fx.signature.roles import sample_argument, timestep_argument
 
 Batch = Mapping[str, Any]
 Timesteps = Literal["first", "middle", "last", "uniform"]
@@ -29,20 +29,20 @@ TIMESTEP, FINGERPRINT = "timestep_argument", "fingerprint"
 
 
 class CalibrationData(Sequence[Batch]):
-    """A sequence of batches, each a mapping of the network's own `forward` arguments to CPU tensors.
+    """A sequence of batches, each a mapping of the network's own `forward` arguments, nested as the network got them.
 
-    All tensors of a batch share their first dimension R, the samples; see `as_record`. Batches may share tensors
-    (the prompt's embedding is the same at every step): memory and files hold them once.
+    Tensors are on the CPU; see `Record` for which of their rows are samples. Batches may share tensors (the prompt's
+    embedding is the same at every step): memory and files hold them once.
 
     Args:
         records: the batches, as recorded.
         metadata: where they come from; anything JSON can hold.
     Raises:
-        CalibrationError: an argument is no tensor, or holds another number of samples.
+        CalibrationError: an argument is nothing that can be kept.
     """
 
-    def __init__(self, records: Sequence[Batch], metadata: Mapping[str, Any] | None = None):
-        self._records = tuple(as_record(record) for record in records)
+    def __init__(self, records: Sequence[Batch | Record], metadata: Mapping[str, Any] | None = None):
+        self._records = tuple(each if isinstance(each, Record) else as_record(each) for each in records)
         self.metadata = dict(metadata or {})
 
     def __len__(self) -> int:
@@ -55,10 +55,10 @@ class CalibrationData(Sequence[Batch]):
     def __getitem__(self, index: int | slice) -> Batch | CalibrationData:
         if isinstance(index, slice):
             return CalibrationData(self._records[index], self.metadata)
-        return unflatten(self._records[index])
+        return self._records[index].arguments
 
     def __repr__(self) -> str:
-        rows = sum(_row_count(record) for record in self._records)
+        rows = sum(record.count for record in self._records)
         return f"CalibrationData({len(self)} batches, {rows} samples, {self.nbytes:,} bytes)"
 
     @property
@@ -74,17 +74,19 @@ class CalibrationData(Sequence[Batch]):
     def batches(self, batch_size: int) -> Iterator[Batch]:
         """The same samples in batches of at most `batch_size`, never mixing timesteps, in order of recording.
 
-        A batch at one timestep is what a sampler feeds the network, and the fastest for observers.
+        A batch at one timestep is what a sampler feeds the network, and the fastest for observers. Batches that do not
+        divide into their samples stay as they were recorded.
         """
         if batch_size < 1:
             raise CalibrationError(f"batches of {batch_size} samples are not possible", where="batch_size")
-        groups: dict[tuple[Any, ...], list[dict[str, Tensor]]] = {}
+        groups: dict[Any, list[Record]] = {}
         for number, record in enumerate(self._records):
-            groups.setdefault(_mixing_key(number, record, self.timestep), []).append(record)
+            groups.setdefault(record.kind(self.timestep) or number, []).append(record)
         for group in groups.values():
-            joined = {name: torch.cat([record[name] for record in group]) for name in group[0]}
-            for start in range(0, _row_count(joined), batch_size):
-                yield unflatten({name: tensor[start : start + batch_size] for name, tensor in joined.items()})
+            joined = Record.joined(group)
+            step = batch_size if joined.divides else joined.count
+            for start in range(0, joined.count, step):
+                yield joined.rows(range(start, min(start + step, joined.count))).arguments
 
     def select(self, timesteps: Timesteps, steps: int) -> CalibrationData:
         """Only the batches at `steps` of the recorded timesteps.
@@ -92,7 +94,7 @@ class CalibrationData(Sequence[Batch]):
         "first" are the noisiest timesteps (where sampling starts), "last" the cleanest, "middle" those between,
         "uniform" spreads over the trajectory. The paper shows that all but "uniform" overfit.
         """
-        at = [_timestep_of(record, self.timestep) for record in self._records]
+        at = [record.timestep(self.timestep) for record in self._records]
         recorded = sorted(set(at), reverse=True)
         if timesteps not in (*_STARTS, "uniform") or not 1 <= steps <= len(recorded):
             raise CalibrationError(
@@ -113,13 +115,14 @@ class CalibrationData(Sequence[Batch]):
 
         As many of every timestep as of every other, or one more, so that none is left out as long as there are as many
         rows as timesteps; where there are not, the last timestep is among those that are taken. Those of a timestep are
-        spread evenly over what was recorded there, over trajectories, and begin elsewhere at the next timestep.
+        spread evenly over what was recorded there, over trajectories, and begin elsewhere at the next timestep. Of
+        batches that do not divide into their samples all are taken where one is.
         """
         if rows is None or not len(self):
             return self
         at: dict[float, list[tuple[int, int]]] = {}
         for number, record in enumerate(self._records):
-            at.setdefault(_timestep_of(record, self.timestep), []).extend((number, row) for row in _rows_of(record))
+            at.setdefault(record.timestep(self.timestep), []).extend((number, row) for row in range(record.count))
         chosen: dict[int, list[int]] = {}
         for turn, found in enumerate(at.values()):
             wanted = min(len(found), rows * (turn + 1) // len(at) - rows * turn // len(at))
@@ -127,12 +130,12 @@ class CalibrationData(Sequence[Batch]):
             for index in range(wanted):
                 number, row = found[(first + index * len(found) // wanted) % len(found)]
                 chosen.setdefault(number, []).append(row)
-        records = [_some(self._records[number], sorted(places)) for number, places in sorted(chosen.items())]
+        records = [self._records[number].rows(sorted(places)) for number, places in sorted(chosen.items())]
         return CalibrationData(records, self.metadata | {"rows": rows})
 
     def by_timestep(self) -> list[int]:
         """The numbers of all batches, those at the largest timesteps first."""
-        return sorted(range(len(self)), key=lambda number: -_timestep_of(self._records[number], self.timestep))
+        return sorted(range(len(self)), key=lambda number: -self._records[number].timestep(self.timestep))
 
     def at(self, numbers: Sequence[int]) -> CalibrationData:
         """The batches of these numbers."""
@@ -156,16 +159,21 @@ class CalibrationData(Sequence[Batch]):
         """Everything in it: what JSON can hold, and tensors by names that this refers to; shared ones once."""
         tensors = self._tensors()
         keys = {identity: f"tensor_{index}" for index, identity in enumerate(tensors)}
-        records = [{name: keys[id(tensor)] for name, tensor in record.items()} for record in self._records]
+        records = [{name: keys[id(tensor)] for name, tensor in record.tensors.items()} for record in self._records]
+        layouts: dict[str, int] = {}
+        at = [layouts.setdefault(json.dumps(record.layout), len(layouts)) for record in self._records]
+        kinds = {"layouts": [json.loads(each) for each in layouts], "layout_of_record": at}
         named = {keys[identity]: tensor for identity, tensor in tensors.items()}
-        return {"metadata": self.metadata, "records": records}, named
+        return {"metadata": self.metadata, "records": records, **kinds}, named
 
     @staticmethod
     def of_tensors(description: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> CalibrationData:
         """What `to_tensors` took apart."""
-        data = CalibrationData([], description["metadata"])
-        data._records = tuple({name: tensors[key] for name, key in record.items()} for record in description["records"])
-        return data
+        records = [
+            Record({name: tensors[key] for name, key in record.items()}, _layout(description, number, record))
+            for number, record in enumerate(description["records"])
+        ]
+        return CalibrationData(records, description["metadata"])
 
     @staticmethod
     def load(folder: str | os.PathLike[str]) -> CalibrationData:
@@ -192,72 +200,16 @@ class CalibrationData(Sequence[Batch]):
         return CalibrationData.of_tensors(header, tensors)
 
     def _tensors(self) -> dict[int, Tensor]:
-        return {id(tensor): tensor for record in self._records for tensor in record.values()}
+        return {id(tensor): tensor for record in self._records for tensor in record.tensors.values()}
 
 
 GOLDEN = (5**0.5 - 1) / 2
 _STARTS = {"first": 0.0, "middle": 0.5, "last": 1.0}
 
 
-def _rows_of(record: Mapping[str, Tensor]) -> range:
-    return range(_row_count(record))
-
-
-def _some(record: Mapping[str, Tensor], rows: list[int]) -> Mapping[str, Tensor]:
-    """Some rows of a record; itself where they are all."""
-    if len(rows) == _row_count(record):
-        return record
-    return {name: tensor[torch.tensor(rows)] for name, tensor in record.items()}
-
-
-def as_record(arguments: Mapping[str, Any], timestep: str | None = None) -> dict[str, Tensor]:
-    """Forward arguments -> flat CPU tensors that all start with the R samples of "sample".
-
-    A timestep given as a number or for all samples at once becomes [R]; so does anything of first dimension 1.
-
-    Args:
-        timestep: the argument that holds it, where that is known.
-    """
-    name = timestep or timestep_argument(arguments)
-    if name is not None and isinstance(arguments.get(name), (int, float)):
-        arguments = {**arguments, name: torch.tensor(arguments[name])}
-    # A tensor that needs neither stays the same object, by which shared tensors are recognised.
-    flat = {
-        name: tensor.detach().cpu() if tensor.requires_grad or not tensor.is_cpu else tensor
-        for name, tensor in flatten(arguments).items()
-    }
-    rows = _row_count(flat)
-    return {name: _expanded(name, tensor, rows) for name, tensor in flat.items()}
-
-
-def _timestep_of(record: Mapping[str, Tensor], known: str | None) -> float:
-    """The timestep of a batch's first sample; of a network without any, one and the same for all."""
-    name = known or timestep_argument(record)
-    return 0.0 if name is None else float(record[name].flatten()[0])
-
-
-def _row_count(record: Mapping[str, Tensor]) -> int:
-    name = sample_argument(record)
-    return 1 if name is None or not record[name].dim() else record[name].shape[0]
-
-
-def _expanded(name: str, tensor: Tensor, rows: int) -> Tensor:
-    if tensor.dim() == 0:
-        return tensor.repeat(rows)
-    if tensor.shape[0] == rows:
-        return tensor
-    if tensor.shape[0] == 1:
-        return tensor.repeat(rows, *[1] * (tensor.dim() - 1))
-    raise CalibrationError(
-        f"it holds {tensor.shape[0]} samples where the batch has {rows}",
-        where=f"argument {name!r}",
-        fix="Give one row per sample, or one for all of them",
-    )
-
-
-def _mixing_key(number: int, record: Mapping[str, Tensor], known: str | None) -> tuple[Any, ...]:
-    """Equal for batches that may be joined: one and the same timestep, and tensors of the same kind."""
-    layout = tuple(sorted((name, tensor.shape[1:], tensor.dtype) for name, tensor in record.items()))
-    name = known or timestep_argument(record)
-    timesteps = torch.empty(0) if name is None else record[name].unique()
-    return (timesteps.item() if timesteps.numel() == 1 else f"batch {number}", layout)
+def _layout(description: Mapping[str, Any], number: int, names: Mapping[str, Any]) -> Layout:
+    """What the first release saved has only names."""
+    if "layouts" not in description:
+        return layout_of_names(names)
+    layout: Layout = description["layouts"][description["layout_of_record"][number]]
+    return layout

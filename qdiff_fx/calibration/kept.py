@@ -96,6 +96,6 @@ def _state_of(network: nn.Module) -> Iterator[str | Tensor]:
 
 def _contents(batches: Sequence[Batch]) -> Iterator[str | Tensor]:
     for batch in batches:
-        for name, tensor in sorted(flatten(batch, strict=False).items()):
+        for name, tensor in sorted(flatten(batch).items()):
             yield name
             yield tensor

@@ -24,7 +24,7 @@ class CollectionPlan:
 
     network: str
     scheduler: str
-    num_train_timesteps: int
+    num_train_timesteps: int | None
     num_samples: int
     num_inference_steps: int
     every: int

@@ -9,7 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from qdiff_fx.calibration.data import CalibrationData, as_record
+from qdiff_fx.calibration.data import CalibrationData
+from qdiff_fx.calibration.record import Record, as_record
 from qdiff_fx.sampling.recorder import watching
 from qdiff_fx.signature.roles import timestep_of_call
 
@@ -34,14 +35,14 @@ class TrajectoryRecorder:
         unet: nn.Module,
         schedule: Callable[[], Tensor],
         every: int,
-        on_record: Callable[[list[dict[str, Tensor]], int], None],
+        on_record: Callable[[list[Record], int], None],
     ):
         self.unet, self.every = unet, every
-        self.records: list[dict[str, Tensor]] = []
+        self.records: list[Record] = []
         self.timestep = ""
         self._schedule, self._on_record = schedule, on_record
         self._calls, self._last = 0, 0
-        self._latest: dict[str, Tensor] | None = None
+        self._latest: Record | None = None
 
     @contextmanager
     def recording(self) -> Iterator[None]:
@@ -56,12 +57,12 @@ class TrajectoryRecorder:
         record = as_record(inputs, name)
         if not self._calls:
             self.timestep = name or ""
-            self._last = self._calls_to_come(None if name is None else record[name]) - 1
+            self._last = self._calls_to_come(None if name is None else record.tensors[name]) - 1
         chosen = (self._last - self._calls) % self.every == 0
         self._calls += 1
         if chosen:
             self._keep(record)
-        self._latest = None if chosen else {name: self._kept(name, tensor) for name, tensor in record.items()}
+        self._latest = None if chosen else self._kept(record)
 
     def _calls_to_come(self, timestep: Tensor | None) -> int:
         """Of a schedule that is entered at that timestep; all of it where it is not one of the schedule's."""
@@ -69,20 +70,25 @@ class TrajectoryRecorder:
         entered = [] if timestep is None else (schedule == timestep.flatten()[0].double()).nonzero().flatten().tolist()
         return len(schedule) - (entered[0] if entered else 0)
 
-    def _keep(self, record: dict[str, Tensor]) -> None:
-        self.records.append({name: self._kept(name, tensor) for name, tensor in record.items()})
+    def _keep(self, record: Record) -> None:
+        self.records.append(self._kept(record))
         self._latest = None
         self._on_record(self.records, self._last // self.every + 1)
 
-    def _kept(self, name: str, tensor: Tensor) -> Tensor:
-        """A copy of the tensor, or the previous step's one if nothing changed: conditioning is stored once."""
-        previous = self.records[-1].get(name) if self.records else None
-        if previous is not None and previous.dtype == tensor.dtype and torch.equal(previous, tensor):
-            return previous
-        return tensor.clone()
+    def _kept(self, record: Record) -> Record:
+        """Copies of its tensors, or the previous step's where nothing changed: conditioning is stored once."""
+        previous = self.records[-1].tensors if self.records else {}
+        tensors = {name: _same_or_copy(previous.get(name), tensor) for name, tensor in record.tensors.items()}
+        return Record(tensors, record.layout)
 
 
-def recorded_bytes(records: list[dict[str, Tensor]], steps: int) -> int:
+def _same_or_copy(previous: Tensor | None, tensor: Tensor) -> Tensor:
+    if previous is not None and previous.dtype == tensor.dtype and torch.equal(previous, tensor):
+        return previous
+    return tensor.clone()
+
+
+def recorded_bytes(records: list[Record], steps: int) -> int:
     """What `steps` records will take, judged by the first one or two: what the two share is shared by all."""
     first = CalibrationData(records[:1]).nbytes
     return first + (steps - 1) * (CalibrationData(records[:2]).nbytes - first)

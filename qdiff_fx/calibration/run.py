@@ -79,7 +79,7 @@ def check_batch(index: int, batch: Batch, schedule: TimestepBins | None, prepare
             where=f"batch {index}",
             fix='A batch maps forward arguments by name: {"sample": x_t, "timestep": t, ...}',
         )
-    for name, tensor in flatten(batch, strict=False).items():
+    for name, tensor in flatten(batch).items():
         if not tensor.numel() and name == sample_argument(batch):
             raise CalibrationError("it holds no samples", where=f"batch {index}, argument {name!r}")
         if tensor.is_floating_point() and not bool(tensor.isfinite().all()):

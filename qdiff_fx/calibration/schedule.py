@@ -27,11 +27,11 @@ def schedule_of(prepared: nn.Module) -> TimestepBins | None:
 
 
 def settle_schedule(prepared: nn.Module, batches: Iterable[Batch]) -> Iterable[Batch]:
-    """Find out what range the timesteps lie in, where they are none of a training schedule, and count by its parts.
+    """Find out what range the timesteps lie in, where they are none of the training schedule, and count by its parts.
 
-    They are none if there are fractions among them, none lies past the beginning of the schedule, and some are
-    negative or all at most 1. Only the first calibration looks. Batches that come one by one are held in memory until
-    that is clear: up to the first later timestep, or all of them.
+    They are none if there are fractions among them, and some lie outside it or all of them at its very end, in [0, 1];
+    or if the batches know that they come from a schedule of another length. Only the first calibration looks. Batches
+    that come one by one are held in memory until that is clear: up to the first later timestep, or all of them.
 
     Returns:
         The same batches.
@@ -39,18 +39,29 @@ def settle_schedule(prepared: nn.Module, batches: Iterable[Batch]) -> Iterable[B
     observers = [module for module in prepared.modules() if isinstance(module, Observer)]
     if not observers or observers[0].schedule.span is not None or not all(each.empty for each in observers):
         return batches
+    configured, length = observers[0].schedule, recorded_length(batches)
+    schedule = configured if length is None else replace(configured, num_train_timesteps=length)
+    found: Span | None = None if schedule == configured else schedule.ends
     coming, seen, timesteps = iter(batches), list[Batch](), list[float]()
     for batch in coming:
         seen.append(batch)
         given = timesteps_of(prepared, batch)
         timesteps += given
-        if not given or not all(map(math.isfinite, given)) or _shows_schedule(given, observers[0].schedule):
+        if not given or not all(map(math.isfinite, given)):
+            break
+        if _shows_schedule(given, schedule) and not _outside(timesteps, schedule):
             break
     else:
-        found = _span_of(timesteps, observers[0].schedule)
-        for observer in observers if found else ():
-            observer.schedule = replace(observer.schedule, span=found)
+        found = _span_of(timesteps, schedule) or found
+    for observer in observers if found else ():
+        observer.schedule = replace(observer.schedule, span=found)
     return batches if not isinstance(batches, Iterator) else chain(seen, coming)
+
+
+def recorded_length(batches: object) -> int | None:
+    """The length of the training schedule that recorded batches come from, where they know it."""
+    length = getattr(batches, "metadata", {}).get("num_train_timesteps")
+    return length if isinstance(length, int) else None
 
 
 def timesteps_of(network: nn.Module, batch: Any) -> list[float]:
@@ -72,8 +83,15 @@ def _shows_schedule(timesteps: Iterable[float], schedule: TimestepBins) -> bool:
     return any(max(schedule.width, length / EARLY) <= timestep <= length for timestep in timesteps)
 
 
+def _outside(timesteps: Iterable[float], schedule: TimestepBins) -> bool:
+    return any(not 0 <= timestep <= schedule.num_train_timesteps for timestep in timesteps)
+
+
 def _span_of(timesteps: list[float], schedule: TimestepBins) -> Span | None:
     smallest, largest = min(timesteps, default=0.0), max(timesteps, default=0.0)
-    fractions = any(timestep % 1 for timestep in timesteps)
-    inside = smallest >= 0 and 1 < largest <= schedule.num_train_timesteps
-    return None if not fractions or inside or smallest == largest else (smallest, largest)
+    fractions, outside = any(timestep % 1 for timestep in timesteps), _outside(timesteps, schedule)
+    if not fractions or (largest > 1 and not outside):
+        return None
+    if smallest == largest:  # a single step: up to where noise ends, or begins
+        return (min(smallest, 0.0), max(largest, 0.0)) if outside else None
+    return smallest, largest

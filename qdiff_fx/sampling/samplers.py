@@ -13,6 +13,7 @@ import torch
 from torch import nn
 
 from qdiff_fx.errors import CalibrationError
+from qdiff_fx.sampling.denoiser import denoiser_of
 from qdiff_fx.sampling.guidance import Guidance
 from qdiff_fx.sampling.loop import accepted_options, denoise
 from qdiff_fx.sampling.prediction import predict
@@ -43,13 +44,19 @@ def make_sampler(source: Any, scheduler: Any, num_inference_steps: int, guidance
                 fix="Pass scheduler=, or a diffusers pipeline instead of the network",
             )
         return NetworkSampler(source, copy.deepcopy(scheduler), num_inference_steps, guidance_scale)
-    if callable(source) and isinstance(getattr(source, "unet", None), nn.Module):
-        return PipelineSampler(source, scheduler or source.scheduler, num_inference_steps, guidance_scale)
-    raise CalibrationError(
-        f"{type(source).__name__} is neither a network nor a pipeline with a .unet",
-        where="collect_calibration_data",
-        fix="Pass a diffusers pipeline, or an nn.Module and its scheduler",
-    )
+    if not callable(source):
+        raise CalibrationError(
+            f"{type(source).__name__} is neither a network nor a pipeline",
+            where="collect_calibration_data",
+            fix="Pass a diffusers pipeline, or an nn.Module and its scheduler",
+        )
+    return PipelineSampler(source, scheduler or source.scheduler, num_inference_steps, guidance_scale)
+
+
+def length_of_schedule(scheduler: Any) -> int | None:
+    """Steps of the training schedule; None of a scheduler that counts in a time from 0 to 1 (Würstchen's)."""
+    length = getattr(getattr(scheduler, "config", None), "num_train_timesteps", None)
+    return None if length is None else int(length)
 
 
 class PipelineSampler:
@@ -58,7 +65,7 @@ class PipelineSampler:
     halves = 1  # a pipeline doubles the batch itself
 
     def __init__(self, pipeline: Any, scheduler: Any, num_inference_steps: int, guidance_scale: float | None):
-        self.pipeline, self.scheduler, self.unet = pipeline, scheduler, pipeline.unet
+        self.pipeline, self.scheduler, self.unet = pipeline, scheduler, denoiser_of(pipeline)
         self._accepted = inspect.signature(type(pipeline).__call__).parameters
         self._arguments: dict[str, Any] = {"num_inference_steps": num_inference_steps}
         if getattr(pipeline, "vae", None) is not None:

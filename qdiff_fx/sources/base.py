@@ -13,11 +13,14 @@ from torch import nn
 
 from qdiff_fx.bundled.captions import captions
 from qdiff_fx.calibration import CalibrationData, collect_calibration_data
+from qdiff_fx.config import QDiffConfig
 from qdiff_fx.distributed import ALONE, Workers
-from qdiff_fx.errors import QDiffError
+from qdiff_fx.errors import CalibrationError, QDiffError
 from qdiff_fx.progress import Progress
 from qdiff_fx.sampling import Trajectory
+from qdiff_fx.sampling.denoiser import denoiser_name
 from qdiff_fx.sampling.recorder import as_trajectory, recording
+from qdiff_fx.sampling.samplers import length_of_schedule
 from qdiff_fx.sources.request import SampleRequest
 
 
@@ -26,12 +29,12 @@ class SourceError(QDiffError):
 
 
 class Source:
-    """Where a network comes from and how it is sampled: any diffusers pipeline that has a ``unet``.
+    """Where a network comes from and how it is sampled: any diffusers pipeline that denoises with one network.
 
     Attributes:
         identifier: what ``resolve`` turns into this source again; saved networks record it.
         pipe: takes prompts or a batch size, and returns ``.images``.
-        unet: its float network, in eval mode.
+        unet: its float network, in eval mode, whatever the pipeline calls it.
         num_train_timesteps: length of the network's training schedule.
         progress: show bars.
         draws: whether trajectories are yet to be drawn.
@@ -40,11 +43,13 @@ class Source:
     draws = True
 
     def __init__(self, identifier: str, pipe: Any, prompts: Sequence[str] = ()):
-        if not isinstance(getattr(pipe, "unet", None), nn.Module):
-            raise SourceError("the pipeline has no unet", where=identifier, fix="Only UNets are quantized")
+        try:
+            self._name = denoiser_name(pipe)
+        except CalibrationError as error:
+            raise SourceError(error.what, where=identifier, fix=error.fix) from error
         self.identifier, self.pipe, self.prompts = identifier, pipe, tuple(prompts) or captions()
-        self.unet: nn.Module = pipe.unet.eval()
-        self.num_train_timesteps: int = pipe.scheduler.config.num_train_timesteps
+        self.unet: nn.Module = getattr(pipe, self._name).eval()
+        self.num_train_timesteps: int = length_of_schedule(pipe.scheduler) or QDiffConfig.num_train_timesteps
         self.progress = False
         self._takes = inspect.signature(type(pipe).__call__).parameters
 
@@ -52,16 +57,16 @@ class Source:
     def sample(self, unet: nn.Module, request: SampleRequest) -> torch.Tensor:
         """Images (N, C, H, W) in [-1, 1], denoised by ``unet``, which is called as this source's own network is."""
         self.pipe.set_progress_bar_config(disable=not self.progress, leave=False, desc="denoising")
-        self.pipe.unet = unet
+        setattr(self.pipe, self._name, unet)
         try:
             images = self._call(request)
         finally:
-            self.pipe.unet = self.unet
+            setattr(self.pipe, self._name, self.unet)
         return torch.from_numpy(np.ascontiguousarray(images)).permute(0, 3, 1, 2) * 2 - 1
 
     def put(self, network: nn.Module) -> None:
         """Into the pipeline, in the place of its own network."""
-        self.pipe.unet = network
+        setattr(self.pipe, self._name, network)
 
     def labels(self, request: SampleRequest) -> torch.Tensor | None:
         """The class (N,) each image is asked to show; ``None`` where classes mean nothing."""

@@ -13,6 +13,7 @@ from torch import fx
 
 from qdiff_fx.calibration.data import CalibrationData
 from qdiff_fx.calibration.plan import samples_at_once
+from qdiff_fx.calibration.record import as_record
 from qdiff_fx.calibration.schedule import settle_schedule
 from qdiff_fx.ir.annotations import fact
 from qdiff_fx.ir.facts import LayerPlan
@@ -212,11 +213,8 @@ def _timed(run: Callable[[], Any]) -> tuple[float, int]:
 
 def _resized(example: Mapping[str, Any], factor: float) -> dict[str, Any]:
     """The same arguments for `factor` times as many rows; these are repeated, or some left out."""
-    (record,) = CalibrationData([example])._records
-    rows = max(len(each) for each in record.values())
-    index = torch.arange(max(1, round(rows * factor))) % rows
-    (batch,) = CalibrationData([{name: tensor[index] for name, tensor in record.items()}])
-    return dict(batch)
+    record = as_record(example)
+    return record.rows(torch.arange(max(1, round(record.count * factor))) % record.count).arguments
 
 
 def _watched(

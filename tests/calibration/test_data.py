@@ -9,7 +9,7 @@ from safetensors.torch import save_file
 
 from examples import examples
 from qdiff_fx.calibration import CalibrationData
-from qdiff_fx.calibration.nested import flatten, unflatten
+from qdiff_fx.calibration.nested import flatten, layout_of, layout_of_names, nested
 from qdiff_fx.errors import ArtifactError, CalibrationError
 from qdiff_fx.signature.roles import timestep_argument
 
@@ -33,25 +33,36 @@ def assert_equal_batches(a, b):
 
 
 tensors = st.integers(0, 99).map(lambda value: torch.tensor([value]))
+constants = st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(max_size=3)
 names = st.text("abcdef_", min_size=1, max_size=5)
-trees = st.dictionaries(
-    names,
-    st.recursive(
-        tensors,
-        lambda child: st.lists(child, min_size=1, max_size=3).map(tuple) | st.dictionaries(names, child, min_size=1),
-        max_leaves=6,
-    ),
-)
 
 
-@given(trees)
-def test_unflatten_inverts_flatten(tree):
-    def comparable(node):
-        if isinstance(node, dict):
-            return {key: comparable(value) for key, value in node.items()}
-        return tuple(map(comparable, node)) if isinstance(node, tuple) else node.tolist()
+def trees(leaves, sequences):
+    def grown(child):
+        lists = st.lists(child, min_size=1, max_size=3)
+        return st.one_of([lists.map(kind) for kind in sequences]) | st.dictionaries(names, child, min_size=1)
 
-    assert comparable(unflatten(flatten(tree))) == comparable(tree)
+    return st.dictionaries(names, st.recursive(leaves, grown, max_leaves=6))
+
+
+def comparable(node):
+    if isinstance(node, dict):
+        return {key: comparable(value) for key, value in node.items()}
+    if isinstance(node, list | tuple):
+        return type(node)(map(comparable, node))
+    return node.tolist() if isinstance(node, torch.Tensor) else repr(node)
+
+
+@given(trees(tensors | constants, (list, tuple)))
+def test_arguments_come_back_as_they_were(tree):
+    layout = json.loads(json.dumps(layout_of(tree)))
+    assert comparable(nested(layout, flatten(tree))) == comparable(tree)
+
+
+@given(trees(tensors, (tuple,)))
+def test_names_alone_tell_how_tensors_were_nested(tree):
+    flat = flatten(tree)
+    assert comparable(nested(layout_of_names(flat), flat)) == comparable(tree)
 
 
 class TestRecords:
@@ -71,24 +82,28 @@ class TestRecords:
         assert timestep_argument(data[0]) is None
         assert timestep_argument({"x_t": torch.zeros(2, 1)}) is None
 
-    def test_nested_arguments_come_back_as_they_were(self):
+    def test_they_are_nested_as_the_network_got_them(self):
         data = CalibrationData(
             [
                 {
                     "sample": torch.zeros(2, 1),
-                    "added_cond_kwargs": {"time_ids": torch.ones(2, 6), "absent": None},
+                    "encoder_hidden_states": None,
+                    "added_cond_kwargs": {"image_embeds": [torch.ones(2, 6)], "absent": None},
+                    "cross_attention_kwargs": {"scale": 0.5},
                     "down_block_additional_residuals": (torch.ones(2, 1), torch.zeros(1, 1)),
                 }
             ]
         )
-        assert data[0]["added_cond_kwargs"].keys() == {"time_ids"}
-        assert [tensor.shape for tensor in data[0]["down_block_additional_residuals"]] == [(2, 1), (2, 1)]
+        kept = data[0]
+        assert kept["encoder_hidden_states"] is None
+        assert kept["cross_attention_kwargs"] == {"scale": 0.5}
+        assert kept["added_cond_kwargs"]["absent"] is None
+        assert isinstance(kept["added_cond_kwargs"]["image_embeds"], list)
+        assert [tensor.shape for tensor in kept["down_block_additional_residuals"]] == [(2, 1), (1, 1)]
 
-    def test_refuses_what_does_not_fit_the_batch(self):
-        with pytest.raises(CalibrationError, match=r"argument 'mask': it holds 3 samples where the batch has 2"):
-            CalibrationData([{"sample": torch.zeros(2, 1), "mask": torch.zeros(3)}])
-        with pytest.raises(CalibrationError, match=r"argument 'added.mode': a str cannot be recorded"):
-            CalibrationData([{"sample": torch.zeros(2, 1), "added": {"mode": "fast"}}])
+    def test_refuses_what_nobody_could_keep(self):
+        with pytest.raises(CalibrationError, match=r"argument 'added.mode': a object cannot be recorded"):
+            CalibrationData([{"sample": torch.zeros(2, 1), "added": {"mode": object()}}])
 
     def test_shared_tensors_count_once(self):
         records = trajectory([9, 5, 1])
@@ -126,6 +141,23 @@ class TestBatches:
     def test_leave_batches_of_mixed_timesteps_to_themselves(self):
         mixed = {"sample": torch.zeros(2, 1), "timestep": torch.tensor([1, 2])}
         assert [len(b["sample"]) for b in CalibrationData([mixed, mixed]).batches(8)] == [2, 2]
+
+    def test_rows_that_are_frames_stay_with_their_batch(self):
+        frames = {"sample": torch.zeros(2, 1, 3), "timestep": 5, "prompts": torch.zeros(6, 4)}
+        data = CalibrationData([frames, frames])
+        assert [(len(b["sample"]), len(b["prompts"])) for b in data.batches(1)] == [(2, 6), (2, 6)]
+        assert [len(b["prompts"]) for b in data.spread(1)] == [6]
+
+    def test_one_row_for_all_samples_stays_one(self):
+        data = CalibrationData([{"sample": torch.zeros(2, 1), "timestep": 5, "size": torch.ones(1, 2)}] * 2)
+        assert [(len(b["sample"]), len(b["size"])) for b in data.batches(3)] == [(3, 1), (1, 1)]
+
+    def test_calls_with_other_constants_are_not_joined(self):
+        calls = [{"sample": torch.zeros(2, 1), "timestep": 5, "kwargs": {"scale": s}} for s in (0.5, 0.5, 1.0)]
+        assert [(len(b["sample"]), b["kwargs"]["scale"]) for b in CalibrationData(calls).batches(8)] == [
+            (4, 0.5),
+            (2, 1.0),
+        ]
 
     def test_refuse_an_empty_batch(self):
         with pytest.raises(CalibrationError, match="batches of 0 samples"):
@@ -169,6 +201,25 @@ class TestSaving:
         loaded = CalibrationData.load(tmp_path / "calibration")
         assert_equal_batches(loaded, data)
         assert loaded.metadata == data.metadata
+
+    def test_nesting_and_constants_are_kept(self, tmp_path):
+        call = {
+            "sample": torch.ones(2, 3),
+            "timestep": 5,
+            "none": None,
+            "list": [torch.ones(2)],
+            "kwargs": {"scale": 0.5},
+        }
+        CalibrationData([call]).save(tmp_path)
+        loaded = CalibrationData.load(tmp_path)[0]
+        assert comparable(loaded) == comparable(call | {"timestep": torch.tensor([5, 5])})
+
+    def test_what_the_first_release_saved_is_nested_by_its_names(self):
+        data = CalibrationData([{"sample": torch.ones(2, 3), "residuals": [torch.ones(2), torch.zeros(2)]}])
+        description, tensors = data.to_tensors()
+        for later in ("layouts", "layout_of_record"):
+            del description[later]
+        assert isinstance(CalibrationData.of_tensors(description, tensors)[0]["residuals"], tuple)
 
     def test_shared_tensors_stay_shared_and_views_are_allowed(self, tmp_path):
         base = torch.randn(4, 3)

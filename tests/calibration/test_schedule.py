@@ -112,6 +112,8 @@ class TestLogSigma:
     [
         ([0.999, 0.5, 0.001], True),
         ([-4.0, 4.5], True),
+        ([1095.5, 600.3, -240.0], True),
+        ([1095.5], True),
         ([0.5, 0.5], False),
         ([999.5, 428.57, 0.5], False),
         ([0.5, 428.57], False),
@@ -127,6 +129,13 @@ def test_what_shows_that_timesteps_are_of_a_training_schedule(timesteps, found):
     given = [{"sample": X, "timestep": torch.tensor(t)} for t in timesteps]
     assert list(settle_schedule(network, iter(given))) == given
     assert (network[0].schedule.span is not None) == found
+
+
+def test_another_length_of_the_schedule_is_known_from_what_was_recorded():
+    network = nn.ModuleList([TimestepObserver(25, 1000)])
+    given = [{"sample": X, "timestep": torch.tensor(t)} for t in (1999, 1000, 1)]
+    settle_schedule(network, CalibrationData(given, {"num_train_timesteps": 2000}))
+    assert network[0].schedule.ends == (0, 2000)
 
 
 class TestCallsOutsideOfIt:
