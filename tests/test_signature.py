@@ -301,11 +301,9 @@ class TestModule:
         with pytest.raises(QDiffError, match="cannot be trained: it was captured in eval mode"):
             ours.train()
 
-    def test_stays_in_dtype_and_place(self):
+    def test_stays_in_place(self):
         ours = drop_in("handwritten_sum")[2]
         assert ours.to("cpu") is ours.to(torch.float32) is ours.float() is ours.to(device="cpu", dtype=None) is ours
-        with pytest.raises(QDiffError, match="become float16: it was captured in float32"):
-            ours.half()
         with pytest.raises(QDiffError, match="move to meta: it was captured on cpu"):
             ours.to("meta")
         assert ours.dtype == torch.float32

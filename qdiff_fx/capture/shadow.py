@@ -17,6 +17,8 @@ from torch.overrides import TorchFunctionMode
 # diffusers blocks whose forward compares sizes with constants (batch >= 64, elements > 2**31) to work around
 # bugs of old nearest-neighbour upsampling kernels. Both branches compute the same.
 _SIZE_CHECKING = ("Upsample2D", "ResnetBlock2D", "ResnetBlockCondNorm2D")
+# Attention a few heads at a time, in a loop over the batch, which would fix its size: to processors that do it at once.
+_AT_ONCE = {"SlicedAttnProcessor": "AttnProcessor", "SlicedAttnAddedKVProcessor": "AttnAddedKVProcessor"}
 _SIZE_READS = (torch.Tensor.shape.__get__, torch.Tensor.numel)  # type: ignore[attr-defined]  # a slot of C
 
 
@@ -31,6 +33,7 @@ def shadow(model: nn.Module) -> nn.Module:
     for module in copies.values():
         for name, child in module._modules.items():
             module._modules[name] = copies.get(id(child))
+        _unslice(module)
         if codes := _size_checks(type(module)):
             module.__class__ = _size_blind(type(module), codes)  # type: ignore[arg-type]  # a class of the same layout
     return copies[id(model)]
@@ -45,6 +48,13 @@ def _copy_module(module: nn.Module) -> nn.Module:
         if name != "_compiled_call_impl"
     }
     return clone
+
+
+def _unslice(module: nn.Module) -> None:
+    processor = getattr(module, "processor", None)
+    whole = _AT_ONCE.get(type(processor).__name__)
+    if whole and type(processor).__module__.startswith("diffusers."):
+        module.processor = getattr(sys.modules[type(processor).__module__], whole)()
 
 
 def _size_checks(cls: type) -> frozenset[CodeType]:

@@ -20,6 +20,7 @@ from qdiff_fx.capture.example import Example, read_example
 from qdiff_fx.capture.flat import flat_module
 from qdiff_fx.capture.guards import Watch
 from qdiff_fx.capture.opening import Plan, trace_exactly, trace_open
+from qdiff_fx.capture.plain import require_plain
 from qdiff_fx.capture.rows import unrelated_rows
 from qdiff_fx.capture.shadow import CallPath, shadow
 from qdiff_fx.capture.sizes import SmallestSizes, exact_inputs, strides, traced_sizes
@@ -63,10 +64,10 @@ def capture(model: nn.Module, example_inputs: Mapping[str, Any], *, dynamic: boo
 
     Raises:
         InputError: the example does not fit the model's forward.
-        CaptureError: the model is in training mode, or torch.export cannot trace it.
+        CaptureError: the model is in training mode, has a LoRA or hooks beside it, or torch.export cannot trace it.
     """
     model = getattr(model, "_orig_mod", model)
-    _require_eval(model)
+    require_plain(model)
     example = read_example(model, example_inputs)
     factors, output = _probe(model, example)
     trace = partial(_trace, model, example)
@@ -118,16 +119,6 @@ def _require_batch(module: fx.GraphModule, inputs: Sequence[TensorInput]) -> Non
                 where=f"argument '{sample.name}'",
                 fix=f"Pass a batch of one, {sample.name}[None], in the example and in every call",
             )
-
-
-def _require_eval(model: nn.Module) -> None:
-    training = next((path for path, module in model.named_modules() if module.training), None)
-    if training is not None:
-        raise CaptureError(
-            "is in training mode, where dropout and batch statistics are random",
-            where=training or type(model).__name__,
-            fix="Call model.eval() first",
-        )
 
 
 def _probe(model: nn.Module, example: Example) -> tuple[tuple[int, ...], Structure]:

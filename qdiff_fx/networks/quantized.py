@@ -20,6 +20,8 @@ from qdiff_fx.errors import ConfigError, InputError
 from qdiff_fx.networks.state import GRAPH_DIGEST, WithState, in_words
 from qdiff_fx.quant.digest import digest_tensor
 from qdiff_fx.signature import CallSignature
+from qdiff_fx.signature.dropin import as_captured
+from qdiff_fx.signature.hooks import refuse_hooks_inside
 from qdiff_fx.signature.memory import HeldMemory, handed_out
 from qdiff_fx.signature.rows import join_rows, take_rows
 from qdiff_fx.storage.artifact import Artifact, load_artifact, read_again, save_artifact
@@ -75,10 +77,12 @@ class QuantizedUNet(WithState):
             InputError: the call does not fit the network, an argument holds NaN, or a timestep is none that it could
                 have been calibrated for.
         """
+        refuse_hooks_inside(cast(nn.Module, self._modules["graph_module"]), type(self).__name__)
         call = self.signature.bind(args, kwargs)
         self._check_timestep(call.tensors)
         self._check_numbers(call.tensors)
-        outputs = handed_out(self._forward_flat(call.tensors), call.tensors, self._held)
+        with as_captured():
+            outputs = handed_out(self._forward_flat(call.tensors), call.tensors, self._held)
         return self.signature.pack(outputs, call.return_dict)
 
     _way_out = "Save the network with save_qdiff and load it with load_qdiff"

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 import torch
@@ -69,6 +69,7 @@ class CallSignature:
     other argument was at capture, by dotted name. output: structure of the result. config: the network's own
     configuration. attributes: values that pipelines read from inside the network, by dotted path. batched_outputs:
     for each tensor of the result whether its first dimension is the batch; None in what the first release saved.
+    called_in: another floating type that it is called in and answers in, where somebody moved it to one.
     """
 
     parameters: tuple[Parameter, ...]
@@ -79,6 +80,7 @@ class CallSignature:
     config: dict[str, Any] = field(default_factory=dict)
     attributes: dict[str, Any] = field(default_factory=dict)
     batched_outputs: tuple[bool, ...] | None = None
+    called_in: torch.dtype | None = None
 
     @property
     def sample(self) -> TensorInput:
@@ -113,7 +115,18 @@ class CallSignature:
         self._check_constants(constants, tensors)
         if self.timestep and timestep is not None:
             tensors[self.timestep.name] = self._timestep(timestep, tensors)
-        return BoundCall(check_tensors(self.inputs, tensors), bool(return_dict))
+        return BoundCall(check_tensors(self.inputs, tensors, self._converted), bool(return_dict))
+
+    @property
+    def _converted(self) -> Collection[torch.dtype]:
+        """Floating types that become the captured one: any under autocast, as any network would take them."""
+        if torch.is_autocast_enabled("cpu"):
+            return (torch.float32, torch.float16, torch.bfloat16)
+        return () if self.called_in is None else (self.called_in,)
+
+    def moved_to(self, dtype: torch.dtype) -> CallSignature:
+        """The same network, called in another floating type; what it computes in stays as it was captured."""
+        return replace(self, called_in=None if dtype == self.dtype else dtype)
 
     def bind_arguments(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> dict[str, Any]:
         """Arguments by name, defaults of constants filled in. Raises InputError like Python's TypeError."""
@@ -161,6 +174,8 @@ class CallSignature:
 
     def pack(self, flat: Sequence[torch.Tensor], return_dict: bool = True) -> Any:
         """The graph's outputs as the network would have returned them."""
+        if self.called_in is not None:
+            flat = [each.to(self.called_in) if each.dtype == self.dtype else each for each in flat]
         return pack_output(flat, self.output, return_dict)
 
     def to_json(self) -> dict[str, Any]:
@@ -173,6 +188,7 @@ class CallSignature:
             "config": self.config,
             "attributes": self.attributes,
             **({} if self.batched_outputs is None else {"batched_outputs": list(self.batched_outputs)}),
+            **({} if self.called_in is None else {"called_in": dtype_name(self.called_in)}),
         }
 
     @classmethod
@@ -186,6 +202,7 @@ class CallSignature:
             config=dict(data["config"]),
             attributes=dict(data["attributes"]),
             batched_outputs=_batched_outputs(data),
+            called_in=dtype_from(data["called_in"]) if "called_in" in data else None,
         )
 
 

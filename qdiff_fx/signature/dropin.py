@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import sys
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from itertools import chain
 from typing import Any
 
@@ -14,8 +15,9 @@ from torch import fx, nn
 from qdiff_fx.errors import QDiffError
 from qdiff_fx.signature.attributes import namespaces
 from qdiff_fx.signature.call import BoundCall, CallSignature
-from qdiff_fx.signature.inputs import dtype_name
+from qdiff_fx.signature.hooks import WithoutHooksInside
 from qdiff_fx.signature.memory import HeldMemory, handed_out
+from qdiff_fx.signature.missing import missing
 
 _CHECK_OF_DIFFUSERS = "maybe_raise_or_warn"
 
@@ -48,7 +50,7 @@ class Config(Mapping[str, Any]):
         return f"Config({self._values!r})"
 
 
-class DropIn(nn.Module):
+class DropIn(WithoutHooksInside):
     """A graph called like the network it was captured from.
 
     Takes the same arguments by position or by name, timesteps as number, 0-d or 1-d tensor, and returns the
@@ -86,9 +88,19 @@ class DropIn(nn.Module):
         ours: Any = type(self)
         return _also(ours, models.ModelMixin)
 
+    def __getattr__(self, name: str) -> Any:
+        """Only for what is not there: diffusers and people ask for what a network of theirs has."""
+        try:
+            return super().__getattr__(name)
+        except AttributeError as error:
+            if name.startswith("__"):
+                raise
+            raise missing(name, type(self).__name__) from error
+
     @property
     def dtype(self) -> torch.dtype:
-        return self.signature.dtype
+        """That it is called in and answers in."""
+        return self.signature.called_in or self.signature.dtype
 
     @property
     def device(self) -> torch.device:
@@ -97,12 +109,12 @@ class DropIn(nn.Module):
         return next((tensor.device for tensor in tensors), torch.device("cpu"))
 
     def to(self, *args: Any, **kwargs: Any) -> DropIn:
-        """A no-op; raises QDiffError for another dtype or device, because the graph has its own baked in."""
+        """Takes and returns another floating type from here on, and computes as it did; raises for another device."""
         device, dtype, *_ = torch._C._nn._parse_to(*args, **kwargs)
-        if dtype is not None and dtype != self.dtype:
-            self._refuse(f"become {dtype_name(dtype)}", f"was captured in {dtype_name(self.dtype)}")
         if device is not None and device.type != self.device.type:
             self._refuse(f"move to {device}", f"was captured on {self.device}")
+        if dtype is not None:
+            self.signature = self.signature.moved_to(dtype)
         return self
 
     def float(self) -> DropIn:
@@ -121,13 +133,11 @@ class DropIn(nn.Module):
         return self.to("cuda")
 
     def _apply(self, fn: Callable[[torch.Tensor], torch.Tensor], recurse: bool = True) -> DropIn:
-        """What reaches it by way of a module it is a part of (`pipeline.half()`): refused like `to`, else a no-op."""
+        """What reaches it by way of a module it is a part of (`pipeline.half()`): as if it was called on itself."""
         for dtype, device in {(tensor.dtype, tensor.device) for tensor in chain(self.parameters(), self.buffers())}:
             changed = fn(torch.empty(0, dtype=dtype, device=device))
-            if changed.dtype != dtype:
-                self._refuse(f"become {dtype_name(changed.dtype)}", f"was captured in {dtype_name(self.dtype)}")
-            if changed.device.type != device.type:
-                self._refuse(f"move to {changed.device}", f"was captured on {device}")
+            if changed.dtype != dtype or changed.device.type != device.type:
+                self.to(changed.device, changed.dtype)
         return self
 
     def share_memory(self) -> DropIn:
@@ -150,9 +160,15 @@ class DropIn(nn.Module):
         )
 
 
+def as_captured() -> AbstractContextManager[object]:
+    """The types that were captured, under autocast too."""
+    return torch.autocast("cpu", enabled=False) if torch.is_autocast_enabled("cpu") else nullcontext()
+
+
 def answer(graph_module: nn.Module, signature: CallSignature, call: BoundCall) -> Any:
     """What the network returns for a call of its graph."""
-    outputs = handed_out(graph_module(*call.tensors), call.tensors, HeldMemory([graph_module]))
+    with as_captured():
+        outputs = handed_out(graph_module(*call.tensors), call.tensors, HeldMemory([graph_module]))
     return signature.pack(outputs, call.return_dict)
 
 

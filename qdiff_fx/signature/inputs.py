@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, fields, is_dataclass
 from numbers import Real
 from typing import Any
@@ -146,13 +146,20 @@ def as_timestep(value: Any, name: str, dtype: torch.dtype, batch: int, device: t
     return converted.reshape(-1).expand(batch).contiguous()
 
 
-def check_tensors(inputs: Sequence[TensorInput], tensors: Mapping[str, torch.Tensor]) -> list[torch.Tensor]:
+def check_tensors(
+    inputs: Sequence[TensorInput], tensors: Mapping[str, torch.Tensor], also: Collection[torch.dtype] = ()
+) -> list[torch.Tensor]:
     """The tensors in placeholder order, checked against what was captured.
+
+    Args:
+        inputs: what was captured.
+        tensors: of a call, by name.
+        also: floating types that are converted to the captured one.
 
     Raises CaptureMismatchError for other sizes or another set of tensors, InputError for another dtype.
     """
     _check_names([spec.name for spec in inputs], list(tensors))
-    ordered = [_as_captured(spec, tensors[spec.name]) for spec in inputs]
+    ordered = [_as_captured(spec, tensors[spec.name], also) for spec in inputs]
     sizes: dict[str, tuple[int, str]] = {}
     for spec, tensor in zip(inputs, ordered, strict=True):
         _check_sizes(spec, tensor.shape, sizes)
@@ -172,12 +179,14 @@ def _check_names(captured: list[str], given: list[str]) -> None:
     )
 
 
-def _as_captured(spec: TensorInput, tensor: torch.Tensor) -> torch.Tensor:
-    """The tensor in the captured dtype: integers of another width are converted, anything else is refused."""
+def _as_captured(spec: TensorInput, tensor: torch.Tensor, also: Collection[torch.dtype]) -> torch.Tensor:
+    """The tensor in the captured dtype: integers of another width and what is in `also` are converted, else refused."""
     check_plain(spec.name, tensor)
     if tensor.dtype == spec.dtype:
         return tensor
     if _is_integer(tensor.dtype) and _is_integer(spec.dtype):
+        return tensor.to(spec.dtype)
+    if tensor.dtype in also and spec.dtype.is_floating_point:
         return tensor.to(spec.dtype)
     raise InputError(
         f"is {dtype_name(tensor.dtype)}, but the network was captured with {dtype_name(spec.dtype)}",

@@ -44,6 +44,8 @@ def signature_from_json(data: object) -> CallSignature:
     if not output_names(fields.get("output")):
         raise ArtifactError("the network returns no tensor", where=f"{WHERE}.output")
     fields.choice("dtype", FLOATS)
+    if "called_in" in fields:
+        fields.choice("called_in", FLOATS)
     _check_names(fields.object("config"))
     namespaces(fields.object("attributes").data)
     if "batched_outputs" in fields:
