@@ -9,6 +9,7 @@ from typing import Any
 from torch import nn
 
 from qdiff_fx.calibration import CalibrationData
+from qdiff_fx.calibration.schedule import recorded_length
 from qdiff_fx.config import QDiffConfig
 from qdiff_fx.distributed import ALONE, Workers
 from qdiff_fx.errors import CalibrationError
@@ -36,7 +37,7 @@ class RecordedSource(Source):
             raise CalibrationError("there is no call of the network in it", where="data", fix="Record some first")
         self.identifier, self.pipe, self.prompts = identifier, None, ()
         self.unet, self.data = unet.eval(), data
-        self.num_train_timesteps = int(data.metadata.get("num_train_timesteps", QDiffConfig.num_train_timesteps))
+        self.num_train_timesteps = recorded_length(data) or QDiffConfig.num_train_timesteps
         self.progress, self._takes = False, inspect.Signature().parameters
 
     @property

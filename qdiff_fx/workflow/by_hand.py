@@ -15,7 +15,9 @@ from qdiff_fx.config import QDiffConfig
 from qdiff_fx.errors import CalibrationError
 from qdiff_fx.networks import QuantizedUNet
 from qdiff_fx.progress import Progress
+from qdiff_fx.sampling.denoiser import denoiser_of
 from qdiff_fx.sampling.recorder import watching
+from qdiff_fx.sampling.samplers import length_of_schedule
 from qdiff_fx.signature.roles import timestep_of_call
 from qdiff_fx.workflow.one_call import quantize
 
@@ -113,15 +115,9 @@ def calibrating(pipe_or_unet: Any, *, memory_cap_bytes: int = MEMORY_CAP) -> Ite
     Raises:
         CalibrationError: it has no network, or more is recorded than the cap allows.
     """
-    unet = pipe_or_unet if isinstance(pipe_or_unet, nn.Module) else getattr(pipe_or_unet, "unet", None)
-    if not isinstance(unet, nn.Module):
-        raise CalibrationError(
-            f"{type(pipe_or_unet).__name__} is neither a network nor a pipeline with a .unet",
-            where="calibrating",
-            fix="Pass a diffusers pipeline, or the nn.Module itself",
-        )
-    schedule = getattr(getattr(pipe_or_unet, "scheduler", None), "config", {})
-    found = Calibrating(unet, dict(schedule).get("num_train_timesteps"), memory_cap_bytes)
+    unet = pipe_or_unet if isinstance(pipe_or_unet, nn.Module) else denoiser_of(pipe_or_unet)
+    length = length_of_schedule(getattr(pipe_or_unet, "scheduler", None))
+    found = Calibrating(unet, length, memory_cap_bytes)
     try:
         yield found
     finally:

@@ -216,7 +216,7 @@ class TestCalibrating:
             pass
         with pytest.raises(CalibrationError, match="the network was not called"):
             c.convert()
-        with pytest.raises(CalibrationError, match="int is neither"), qdiff_fx.calibrating(3):
+        with pytest.raises(CalibrationError, match="int has none of unet"), qdiff_fx.calibrating(3):
             pass
 
 
