@@ -188,6 +188,9 @@ class QuantizedUNet(WithState):
             network.to(torch_dtype)
         return network
 
+    def register_to_config(self, **noted: Any) -> None:
+        """What diffusers notes about a model once it is loaded; the network's configuration stays what it was."""
+
     def to_artifact(self) -> Artifact:
         """What of it is saved."""
         return Artifact(self.graph_module, self.signature, self.qconfig, self.source)
