@@ -121,6 +121,19 @@ def test_the_same_bytes_from_one_two_and_three_processes(tmp_path: Path) -> None
 
 
 @pytest.mark.slow
+def test_bits_are_chosen_alike_by_one_and_two_processes(tmp_path: Path) -> None:
+    written = []
+    for count in (1, 2):
+        out = tmp_path / f"{count}.json"
+        options = ("--steps", 3, "--samples", 2, "--probe-steps", 2, "--target-size", "190kB", "--bits", "2,4,8")
+        done = torchrun(count, "tune", CUSTOM, *options, "--out", out)
+        assert done.returncode == 0, done.stderr
+        assert done.stdout.count("wrote ") == 1
+        written.append(out.read_bytes())
+    assert written[0] == written[1]
+
+
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 def test_one_that_is_killed_ends_all_and_the_folder_goes_on(tmp_path: Path) -> None:
     options = ("--steps", 3, "--samples", 9, "--weight-bits", 4)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tempfile
 from collections import Counter
 from pathlib import Path
 from typing import Annotated, Any
@@ -10,7 +11,6 @@ import typer
 from rich.table import Table
 from rich.text import Text
 
-from qdiff_fx.calibration import calibrate
 from qdiff_fx.cli.config_file import read_config, write_config
 from qdiff_fx.cli.options import (
     BackendName,
@@ -23,15 +23,17 @@ from qdiff_fx.cli.options import (
     Steps,
     read_prompts,
 )
-from qdiff_fx.cli.output import Output
+from qdiff_fx.cli.output import Output, speaking_for_all
 from qdiff_fx.cli.quantize import DEFAULTS
+from qdiff_fx.distributed import started_together
 from qdiff_fx.errors import ConfigError
 from qdiff_fx.report.comparison import megabytes
 from qdiff_fx.sources import SampleRequest, resolve
-from qdiff_fx.tuning import DEFAULT_BITS, Budget, Tuned, tune
+from qdiff_fx.tuning import DEFAULT_BITS, Budget, Tuned, share_sensitivity, tune
 from qdiff_fx.workflow.amounts import parse_bytes, parse_seconds, parse_share
 from qdiff_fx.workflow.job import Job, WorkFolder
 from qdiff_fx.workflow.run import build_kernels, draw, prepare
+from qdiff_fx.workflow.shared import calibrate_together
 
 MOST_NOISE = 10
 
@@ -71,37 +73,49 @@ def tune_command(
     json: Json = None,
 ) -> None:
     """Measure how sensitive each layer is, and give each its bits under a target of size or latency."""
-    output = Output(json)
     budget = _budget(target_size, target_latency)
     chosen_bits = _parse_bits(bits)
     base = read_config(config) if config else DEFAULTS
     job = Job(base, SampleRequest(samples, steps, seed), backend=backend)
-    with output.progress() as progress:
-        with progress.phase("loading", None, "source"):
-            origin = resolve(source, read_prompts(prompts))
-        folder = WorkFolder(None, origin, job, samples=calibration)
-        prepared = prepare(origin, job, progress)
-        build_kernels(progress)
-        data = draw(origin, job, folder, progress)
-        calibrate(prepared, data, progress=progress)
-    output.note("measuring how sensitive each layer is")
-    tuned = tune(
-        prepared,
-        data,
-        target_size=budget.bytes,
-        target_latency=budget.seconds,
-        target_latency_ratio=budget.ratio,
-        bits=chosen_bits,
-        allow_float=allow_float,
-        allow_wide=allow_wide,
-        probe_steps=probe_steps,
-        probe_images=probe_images,
-        backend=backend,
-        latency_inputs=origin.example_inputs(latency_batch) if budget.times else None,
-        sensitivity=sensitivity,
-        source=origin.identifier,
-        progress=output.interactive,
-    )
+    probing: dict[str, Any] = {"bits": chosen_bits, "probe_steps": probe_steps, "probe_images": probe_images}
+    with started_together() as workers, speaking_for_all(workers), tempfile.TemporaryDirectory() as scratch:
+        output = Output(json, silent=not workers.leads)
+        with output.progress() as progress, workers.together():
+            with progress.phase("loading", None, "source"):
+                origin = resolve(source, read_prompts(prompts))
+            folder = WorkFolder(None, origin, job, samples=calibration)
+            prepared = prepare(origin, job, progress)
+            build_kernels(progress)
+            data = draw(origin, job, folder, progress, workers)
+            calibrate_together(prepared, data, workers, resume_dir=None, progress=progress)
+        output.note("measuring how sensitive each layer is")
+        if workers.count > 1:
+            # What comes then is done by one, which finds it measured.
+            sensitivity = sensitivity or Path(scratch) / "sensitivity.json"
+            share_sensitivity(
+                prepared, data, **probing, sensitivity=sensitivity, progress=output.interactive, workers=workers
+            )
+        if not workers.leads:
+            return
+        tuned = tune(
+            prepared,
+            data,
+            target_size=budget.bytes,
+            target_latency=budget.seconds,
+            target_latency_ratio=budget.ratio,
+            **probing,
+            allow_float=allow_float,
+            allow_wide=allow_wide,
+            backend=backend,
+            latency_inputs=origin.example_inputs(latency_batch) if budget.times else None,
+            sensitivity=sensitivity,
+            source=origin.identifier,
+            progress=output.interactive,
+        )
+        _report(tuned, out, output)
+
+
+def _report(tuned: Tuned, out: Path, output: Output) -> None:
     write_config(tuned.config, out)
     output.show(_bits_table(tuned))
     output.show(_noise_table(tuned))

@@ -18,6 +18,7 @@ from tqdm import tqdm
 from qdiff_fx.backends import get_backend
 from qdiff_fx.calibration import CalibrationData
 from qdiff_fx.config import QDiffConfig
+from qdiff_fx.distributed import Workers
 from qdiff_fx.errors import CalibrationError, ConfigError
 from qdiff_fx.networks import PreparedUNet
 from qdiff_fx.quant.qparams import WEIGHT_BITS
@@ -158,6 +159,27 @@ def tune(
     with tqdm(desc="timing", unit="network", disable=not progress) as bar:
         choices, seconds = allocate_measured(menu, budget, bytes_besides=besides, step=seconds_of)
     return _tuned(prepared, units, menu, choices, besides, seconds, yardstick.seconds)
+
+
+def share_sensitivity(
+    prepared: PreparedUNet,
+    batches: Iterable[Mapping[str, Any]],
+    *,
+    bits: Iterable[int] = DEFAULT_BITS,
+    probe_steps: int = 5,
+    probe_images: int = 1,
+    sensitivity: str | os.PathLike[str],
+    progress: bool = True,
+    workers: Workers,
+) -> None:
+    """Measure by several processes what `tune`, with the same arguments, then finds in the file `sensitivity`.
+
+    Args:
+        workers: processes that call this together; the leading one keeps the file.
+    """
+    units = units_of(prepared.graph_module)
+    probes = probe_batches(prepared, batches, probe_steps, probe_images)
+    measure(prepared, units, _checked_bits(bits), probes, file=Path(sensitivity), progress=progress, workers=workers)
 
 
 def probe_batches(

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from qdiff_fx.atomic import write_text
+from qdiff_fx.distributed import ALONE, Workers
 from qdiff_fx.errors import ConfigError
 from qdiff_fx.networks import PreparedUNet
 from qdiff_fx.passes.quantize.insert_observers import OBSERVERS
@@ -50,8 +51,11 @@ class Sensitivity:
 
     def save(self, file: Path) -> None:
         """Write it as JSON; a reader sees the old file or the new one."""
-        noise = [{p: {str(c): v for c, v in row.items()} for p, row in each.items()} for each in self.noise]
-        write_text(file, json.dumps({"key": self.key, "timesteps": self.timesteps, "noise": noise}))
+        write_text(file, json.dumps({"key": self.key, "timesteps": self.timesteps, "noise": self.to_json()}))
+
+    def to_json(self) -> list[dict[str, dict[str, float]]]:
+        """The noise."""
+        return _to_json(self.noise)
 
     @staticmethod
     def load(file: Path, key: dict[str, Any], timesteps: list[float]) -> Sensitivity:
@@ -64,11 +68,7 @@ class Sensitivity:
             return Sensitivity(key, timesteps)
         try:
             data = json.loads(file.read_text())
-            noise = [
-                {p: {Choice.parse(c): float(v) for c, v in row.items()} for p, row in each.items()}
-                for each in data["noise"]
-            ]
-            found = Sensitivity(data["key"], list(data["timesteps"]), noise)
+            found = Sensitivity(data["key"], list(data["timesteps"]), _from_json(data["noise"]))
         except (ValueError, LookupError, TypeError, AttributeError) as error:
             raise ConfigError(
                 f"it is no sensitivity file ({error})", where=str(file), fix="Remove it to measure again"
@@ -91,6 +91,7 @@ def measure(
     *,
     file: Path | None = None,
     progress: bool = False,
+    workers: Workers = ALONE,
 ) -> Sensitivity:
     """The noise of every unit at every choice, batch by batch.
 
@@ -98,6 +99,7 @@ def measure(
         prepared: a calibrated network.
         batches: timestep and flat inputs of each; a batch holds one timestep only.
         file: keep what is measured here every few seconds, and go on from there.
+        workers: processes that share the units; all get the same. The leading one keeps `file`.
     """
     timesteps = [timestep for timestep, _ in batches]
     measured = {unit.path: unit.choices(bits, allow_float=False, allow_wide=True) for unit in units}
@@ -107,24 +109,61 @@ def measure(
         "choices": [list(map(str, choices)) for choices in measured.values()],
         **_digests(prepared, batches),
     }
-    found = Sensitivity.load(file, key, timesteps) if file else Sensitivity(key, timesteps)
-    found.noise += [{} for _ in batches[len(found.noise) :]]
-    left = len(units) * len(batches) - sum(map(len, found.noise))
-    if not left:
-        return found
-    substitution, saved = LayerSubstitution(prepared), time.monotonic()
-    with tqdm(total=left, desc="sensitivity", unit="layer", disable=not progress) as bar:
-        for (_, tensors), noise in zip(batches, found.noise, strict=True):
-            todo = [unit for unit in units if unit.path not in noise]
-            for path, values in _noise_of_batch(substitution, todo, measured, tensors):
+    with workers.together():
+        file = file if workers.leads else None
+        found = Sensitivity.load(file, key, timesteps) if file else Sensitivity(key, timesteps)
+        found.noise = _from_json(workers.agreed(found.to_json()))
+        found.noise += [{} for _ in batches[len(found.noise) :]]
+        if sum(map(len, found.noise)) < len(units) * len(batches):
+            _measure_rest(LayerSubstitution(prepared), units, measured, batches, found, file, progress, workers)
+    return found
+
+
+def _measure_rest(
+    substitution: LayerSubstitution,
+    units: list[Unit],
+    choices: Mapping[str, tuple[Choice, ...]],
+    batches: list[tuple[float, list[Tensor]]],
+    found: Sensitivity,
+    file: Path | None,
+    progress: bool,
+    workers: Workers,
+) -> None:
+    """What is missing, batch by batch: of each every process takes some units."""
+    left = [[unit for unit in units if unit.path not in noise] for noise in found.noise]
+    own = [workers.share(each) for each in left]
+    saved = time.monotonic()
+    with tqdm(total=sum(map(len, own)), desc="sensitivity", unit="layer", disable=not progress) as bar:
+        for index, (_, tensors) in enumerate(batches):
+            noise = found.noise[index]
+            for path, values in _noise_of_batch(substitution, own[index], choices, tensors):
                 noise[path] = values
                 bar.update()
                 if file and time.monotonic() - saved > SAVE_EVERY:
                     found.save(file)
                     saved = time.monotonic()
+            if left[index]:
+                merged = {path: row for report, _ in workers.gather(_to_json([noise])) for path, row in _only(report)}
+                found.noise[index] = {unit.path: merged[unit.path] for unit in units}
     if file:
         found.save(file)
-    return found
+
+
+Noise = list[dict[str, dict[Choice, float]]]
+
+
+def _to_json(noise: Noise) -> list[dict[str, dict[str, float]]]:
+    return [{path: {str(c): v for c, v in row.items()} for path, row in each.items()} for each in noise]
+
+
+def _from_json(noise: Any) -> Noise:
+    return [{p: {Choice.parse(c): float(v) for c, v in row.items()} for p, row in each.items()} for each in noise]
+
+
+def _only(report: Any) -> Iterable[tuple[str, dict[Choice, float]]]:
+    """Of one batch."""
+    (noise,) = _from_json(report)
+    return noise.items()
 
 
 def _digests(prepared: PreparedUNet, batches: list[tuple[float, list[Tensor]]]) -> dict[str, str]:
@@ -144,7 +183,10 @@ def _differing(found: Sensitivity, key: Mapping[str, Any]) -> list[str]:
 
 @torch.no_grad()
 def _noise_of_batch(
-    substitution: LayerSubstitution, units: list[Unit], choices: Mapping[str, tuple[Choice, ...]], tensors: list[Tensor]
+    substitution: LayerSubstitution,
+    units: Sequence[Unit],
+    choices: Mapping[str, tuple[Choice, ...]],
+    tensors: list[Tensor],
 ) -> Iterator[tuple[str, dict[Choice, float]]]:
     if not units:
         return

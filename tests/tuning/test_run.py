@@ -6,6 +6,7 @@ import json
 
 import pytest
 import torch
+from in_threads import in_threads
 from tiny_graphs import Shortcut, prepare, prepared
 
 from qdiff_fx import QDiffConfig, calibrate, convert_qdiff, merge_prepared, save_qdiff, tune
@@ -16,7 +17,7 @@ from qdiff_fx.storage.artifact import artifact_bytes
 from qdiff_fx.tuning.choice import AS_CONFIGURED, FLOAT, Choice
 from qdiff_fx.tuning.latency import BYTES, NIBBLES, WIDE
 from qdiff_fx.tuning.layer_substitution import LayerSubstitution
-from qdiff_fx.tuning.run import probe_batches
+from qdiff_fx.tuning.run import probe_batches, share_sensitivity
 from qdiff_fx.tuning.size import fixed_bytes
 from qdiff_fx.tuning.units import convert_as, units_of, with_choices
 
@@ -149,6 +150,22 @@ def test_an_interrupted_measurement_goes_on(network, tuned, tmp_path):
     part.write_text(json.dumps(data))
     tune(network, BATCHES, target_size=found.bytes, bits=BITS, probe_steps=3, sensitivity=part, progress=False)
     assert json.loads(part.read_text()) == json.loads(file.read_text())
+
+
+@pytest.mark.parametrize("begun", [False, True])
+def test_several_processes_measure_the_same(network, tuned, tmp_path, begun):
+    measured, file = json.loads(tuned[1].read_text()), tmp_path / "shared.json"
+    if begun:
+        measured["noise"][1] = dict(list(measured["noise"][1].items())[:3])
+        file.write_text(json.dumps({**measured, "noise": measured["noise"][:2]}))
+
+    def share(workers):
+        return share_sensitivity(
+            network, BATCHES, bits=BITS, probe_steps=3, sensitivity=file, progress=False, workers=workers
+        )
+
+    assert in_threads(2, share) == [None, None]
+    assert json.loads(file.read_text()) == json.loads(tuned[1].read_text())
 
 
 def test_a_measurement_of_something_else_is_refused(network, tuned, tmp_path):
