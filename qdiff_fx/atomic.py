@@ -20,6 +20,7 @@ import uuid
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
+from tempfile import TemporaryFile
 
 from safetensors import SafetensorError
 
@@ -111,6 +112,21 @@ def current(path: str | os.PathLike[str]) -> Path:
 def entries(folder: Path) -> list[Path]:
     """What is in a folder, without what writers that were killed left half-written."""
     return [each for each in folder.iterdir() if not _DRAFT.fullmatch(each.name)]
+
+
+def check_writable(path: str | os.PathLike[str], *, error: type[QDiffError] = ArtifactError) -> None:
+    """Find out by writing beside it, before hours of work, whether a file or folder can be made under that name.
+
+    Raises:
+        ArtifactError (or `error`): it cannot.
+    """
+    target = Path(os.path.realpath(path))
+    with _reporting(path, error):
+        above = next(each for each in target.parents if os.path.lexists(each))
+        if not above.is_dir():
+            raise NotADirectoryError(errno.ENOTDIR, f"{above} is not a folder")
+        with TemporaryFile(dir=above):
+            pass
 
 
 def write_text(path: Path, text: str) -> Path:

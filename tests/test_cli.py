@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import importlib
 import json
+import os
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +15,7 @@ import pytest
 from PIL import Image
 from typer.testing import CliRunner, Result
 
+import qdiff_fx
 from qdiff_fx.cli import app
 from qdiff_fx.cli.rules import parse_rule
 from qdiff_fx.config import Rule
@@ -339,11 +343,19 @@ class TestErrors:
         [
             (("quantize", "nowhere", "--out", "x"), 1, "error: nowhere: there is no such source."),
             (("quantize", "gone.py", "--out", "x"), 1, "error: gone.py: there is no such file."),
-            (("quantize", "digits", "--out", "x", "--weight-bits", "9"), 2, "weight_bits: 9 bits are not supported."),
-            (("quantize", "digits", "--out", "x", "--split", "all of it"), 2, "split: 'all of it' is not supported."),
+            (("quantize", "digits", "--out", "x", "--weight-bits", "9"), 2, "error: Invalid value for '--weight-bits'"),
+            (("quantize", "digits", "--out", "x", "--softmax-bits", "9"), 2, "error: --softmax-bits: 9 bits are not"),
+            (
+                ("quantize", "digits", "--out", "x", "--split", "b"),
+                2,
+                "'--split': 'b' is not one of shortcut",
+            ),
+            (("quantize", "digits", "--out", "x", "--act-range", "b"), 2, "'--act-range': 'b' is not one of minmax"),
+            (("quantize", "digits", "--out", "x", "--budget", "soon"), 2, "error: --budget: 'soon' is not an amount"),
+            (("quantize", "digits", "--out", "x", "--prompt", "a"), 1, "DigitsPipeline takes no prompts. Leave out"),
             (("quantize", "digits", "--out", "x", "--rule", "conv_in"), 2, "a rule has the form PATTERN=float"),
             (("quantize", "digits", "--out", "x", "--steps", "0"), 2, "--steps"),
-            (("quantize", "digits", "--out", "x", "--reconstruct", "best"), 2, "Choose one of fast, standard, paper"),
+            (("quantize", "digits", "--out", "x", "--reconstruct", "best"), 2, "not one of fast, standard, paper"),
             (("quantize", "digits"), 2, "Missing option '--out'"),
             (("inspect", "nowhere"), 1, "error: nowhere: the folder does not exist."),
             (("eval", "nowhere"), 1, "error: nowhere: the folder does not exist."),
@@ -376,8 +388,8 @@ class TestErrors:
 
     def test_an_unknown_backend_lists_those_there_are(self, folder: Path) -> None:
         result = run("inspect", folder, "--backend", "abacus")
-        assert result.exit_code == 1
-        assert "backend='abacus': there is no such backend" in result.stderr
+        assert result.exit_code == 2
+        assert "'--backend': 'abacus' is not one of" in result.stderr
         assert "reference" in result.stderr
 
     def test_a_folder_that_holds_something_else_is_left_alone(self, tmp_path: Path) -> None:
@@ -436,3 +448,76 @@ def test_help_names_every_command() -> None:
     output = succeed("--help").stdout
     for command in ("demo", "quantize", "inspect", "eval", "bench", "sample"):
         assert command in output
+
+
+def test_alone_it_shows_its_help_and_fails_at_nothing() -> None:
+    result = succeed()
+    assert "quantize" in result.output
+    assert "error:" not in result.output
+
+
+def test_the_version_is_said() -> None:
+    assert succeed("--version").stdout == f"qdiff_fx {qdiff_fx.__version__}\n"
+
+
+def test_help_lists_what_an_option_takes() -> None:
+    words = " ".join(succeed("quantize", "--help").stdout.replace("│", " ").split())
+    for choices in ("shortcut, all, off", "native, inductor, x86, qnnpack", "auto, nearest, second_order", "[2<=x<=8]"):
+        assert choices in words
+
+
+def test_a_shell_completes_commands_and_choices() -> None:
+    def completed(typed: str) -> list[str]:
+        environment = {"_QDIFF_COMPLETE": "complete_bash", "COMP_WORDS": typed, "COMP_CWORD": str(typed.count(" "))}
+        code = "from qdiff_fx.cli import main; import sys; sys.argv = ['qdiff']; main()"
+        done = subprocess.run(
+            [sys.executable, "-c", code], env={**os.environ, **environment}, capture_output=True, text=True
+        )
+        return done.stdout.split()
+
+    assert completed("qdiff qua") == ["quantize"]
+    assert completed("qdiff inspect x --backend na") == ["native"]
+
+
+class TestWritingIsTriedBeforeTheWork:
+    @pytest.fixture
+    def blocked(self, tmp_path: Path) -> Path:
+        """A name that no folder can be made under: something above it is a file."""
+        (tmp_path / "file").write_text("mine")
+        return tmp_path / "file" / "out"
+
+    @pytest.mark.parametrize(
+        "command",
+        [
+            ("quantize", "nowhere", "--out"),
+            ("tune", "nowhere", "--target-size", "1MB", "--out"),
+            ("sample", "nowhere", "--out"),
+            ("demo", "--out"),
+            ("quantize", "nowhere", "--out", "fine", "--json"),
+        ],
+    )
+    def test_what_cannot_be_written_is_said_first(self, blocked: Path, command: tuple[str, ...]) -> None:
+        result = run(*command, blocked)
+        assert result.exit_code == 1
+        assert result.stderr.startswith(f"error: {blocked}")
+        assert "it cannot be written" in result.stderr
+
+    def test_a_folder_is_no_file(self, tmp_path: Path) -> None:
+        assert "it cannot be written (it is a folder)" in run("sample", "nowhere", "--out", tmp_path).stderr
+        assert list(tmp_path.iterdir()) == []
+
+
+def test_prompts_are_those_of_the_command_line_then_those_of_the_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given: list[list[str]] = []
+
+    def resolve(identifier: str, prompts: list[str]) -> Any:
+        given.append(prompts)
+        raise ConfigError("stop here")
+
+    monkeypatch.setattr("qdiff_fx.cli.options.resolve", resolve)
+    (tmp_path / "prompts.txt").write_text("from a file\n\n")
+    arguments = ("--prompt", "a fish", "--prompt", "two birds", "--prompts", tmp_path / "prompts.txt")
+    run("quantize", "digits", "--out", tmp_path / "out", *arguments)
+    assert given == [["a fish", "two birds", "from a file"]]

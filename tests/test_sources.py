@@ -14,6 +14,7 @@ from torch import nn
 from qdiff_fx.bundled.captions import captions
 from qdiff_fx.errors import CalibrationError, ConfigError
 from qdiff_fx.sources import PythonFileSource, SampleRequest, Source, SourceError, resolve
+from qdiff_fx.sources.pipeline import half_alone
 from qdiff_fx.sources.python_file import import_file
 
 TINY = """
@@ -218,6 +219,27 @@ class TestPipeline:
         assert images.shape == (2, 3, 8, 8)
         assert images.abs().max() <= 1
         assert Path(source.identifier).is_absolute()
+
+    def test_weights_that_are_there_in_float16_alone_are_taken(self, tmp_path: Path) -> None:
+        half = DDPMPipeline(tiny_unet().half(), DDIMScheduler())
+        half.save_pretrained(tmp_path, variant="fp16")
+        source = resolve(str(tmp_path))
+        assert {each.dtype for each in source.unet.parameters()} == {torch.float32}
+        for mine, theirs in zip(source.unet.parameters(), half.unet.parameters()):
+            assert torch.equal(mine, theirs.float())
+
+    @pytest.mark.parametrize(
+        ("files", "alone"),
+        [
+            (["unet/diffusion_pytorch_model.fp16.safetensors", "vae/diffusion_pytorch_model.safetensors"], True),
+            (["unet/diffusion_pytorch_model.fp16-00001-of-00002.safetensors", "unet/config.json"], True),
+            (["unet/diffusion_pytorch_model.fp16.safetensors", "unet/diffusion_pytorch_model.bin"], False),
+            (["unet/diffusion_pytorch_model.safetensors", "README.fp16.md"], False),
+            ([], False),
+        ],
+    )
+    def test_which_components_have_float16_alone(self, files: list[str], alone: bool) -> None:
+        assert half_alone(files) is alone
 
     def test_the_pipeline_keeps_its_own_network(self) -> None:
         pipe = DDPMPipeline(tiny_unet(), DDIMScheduler())

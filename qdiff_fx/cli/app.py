@@ -6,6 +6,7 @@ from typing import Annotated
 
 import typer
 
+import qdiff_fx
 from qdiff_fx.cli.bench import bench
 from qdiff_fx.cli.demo import demo
 from qdiff_fx.cli.doctor import doctor
@@ -21,14 +22,22 @@ app = typer.Typer(
     cls=OneLineErrors,
     help="Quantize diffusion UNets to integers and run them on integer kernels.",
     no_args_is_help=True,
-    add_completion=False,
     pretty_exceptions_enable=False,
 )
+
+
+def _show_version(asked: bool) -> None:
+    if asked:
+        print(f"qdiff_fx {qdiff_fx.__version__}")
+        raise typer.Exit()
 
 
 @app.callback()
 def options(
     debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")] = False,
+    version: Annotated[
+        bool, typer.Option("--version", help="Show the version and exit.", callback=_show_version, is_eager=True)
+    ] = False,
 ) -> None:
     """Options before the command; `OneLineErrors` reads them."""
 

@@ -15,7 +15,7 @@ from rich.table import Table
 from tqdm import tqdm
 
 from qdiff_fx.api import load_qdiff
-from qdiff_fx.cli.options import BackendName, BatchSize, Json, Prompts, SavedFolder, SourceOverride
+from qdiff_fx.cli.options import BackendName, BatchSize, Json, Prompt, Prompts, SavedFolder, SourceOverride
 from qdiff_fx.cli.output import Output
 from qdiff_fx.cli.saved import source_of
 
@@ -33,12 +33,13 @@ def bench(
     rounds: Annotated[int, typer.Option("--rounds", min=1, help="Timed steps of each network.")] = 10,
     warmup: Annotated[int, typer.Option("--warmup", min=1, help="Steps before timing; the first one compiles.")] = 2,
     prompts: Prompts = None,
+    prompt: Prompt = None,
     json: Json = None,
 ) -> None:
     """Time one step of the float network and of quantized ones, in turns so that all meet the same machine."""
     output = Output(json)
     quantized = load_qdiff(folder, backend=backend)
-    origin = source_of(quantized, folder, source, output, prompts)
+    origin = source_of(quantized, folder, source, output, prompt, prompts)
     inputs = origin.example_inputs(batch_size)
     networks: dict[str, Callable[..., Any]] = {FLOAT: origin.unet, backend: quantized}
     networks |= {str(each): load_qdiff(each, backend=backend) for each in against or ()}

@@ -26,8 +26,17 @@ class OneLineErrors(TyperGroup):
         except Exception as error:
             if ctx.params.get("debug") or _is_control_flow(error):
                 raise
-            _print(_describe(error))
+            _print(_describe(self._as_given(ctx, error)))
             raise typer.Exit(USAGE if isinstance(error, ConfigError) else FAILURE) from error
+
+    def _as_given(self, ctx: Any, error: Exception) -> Exception:
+        """What a configuration calls weight_rounding, and the command --rounding, by the name on the command line."""
+        command = self.get_command(ctx, ctx.invoked_subcommand or "")
+        where = error.where if isinstance(error, ConfigError) else ""
+        options = [each.opts[0] for each in getattr(command, "params", ()) if each.name == where]
+        if not (isinstance(error, ConfigError) and options and options[0].startswith("-")):
+            return error
+        return ConfigError(error.what, where=options[0], fix=error.fix)
 
     def main(
         self,
@@ -43,8 +52,12 @@ class OneLineErrors(TyperGroup):
         except Exception as error:
             if not (standalone_mode and hasattr(error, "format_message")):
                 raise
-            _print(error.format_message())
             code = getattr(error, "exit_code", USAGE)
+            # Without arguments there is nothing wrong: help was asked for.
+            if text := error.format_message():
+                _print(text)
+            else:
+                code = 0
         if standalone_mode:
             sys.exit(code if isinstance(code, int) else 0)
         return code

@@ -9,7 +9,7 @@ import typer
 from rich.table import Table
 
 from qdiff_fx.api import load_qdiff
-from qdiff_fx.cli.options import BackendName, Json, Prompts, SavedFolder, Seed, SourceOverride, Steps
+from qdiff_fx.cli.options import BackendName, Json, Prompt, Prompts, SavedFolder, Seed, SourceOverride, Steps
 from qdiff_fx.cli.output import Output, speaking_for_all
 from qdiff_fx.cli.saved import source_of
 from qdiff_fx.distributed import started_together
@@ -28,6 +28,7 @@ def evaluate(
     steps: Steps = 25,
     seed: Seed = 2,
     prompts: Prompts = None,
+    prompt: Prompt = None,
     json: Json = None,
 ) -> None:
     """Compare a saved network with the float one: ε SQNR along the float trajectory, PSNR of the final images."""
@@ -35,7 +36,7 @@ def evaluate(
     with started_together() as workers, speaking_for_all(workers), workers.together():
         output = Output(json, silent=not workers.leads)
         quantized = load_qdiff(folder, backend=backend)
-        origin = source_of(quantized, folder, source, output, prompts)
+        origin = source_of(quantized, folder, source, output, prompt, prompts)
         fidelity = compare(quantized, origin, request, note=output.note, workers=workers)
     output.show(_table(fidelity, backend))
     output.show(float_layers_table(quantized.explain().rows, "on integers"))

@@ -7,6 +7,10 @@ from typing import Annotated
 
 import typer
 
+from qdiff_fx.backends import backend_names
+from qdiff_fx.cli.choices import choice
+from qdiff_fx.sources import Source, SourceError, resolve
+
 SavedFolder = Annotated[Path, typer.Argument(metavar="DIR", help="A folder written by `qdiff quantize`.")]
 SourceName = Annotated[
     str,
@@ -22,11 +26,15 @@ SourceOverride = Annotated[
         "--source", metavar="SOURCE", help="The float network, as for `qdiff quantize`. Not needed for `digits`."
     ),
 ]
-BackendName = Annotated[str, typer.Option("--backend", help="What the quantized network runs on.")]
+BackendName = Annotated[str, choice("--backend", backend_names, "What the quantized network runs on.")]
 Json = Annotated[str | None, typer.Option("--json", metavar="PATH", help="Write the figures as JSON; - is stdout.")]
 Prompts = Annotated[
     Path | None,
     typer.Option("--prompts", help="Text file with one prompt per line, for pipelines that take prompts.", exists=True),
+]
+Prompt = Annotated[
+    list[str] | None,
+    typer.Option("--prompt", metavar="TEXT", help="A prompt, before those of --prompts; repeatable."),
 ]
 ConfigFile = Annotated[
     Path | None,
@@ -42,6 +50,21 @@ IgnoredBatchSize = Annotated[
         "--batch-size", min=1, help="Changes nothing any more: the network decides how many are drawn together."
     ),
 ]
+
+
+def load_source(identifier: str, prompt: list[str] | None, prompts: Path | None) -> Source:
+    """The source, with the prompts that were given: they are given to the images in turn.
+
+    Raises:
+        SourceError: it cannot be loaded, or takes no prompts.
+    """
+    given = [*(prompt or ()), *read_prompts(prompts)]
+    source = resolve(identifier, given)
+    if given and not source.takes_prompts:
+        raise SourceError(
+            f"{type(source.pipe).__name__} takes no prompts", where=identifier, fix="Leave out --prompt and --prompts"
+        )
+    return source
 
 
 def read_prompts(path: Path | None) -> list[str]:

@@ -13,9 +13,9 @@ from typing import Any
 import typer
 from rich.console import Console, RenderableType
 
-from qdiff_fx.atomic import write_text
+from qdiff_fx.atomic import check_writable, write_text
 from qdiff_fx.distributed import Workers
-from qdiff_fx.errors import printable
+from qdiff_fx.errors import ArtifactError, printable
 from qdiff_fx.workflow.overall import Overall
 from qdiff_fx.workflow.screen import SilentScreen, make_screen
 
@@ -33,6 +33,8 @@ class Output:
 
     def __init__(self, json_target: str | None = None, *, silent: bool = False):
         self._json_target, self._silent = None if silent else json_target, silent
+        if self._json_target not in (None, STDOUT):
+            check_writable_file(Path(str(self._json_target)))
         self._tables = _console(stderr=json_target == STDOUT)
         self._progress = Console(stderr=True)
 
@@ -66,6 +68,13 @@ class Output:
             sys.stdout.write(text)
         else:
             write_text(Path(self._json_target), text)
+
+
+def check_writable_file(path: Path) -> None:
+    """Raises ArtifactError, before the work, where that file cannot be written after it."""
+    if path.is_dir():
+        raise ArtifactError("it cannot be written (it is a folder)", where=str(path), fix="Give a file")
+    check_writable(path)
 
 
 @contextmanager

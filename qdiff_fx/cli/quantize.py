@@ -4,24 +4,37 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, get_args
 
 import typer
 
-from qdiff_fx.atomic import entries
+from qdiff_fx.atomic import check_writable, entries
+from qdiff_fx.backends import backend_names
+from qdiff_fx.cli.choices import choice
 from qdiff_fx.cli.config_file import read_config
 from qdiff_fx.cli.estimates import estimate_figures, estimate_table, scope_line, taken_table
-from qdiff_fx.cli.options import ConfigFile, IgnoredBatchSize, Json, Prompts, Seed, SourceName, Steps, read_prompts
+from qdiff_fx.cli.options import (
+    ConfigFile,
+    IgnoredBatchSize,
+    Json,
+    Prompt,
+    Prompts,
+    Seed,
+    SourceName,
+    Steps,
+    load_source,
+)
 from qdiff_fx.cli.output import Output, speaking_for_all
 from qdiff_fx.cli.rules import parse_rule
-from qdiff_fx.config import QDiffConfig
+from qdiff_fx.config import QDiffConfig, SplitPolicy, WeightRounding
 from qdiff_fx.distributed import Workers, started_together
 from qdiff_fx.errors import ArtifactError
 from qdiff_fx.networks import QuantizedUNet
-from qdiff_fx.reconstruction import Reconstruction, ReconstructionConfig
+from qdiff_fx.quant.range_methods import range_methods
+from qdiff_fx.reconstruction import PRESETS, Reconstruction, ReconstructionConfig
 from qdiff_fx.report.comparison import megabytes
 from qdiff_fx.report.layers import float_layers_table, layers_json
-from qdiff_fx.sources import SampleRequest, resolve
+from qdiff_fx.sources import SampleRequest
 from qdiff_fx.storage.artifact import MANIFEST, artifact_bytes
 from qdiff_fx.weight_rounding import RoundingReport
 from qdiff_fx.workflow.amounts import parse_bytes, parse_rows, parse_seconds
@@ -38,20 +51,18 @@ def quantize(
     context: typer.Context,
     source: SourceName,
     out: Annotated[Path, typer.Option("--out", metavar="DIR", help="The folder to write.")],
-    weight_bits: Annotated[int, typer.Option("--weight-bits", help="2 to 8.")] = DEFAULTS.weight_bits,
-    act_bits: Annotated[int, typer.Option("--act-bits", help="4 to 8.")] = DEFAULTS.act_bits,
+    weight_bits: Annotated[int, typer.Option("--weight-bits", min=2, max=8)] = DEFAULTS.weight_bits,
+    act_bits: Annotated[int, typer.Option("--act-bits", min=4, max=8)] = DEFAULTS.act_bits,
     softmax_bits: Annotated[int, typer.Option("--softmax-bits", help="4 to 8, or 16.")] = DEFAULTS.softmax_bits,
     split: Annotated[
-        str, typer.Option("--split", help="Which shortcuts to split: shortcut, all or off.")
+        str, choice("--split", lambda: get_args(SplitPolicy), "Which shortcuts to split.")
     ] = DEFAULTS.split,
     act_range: Annotated[
-        str, typer.Option("--act-range", help="minmax, moving_average, percentile or mse.")
+        str, choice("--act-range", range_methods, "How a range comes from the statistics.")
     ] = DEFAULTS.act_range,
     weight_rounding: Annotated[
         str,
-        typer.Option(
-            "--rounding", help="Of weights: nearest, or second_order (takes a few minutes); auto is second_order."
-        ),
+        choice("--rounding", lambda: get_args(WeightRounding), "Of weights; second_order takes longer, and is auto."),
     ] = DEFAULTS.weight_rounding,
     per_timestep: Annotated[
         bool,
@@ -64,7 +75,7 @@ def quantize(
         typer.Option("--rule", metavar="PATTERN=WHAT", help="An exception, e.g. 'conv_in=float' or '*.to_q=w8a8'."),
     ] = None,
     backend: Annotated[
-        str, typer.Option("--backend", help="What it is to run on: x86 and qnnpack need ranges that others do not.")
+        str, choice("--backend", backend_names, "What it is to run on: x86 and qnnpack need ranges that others do not.")
     ] = "native",
     config_file: ConfigFile = None,
     steps: Steps = 25,
@@ -77,18 +88,19 @@ def quantize(
         typer.Option(
             "--rows",
             metavar="N|all",
-            help="Recorded rows to calibrate and round on, evenly chosen [default: what the network's size allows].",
+            help="Recorded rows to calibrate and round on, evenly chosen; by default as its size allows.",
         ),
     ] = None,
     batch_size: IgnoredBatchSize = 8,
     seed: Seed = 0,
     prompts: Prompts = None,
+    prompt: Prompt = None,
     calibration: Annotated[
         Path | None, typer.Option("--calibration", metavar="DIR", help="Keep the trajectories here, and resume.")
     ] = None,
     reconstruct_as: Annotated[
         str | None,
-        typer.Option("--reconstruct", metavar="PRESET", help="Learn rounding and step sizes: fast, standard or paper."),
+        choice("--reconstruct", lambda: PRESETS, "Learn rounding and step sizes."),
     ] = None,
     resume: Annotated[
         Path | None,
@@ -132,11 +144,17 @@ def quantize(
         output = Output(json, silent=not workers.leads)
         # A dry run leaves nothing behind.
         folders = {} if dry_run else {"resume_dir": resume, "samples_dir": calibration}
-        _run(source, prompts, job, out, output, workers, dry_run, memory_bytes=cap, **folders)
+        _run((source, prompt, prompts), job, out, output, workers, dry_run, memory_bytes=cap, **folders)
 
 
 def _run(
-    source: str, prompts: Path | None, job: Job, out: Path, output: Output, workers: Workers, dry_run: bool, **more: Any
+    named: tuple[str, list[str] | None, Path | None],
+    job: Job,
+    out: Path,
+    output: Output,
+    workers: Workers,
+    dry_run: bool,
+    **more: Any,
 ) -> None:
     announced: list[tuple[Estimate, Job]] = []
 
@@ -148,8 +166,8 @@ def _run(
 
     with output.progress() as progress:
         with workers.together(), progress.phase("loading", None, "source"):
-            origin = resolve(source, read_prompts(prompts))
-        if origin.takes_prompts and prompts is None:
+            origin = load_source(*named)
+        if origin.takes_prompts and not any(named[1:]):
             output.note("no --prompts: calibrating on captions that come with the package")
         done = run_job(origin, job, out, announce=announce, workers=workers, progress=progress, **more)
     if not workers.leads:
@@ -213,7 +231,8 @@ def _was_given(context: typer.Context, option: str) -> bool:
 
 
 def check_target(out: Path) -> None:
-    """Raises ArtifactError when the folder to write holds something that is not a saved network."""
+    """Raises ArtifactError when the folder cannot be written, or holds something that is not a saved network."""
+    check_writable(out)
     empty = out.is_dir() and not entries(out)
     if out.exists() and not empty and not (out / MANIFEST).is_file():
         raise ArtifactError("it exists and is not a saved network", where=str(out), fix="Choose another --out")

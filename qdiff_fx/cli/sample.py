@@ -8,8 +8,8 @@ from typing import Annotated
 import typer
 
 from qdiff_fx.api import load_qdiff
-from qdiff_fx.cli.options import BackendName, Prompts, SavedFolder, Seed, SourceOverride, Steps
-from qdiff_fx.cli.output import Output
+from qdiff_fx.cli.options import BackendName, Prompt, Prompts, SavedFolder, Seed, SourceOverride, Steps
+from qdiff_fx.cli.output import Output, check_writable_file
 from qdiff_fx.cli.saved import source_of
 from qdiff_fx.report.sheet import save_sheet
 from qdiff_fx.sources import SampleRequest
@@ -25,11 +25,13 @@ def sample(
     steps: Steps = 25,
     seed: Seed = 0,
     prompts: Prompts = None,
+    prompt: Prompt = None,
 ) -> None:
     """Draw images with a saved network into one PNG sheet."""
     output = Output()
+    check_writable_file(out)
     quantized = load_qdiff(folder, backend=backend)
-    origin = source_of(quantized, folder, source, output, prompts)
+    origin = source_of(quantized, folder, source, output, prompt, prompts)
     request = SampleRequest(count, steps, seed)
     rows = {}
     if compare:

@@ -4,15 +4,20 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from qdiff_fx.cli.options import read_prompts
+from qdiff_fx.cli.options import load_source
 from qdiff_fx.cli.output import Output
 from qdiff_fx.errors import ArtifactError, printable
 from qdiff_fx.networks import QuantizedUNet
-from qdiff_fx.sources import DIGITS, Source, resolve
+from qdiff_fx.sources import DIGITS, Source
 
 
 def source_of(
-    quantized: QuantizedUNet, folder: Path, override: str, output: Output, prompts: Path | None = None
+    quantized: QuantizedUNet,
+    folder: Path,
+    override: str,
+    output: Output,
+    prompt: list[str] | None = None,
+    prompts: Path | None = None,
 ) -> Source:
     """The source given, or the bundled one where the folder names it.
 
@@ -30,6 +35,6 @@ def source_of(
             fix="Pass --source SOURCE, one that you trust",
         )
     output.note(f"loading {identifier}")
-    source = resolve(identifier, read_prompts(prompts))
+    source = load_source(identifier, prompt, prompts)
     source.progress = output.interactive
     return source

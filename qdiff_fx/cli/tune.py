@@ -17,18 +17,19 @@ from qdiff_fx.cli.options import (
     ConfigFile,
     IgnoredBatchSize,
     Json,
+    Prompt,
     Prompts,
     Seed,
     SourceName,
     Steps,
-    read_prompts,
+    load_source,
 )
-from qdiff_fx.cli.output import Output, speaking_for_all
+from qdiff_fx.cli.output import Output, check_writable_file, speaking_for_all
 from qdiff_fx.cli.quantize import DEFAULTS
 from qdiff_fx.distributed import started_together
 from qdiff_fx.errors import ConfigError
 from qdiff_fx.report.comparison import megabytes
-from qdiff_fx.sources import SampleRequest, resolve
+from qdiff_fx.sources import SampleRequest
 from qdiff_fx.tuning import DEFAULT_BITS, Budget, Tuned, share_sensitivity, tune
 from qdiff_fx.workflow.amounts import parse_bytes, parse_seconds, parse_share
 from qdiff_fx.workflow.job import Job, WorkFolder
@@ -52,7 +53,7 @@ def tune_command(
     ] = False,
     allow_wide: Annotated[
         bool | None,
-        typer.Option("--allow-wide/--no-wide", help="Whether inputs may have 16 bits [default: with a latency]."),
+        typer.Option("--allow-wide/--no-wide", help="Whether inputs may have 16 bits; by default with a latency."),
     ] = None,
     config: ConfigFile = None,
     backend: BackendName = "native",
@@ -67,12 +68,14 @@ def tune_command(
         Path | None, typer.Option("--sensitivity", metavar="FILE", help="Keep the measurement here, and resume.")
     ] = None,
     prompts: Prompts = None,
+    prompt: Prompt = None,
     calibration: Annotated[
         Path | None, typer.Option("--calibration", metavar="DIR", help="Keep the calibration data here, and resume.")
     ] = None,
     json: Json = None,
 ) -> None:
     """Measure how sensitive each layer is, and give each its bits under a target of size or latency."""
+    check_writable_file(out)
     budget = _budget(target_size, target_latency)
     chosen_bits = _parse_bits(bits)
     base = read_config(config) if config else DEFAULTS
@@ -82,7 +85,7 @@ def tune_command(
         output = Output(json, silent=not workers.leads)
         with output.progress() as progress, workers.together():
             with progress.phase("loading", None, "source"):
-                origin = resolve(source, read_prompts(prompts))
+                origin = load_source(source, prompt, prompts)
             folder = WorkFolder(None, origin, job, samples=calibration)
             prepared = prepare(origin, job, progress)
             build_kernels(progress)

@@ -9,12 +9,13 @@ from typing import Any
 
 import pytest
 import torch
-from diffusers import DiffusionPipeline
+from diffusers import DDIMScheduler, DDPMPipeline, DiffusionPipeline, UNet2DModel
 from fake_hub import FakeHub, serving, talk_to
 
 from qdiff_fx import load_qdiff, push_to_hub, save_qdiff
 from qdiff_fx.errors import ArtifactError, ConfigError
 from qdiff_fx.integrations.model_card import model_card
+from qdiff_fx.sources import resolve
 
 INPUTS = {
     "sample": torch.linspace(-1, 1, 1024).reshape(1, 4, 16, 16),
@@ -143,6 +144,18 @@ def test_a_pipeline_is_pushed_and_loaded_by_diffusers(hub: FakeHub, quantized_pi
     assert torch.equal(answer(again.unet), answer(quantized_pipeline.unet))
     alone = load_qdiff("owner/pipe", subfolder="unet", cache_dir=tmp_path / "fresh", local_files_only=True)
     assert torch.equal(answer(alone), answer(quantized_pipeline.unet))
+
+
+def test_a_repository_with_float16_alone_is_a_source(hub: FakeHub, tmp_path: Path) -> None:
+    """`qdiff quantize owner/name`; and again without a network."""
+    blocks = {"down_block_types": ("DownBlock2D",), "up_block_types": ("UpBlock2D",), "block_out_channels": (8,)}
+    unet = UNet2DModel(sample_size=4, norm_num_groups=4, **blocks)
+    DDPMPipeline(unet.half(), DDIMScheduler()).save_pretrained(tmp_path / "half", variant="fp16")
+    hub.commit("owner/half", contents(tmp_path / "half"))
+    for hub.down in (False, True):
+        source = resolve("owner/half")
+        assert source.identifier == "owner/half"
+        assert {each.dtype for each in source.unet.parameters()} == {torch.float32}
 
 
 def test_what_cannot_be_pushed_is_said(hub: FakeHub, quantized_pipeline: Any, float_pipeline: Any) -> None:
