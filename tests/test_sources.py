@@ -298,6 +298,14 @@ class TestResolve:
         with pytest.raises(SourceError, match=r"no model_index\.json"):
             resolve(str(tmp_path))
 
+    def test_what_pipelines_need_is_named_where_it_is_missing(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr("qdiff_fx.sources.pipeline.find_spec", lambda name: None)
+        (tmp_path / "model_index.json").write_text("{}")
+        with pytest.raises(SourceError, match="need transformers: pip install 'qdiff_fx.pipelines.'"):
+            resolve(str(tmp_path))
+
     def test_a_broken_pipeline_is_named(self, tmp_path: Path) -> None:
         (tmp_path / "model_index.json").write_text("{")
         with pytest.raises(SourceError, match="the pipeline cannot be loaded"):

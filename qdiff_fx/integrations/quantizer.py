@@ -7,19 +7,18 @@ network has: that is loaded for it, with the network that is there already.
 
 from __future__ import annotations
 
+import importlib.util
 import json
 from collections.abc import Iterable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from diffusers.quantizers.base import DiffusersQuantizer
 from torch import nn
 
 from qdiff_fx.config import QDiffConfig
 from qdiff_fx.errors import ArtifactError, ConfigError, QDiffError
-
-if TYPE_CHECKING:
-    from qdiff_fx.networks import QuantizedUNet
+from qdiff_fx.sampling.denoiser import NAMES, denoiser_of
 
 INDEX = "model_index.json"
 OTHERWISE = (
@@ -47,7 +46,13 @@ class QDiffQuantizer(DiffusersQuantizer):
         self._files: list[Path] = []
 
     def validate_environment(self, *args: Any, device_map: Any = None, **more: Any) -> None:
-        """Raises ConfigError for devices other than the processor."""
+        """Raises ConfigError for devices other than the processor, and QDiffError where diffusers lacks something."""
+        if importlib.util.find_spec("accelerate") is None:
+            raise QDiffError(
+                "diffusers needs accelerate to load anything with a quantization_config",
+                where="quantization_config",
+                fix="pip install 'qdiff_fx[pipelines]', or load it in float and call qdiff_fx.quantize",
+            )
         places = device_map.values() if isinstance(device_map, dict) else [device_map]
         elsewhere = [each for each in places if each is not None and str(each) != "cpu"]
         if elsewhere:
@@ -73,7 +78,7 @@ class QDiffQuantizer(DiffusersQuantizer):
                 fix="Load it in float and call qdiff_fx.quantize",
             )
         pipe = pipeline_around(model, self._files[0].parent)
-        become(model, quantize(pipe, self._config).unet)
+        become(model, denoiser_of(quantize(pipe, self._config)))
 
     @property
     def is_serializable(self) -> bool:
@@ -94,15 +99,17 @@ def pipeline_around(network: nn.Module, folder: Path) -> Any:
     index = folder.parent / INDEX
     if not index.is_file():
         raise ArtifactError("there is no pipeline around it to sample with", where=str(folder), fix=OTHERWISE)
-    if folder.name != "unet":
+    if folder.name not in NAMES:
         raise ConfigError(
-            f"only UNets are quantized, not a pipeline's {folder.name}", where="quantization_config", fix=OTHERWISE
+            f"only the network that denoises is quantized, not a pipeline's {folder.name}",
+            where="quantization_config",
+            fix=OTHERWISE,
         )
     check_is_data(index)
     from diffusers import DiffusionPipeline
 
     parameter = next(network.parameters())
-    return DiffusionPipeline.from_pretrained(folder.parent, torch_dtype=parameter.dtype, unet=network)
+    return DiffusionPipeline.from_pretrained(folder.parent, torch_dtype=parameter.dtype, **{folder.name: network})
 
 
 def check_is_data(index: Path) -> None:
@@ -122,7 +129,7 @@ def check_is_data(index: Path) -> None:
         )
 
 
-def become(network: nn.Module, quantized: QuantizedUNet) -> None:
+def become(network: nn.Module, quantized: nn.Module) -> None:
     """Make the one object the other: whoever holds the network holds the quantized one, and its weights are free.
 
     diffusers hands out the object that it built, whatever was made of it.

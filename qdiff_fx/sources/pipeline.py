@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from importlib.util import find_spec
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -30,7 +31,8 @@ def load_pipeline(identifier: str, prompts: Sequence[str] = ()) -> Source:
         pipe = DiffusionPipeline.from_pretrained(identifier, **options)
     except Exception as error:
         detail = f"{type(error).__name__}: {error}".splitlines()[0]
-        raise SourceError(f"the pipeline cannot be loaded ({detail})", where=identifier) from error
+        fix = "" if find_spec("transformers") else "Most pipelines need transformers: pip install 'qdiff_fx[pipelines]'"
+        raise SourceError(f"the pipeline cannot be loaded ({detail})", where=identifier, fix=fix) from error
     return Source(str(path.resolve()) if path.exists() else identifier, pipe, prompts)
 
 

@@ -14,7 +14,7 @@ from diffusers import AutoencoderKL, DiffusionPipeline, PipelineQuantizationConf
 
 from qdiff_fx import QDiffConfig, QuantizedUNet
 from qdiff_fx.config import QuantMethod
-from qdiff_fx.errors import ArtifactError, ConfigError
+from qdiff_fx.errors import ArtifactError, ConfigError, QDiffError
 from qdiff_fx.integrations.quantizer import QDiffQuantizer, become, check_is_data, pipeline_around
 from qdiff_fx.workflow import one_call
 
@@ -66,7 +66,7 @@ def test_a_model_alone_and_another_component_are_refused(float_pipeline: Any, sa
     float_pipeline.unet.save_pretrained(tmp_path / "alone" / "unet")
     with pytest.raises(ArtifactError, match="no pipeline around it.*PipelineQuantizationConfig"):
         UNet2DConditionModel.from_pretrained(tmp_path / "alone" / "unet", quantization_config=CONFIG)
-    with pytest.raises(ConfigError, match="only UNets are quantized, not a pipeline's vae"):
+    with pytest.raises(ConfigError, match="only the network that denoises is quantized, not a pipeline's vae"):
         AutoencoderKL.from_pretrained(saved, subfolder="vae", quantization_config=CONFIG)
 
 
@@ -76,13 +76,19 @@ def test_a_quantized_component_is_not_loaded_as_a_float_model(quantized_pipeline
         UNet2DConditionModel.from_pretrained(tmp_path)
 
 
-def test_diffusers_knows_the_configuration_as_its_own() -> None:
+@pytest.mark.parametrize("there", [True, False])
+def test_diffusers_knows_the_configuration_as_its_own(monkeypatch: pytest.MonkeyPatch, there: bool) -> None:
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: object() if there else None)
     from diffusers.quantizers.auto import DiffusersAutoQuantizer
 
     assert DiffusersAutoQuantizer.from_dict(CONFIG.to_dict()) == CONFIG
     quantizer = DiffusersAutoQuantizer.from_config(CONFIG, pre_quantized=False)
     assert isinstance(quantizer, QDiffQuantizer)
     assert CONFIG.quant_method is QuantMethod.QDIFF
+    if not there:
+        with pytest.raises(QDiffError, match="diffusers needs accelerate.*pip install 'qdiff_fx.pipelines.'"):
+            quantizer.validate_environment()
+        return
     with pytest.raises(ConfigError, match="device_map: it cannot be put on 'cuda:0'"):
         quantizer.validate_environment(torch_dtype=None, device_map={"": "cuda:0"})
     quantizer.validate_environment(device_map={"": torch.device("cpu")})
