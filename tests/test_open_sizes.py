@@ -304,3 +304,46 @@ class TestWithoutABatch:
             CaptureError, match=r"'input': is a single one of shape.*Pass a batch of one, input\[None\]"
         ):
             capture(nn.Sequential(convolution(3, 4, 3)).eval(), {"input": torch.randn(shape)})
+
+
+class OfFrames(nn.Module):
+    """Clips [B, 3, F, H, W] with a text for each frame of each clip, [B·F, 4]."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.text, self.last = nn.Conv2d(3, 8, 3, padding=1), nn.Linear(4, 8), nn.Conv2d(8, 3, 3, padding=1)
+
+    def forward(self, x: Tensor, t: Tensor, c: Tensor) -> Tensor:
+        h = self.first(x.permute(0, 2, 1, 3, 4).flatten(0, 1)) + self.text(c)[:, :, None, None]
+        h = self.last(F.silu(h)).unflatten(0, (x.shape[0], x.shape[2])).permute(0, 2, 1, 3, 4)
+        return h + t[:, None, None, None, None] / 1000
+
+
+def clips(batch: int) -> dict[str, Tensor]:
+    return {"x": torch.randn(batch, 3, 5, 8, 8), "t": torch.rand(batch) * 1000, "c": torch.randn(batch * 5, 4)}
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("backend", ["reference", "native"])
+def test_rows_that_are_frames_go_with_their_samples(backend: str, tmp_path: Path) -> None:
+    network, example = OfFrames().eval(), clips(2)
+    prepared = prepare_qdiff(network, QDiffConfig(timestep_bins=4), example)
+    assert prepared.signature.inputs[2].dims[0] == Size("batch", 5)
+    calibrate(prepared, [clips(2) for _ in range(8)], progress=False)
+    save_qdiff(convert_qdiff(prepared, backend), tmp_path / "net")
+    loaded = load_qdiff(tmp_path / "net", backend)
+    for batch in (1, 2, 3):
+        call = clips(batch)  # at several parts of the schedule, so that it is cut into them
+        expected, found = network(**call), loaded(**call)
+        assert 20 * torch.log10(expected.norm() / (expected - found).norm()) > 25
+    with pytest.raises(InputError, match="'c': batch is 10, but 15 goes with x"):
+        loaded(**clips(3) | {"c": torch.randn(10, 4)})
+
+
+def test_a_table_of_twice_as_many_rows_as_samples_is_no_frames() -> None:
+    class Table(Net):
+        def forward(self, x: Tensor, t: Tensor, c: Tensor) -> Tensor:
+            return super().forward(x, t) * c.mean()
+
+    graph = capture(Table(F.relu).eval(), call(c=torch.randn(2 * BATCH, 3)))
+    assert graph.signature.inputs[2].dims == (Size("c.rows"), 3)

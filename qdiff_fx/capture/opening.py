@@ -142,6 +142,6 @@ def _batch_is_open(inputs: tuple[TensorInput, ...]) -> bool:
 
 def _with_tables(plan: Plan) -> Iterator[Plan]:
     """Each input that has as many rows as the batch taken for a table, then all of them."""
-    names = [spec.name for spec in plan.inputs() if not spec.role and spec.dims and spec.dims[0] == Size(BATCH)]
+    names = [spec.name for spec in plan.inputs() if not spec.role and spec.rows_per_sample]
     for chosen in [*([name] for name in names), *([names] if len(names) > 1 else [])]:
         yield replace(plan, rows={**plan.rows, **dict.fromkeys(chosen)})

@@ -1,4 +1,4 @@
-"""Which inputs have rows of their own, though in the example there are as many as samples."""
+"""Which inputs have rows of their own, though in the example there are as many as samples, or several for each."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 from qdiff_fx.capture.example import Example
 from qdiff_fx.capture.sizes import traced_sizes
-from qdiff_fx.signature.inputs import BATCH, Size, TensorInput
+from qdiff_fx.signature.inputs import BATCH, TensorInput
 
 _MORE, _FEWER = 101, 7  # both primes; batches are traced with one between them
 
 
 def unrelated_rows(module: fx.GraphModule, inputs: Sequence[TensorInput], example: Example) -> list[str]:
     """Names of inputs of which the graph takes more and fewer rows than samples: no row belongs to a sample."""
-    candidates = [spec.name for spec in inputs if not spec.role and spec.dims and spec.dims[0] == Size(BATCH)]
+    candidates = [spec.name for spec in inputs if not spec.role and spec.rows_per_sample]
     sizes = {**traced_sizes(inputs, example), BATCH: 13}
     return [name for name in candidates if all(_runs(module, inputs, sizes, name, rows) for rows in (_MORE, _FEWER))]
 

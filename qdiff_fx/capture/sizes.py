@@ -99,8 +99,8 @@ def plan_inputs(
         reasons: dict[int, str] = {}
         if spec.name in rows:
             dims[0], reasons[0] = Size(f"{spec.name}{ROWS}"), rows[spec.name] or ""
-        elif dims and shape[0] == example.batch:
-            dims[0] = Size(BATCH)
+        elif dims and _is_of_samples(shape[0], example.batch):
+            dims[0] = Size(BATCH, shape[0] // example.batch)
         if len(shape) == sample.dim() and sample.dim() in _AXES:
             dims[2:] = map(_in_proportion, _AXES[sample.dim()], shape[2:], sample.shape[2:], strides)
             reasons |= {at: OUT_OF_PROPORTION for at, dim in enumerate(dims) if at > 1 and isinstance(dim, int)}
@@ -111,6 +111,11 @@ def plan_inputs(
                 dims[at], reasons[at] = shape[at], reasons.get(at) or fixed[dim.symbol]
         planned.append(replace(spec, dims=tuple(dims), fixed=tuple((at, why) for at, why in reasons.items() if why)))
     return tuple(planned)
+
+
+def _is_of_samples(rows: int, batch: int) -> bool:
+    """One row for each sample; or several, as of frames, which an example of one sample cannot tell from a table."""
+    return rows == batch or (batch > 1 and rows % batch == 0)
 
 
 def _in_proportion(axis: str, size: int, whole: int, stride: int) -> int | Size:

@@ -49,6 +49,12 @@ class TensorInput:
     role: str = ""
     fixed: tuple[tuple[int, str], ...] = ()
 
+    @property
+    def rows_per_sample(self) -> int:
+        """1 of what has one row for each sample, more of frames, 0 of what has nothing to do with the batch."""
+        first = self.dims[0] if self.dims else 0
+        return first.multiple if isinstance(first, Size) and first.symbol == BATCH else 0
+
     def to_json(self) -> dict[str, Any]:
         dims = [[d.symbol, d.multiple] if isinstance(d, Size) else d for d in self.dims]
         found = {"name": self.name, "dtype": dtype_name(self.dtype), "dims": dims, "role": self.role}
@@ -234,7 +240,7 @@ _NOT_PER_SAMPLE = (
 
 
 def _other_rank(spec: TensorInput, shape: torch.Size) -> CaptureMismatchError:
-    batch_is_missing = len(shape) == len(spec.dims) - 1 and spec.dims[0] == Size(BATCH)
+    batch_is_missing = len(shape) == len(spec.dims) - 1 and spec.rows_per_sample == 1
     fix = f"Add the batch dimension: {spec.name}[None]" if batch_is_missing else _ANEW
     return _size_mismatch(spec, shape, f"has {len(shape)} dimensions", fix)
 

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from qdiff_fx.errors import InputError
 from qdiff_fx.signature.call import CallSignature
-from qdiff_fx.signature.inputs import BATCH, Size, TensorInput
+from qdiff_fx.signature.inputs import Size, TensorInput
 from qdiff_fx.signature.outputs import output_names
 
 
@@ -24,19 +24,27 @@ def take_rows(signature: CallSignature, tensors: Sequence[Tensor], rows: Tensor)
         tensors: as `CallSignature.bind` returns them.
         rows: int64 [R], indices into the batch.
     """
-    batched = has_batch(signature)
-    return [tensor[rows] if many else tensor for many, tensor in zip(batched, tensors, strict=True)]
+    sample = signature.sample.dims[0]
+    each = [_rows_per_sample(spec, sample) for spec in signature.inputs]
+    return [_some(tensor, rows, many) for many, tensor in zip(each, tensors, strict=True)]
 
 
 def has_batch(signature: CallSignature) -> list[bool]:
-    """Of each flat input: whether it holds one row for every sample of the batch."""
+    """Of each flat input: whether it holds a row, or several, for every sample of the batch."""
     sample = signature.sample.dims[0]
-    return [_has_batch(spec, sample) for spec in signature.inputs]
+    return [_rows_per_sample(spec, sample) > 0 for spec in signature.inputs]
 
 
-def _has_batch(spec: TensorInput, sample: int | Size) -> bool:
+def _some(tensor: Tensor, rows: Tensor, many: int) -> Tensor:
+    if many > 1:
+        of_samples: Tensor = tensor.unflatten(0, (-1, many))
+        return of_samples[rows].flatten(0, 1)
+    return tensor[rows] if many else tensor
+
+
+def _rows_per_sample(spec: TensorInput, sample: int | Size) -> int:
     """Where the batch was captured at one size, only the sizes are left to judge by."""
-    return bool(spec.dims) and (spec.dims[0] == Size(BATCH) if isinstance(sample, Size) else spec.dims[0] == sample)
+    return spec.rows_per_sample if isinstance(sample, Size) else int(bool(spec.dims) and spec.dims[0] == sample)
 
 
 def join_rows(
