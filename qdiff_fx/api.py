@@ -75,10 +75,13 @@ def prepare_qdiff(
     config, inputs = _checked_config(config), _checked_inputs(example_inputs)
     outputs = output_quantizers or get_backend(backend).quantizes_outputs
     from qdiff_fx.capture import capture  # brings all of sympy, which loading does without
+    from qdiff_fx.capture.plain import require_plain
     from qdiff_fx.capture.weights import with_weights
 
     if weights is not None and isinstance(model, nn.Module):
         model = with_weights(model, weights)
+    if isinstance(model, nn.Module):
+        require_plain(model)
     _check_tensors(model)
     captured = capture(model, inputs)
     if weights is not None:

@@ -67,6 +67,13 @@ class TestAnotherType:
         assert torch.equal(found, quantized(**example).sample)
         assert torch.equal(rounded, quantized(example["sample"].bfloat16().float(), 7).sample)
 
+    def test_its_parameters_tell_it(self, quantized, prepared, example, tmp_path):
+        """As pipelines ask; a loaded network holds none, or other ones."""
+        save_qdiff(copy.deepcopy(quantized).half(), tmp_path / "net")
+        for network in (quantized, prepared, load_qdiff(tmp_path / "net")):
+            assert next(network.parameters()).dtype == network.dtype
+            assert "called_in" not in network.state_dict()
+
 
 class TestHooks:
     def test_its_own_are_called(self, quantized, example):

@@ -144,7 +144,7 @@ class TestPrepared:
         prepared = copy.deepcopy(twins[0][1])
         nn.ModuleList([prepared]).half()
         assert prepared.dtype == torch.float16
-        assert all(each.dtype != torch.float16 for each in prepared.parameters())
+        assert all(each.dtype != torch.float16 for each in prepared.graph_module.parameters())
 
 
 @pytest.mark.parametrize("backend", ["prepared", *BACKENDS])

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from typing import NoReturn
-
 from torch import nn
 
 from qdiff_fx.errors import CaptureError
 
 _SAME_IN_TRAINING = (
+    *(nn.ModuleList, nn.ModuleDict, nn.ParameterList, nn.ParameterDict, nn.Identity),
     *(nn.Linear, nn.Embedding, nn.Conv1d, nn.Conv2d, nn.Conv3d),
     *(nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d, nn.GroupNorm, nn.LayerNorm),
 )
@@ -18,20 +17,25 @@ _LORA = "merged_adapters"
 
 def require_plain(model: nn.Module) -> None:
     """Raises CaptureError, which names module and way out, where a capture would not be of the network itself."""
-    name = type(model).__name__
+    merged: tuple[str, ...] = ()
     for path, module in model.named_modules():
-        if module.training and type(module) not in _SAME_IN_TRAINING:
+        where = path or type(model).__name__
+        _check_hooks(where, module)
+        if hasattr(module, _LORA):
+            _check_lora(where, module)
+            merged += (f"{path}.",)
+        elif module.training and type(module) not in _SAME_IN_TRAINING and not path.startswith(merged):
             raise CaptureError(
                 "is in training mode, where dropout and batch statistics are random",
-                where=path or name,
+                where=where,
                 fix="Call model.eval() first",
             )
-        _check_hooks(path or name, module)
-        if hasattr(module, _LORA) and not module.merged_adapters and not getattr(module, "disable_adapters", False):
-            _refuse_lora(path)
 
 
-def _refuse_lora(path: str) -> NoReturn:
+def _check_lora(path: str, layer: nn.Module) -> None:
+    """Of a fused one the layer is computed alone; or of one that is switched off."""
+    if layer.merged_adapters or getattr(layer, "disable_adapters", False):
+        return
     raise CaptureError(
         "a LoRA is computed beside it, which would be quantized as if it were a layer of the network",
         where=path,

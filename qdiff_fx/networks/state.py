@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from typing import Any, Self
 
 import torch
+from torch import nn
 
 from qdiff_fx.errors import ComputeError, InputError, QDiffError
 from qdiff_fx.signature import DropIn
@@ -42,6 +43,14 @@ class WithState(PickledAsSaved):
     """
 
     _way_out: str
+
+    def named_parameters(
+        self, prefix: str = "", recurse: bool = True, remove_duplicate: bool = True
+    ) -> Iterator[tuple[str, nn.Parameter]]:
+        """First an empty one of the type it is called in: pipelines ask for ``next(network.parameters()).dtype``."""
+        first = nn.Parameter(torch.empty(0, dtype=self.dtype), requires_grad=False)
+        yield f"{prefix}.called_in" if prefix else "called_in", first
+        yield from super().named_parameters(prefix, recurse, remove_duplicate)
 
     def _digests(self) -> dict[str, torch.Tensor]:
         raise NotImplementedError

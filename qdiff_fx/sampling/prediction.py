@@ -20,9 +20,11 @@ def predict(unet: Callable[..., Any], sample: Tensor, timestep: Any, **condition
 
 
 def prediction_of(output: Any) -> Tensor:
-    """The tensor in what a network returns: a diffusers output, a tuple or a tensor."""
+    """The tensor in what a network returns: a tensor, a tuple, or a diffusers output, whatever its first field is."""
     if isinstance(output, tuple):
         output = output[0]
+    elif isinstance(output, Mapping) and output:
+        output = next(iter(output.values()))
     tensor: Tensor = output if isinstance(output, Tensor) else output.sample
     return tensor
 

@@ -69,8 +69,7 @@ def recording(unet: nn.Module, limit: int | None = None) -> Iterator[list[Call]]
 
     def keep(inputs: dict[str, Any], output: Any) -> None:
         if limit is None or len(calls) < limit:
-            given = {name: value for name, value in inputs.items() if value is not None}
-            calls.append(Call(given, prediction_of(output), timestep_of_call(unet, given) or ""))
+            calls.append(Call(inputs, prediction_of(output), timestep_of_call(unet, inputs) or ""))
 
     with watching(unet, after=keep):
         yield calls

@@ -11,7 +11,7 @@ _FUSED = "Load and fuse the LoRA into the float network (fuse_lora, unload_lora_
 _IP_ADAPTER = "the image's keys and values are a part of its graph, or not, since it was captured"
 _NO_MODULES = (
     "it is a graph, not the modules of the network it was captured from",
-    "Ask the float network, or look in its config and signature",
+    "Ask the float network; what is done to its modules is done before it is prepared and converted",
 )
 _HOOKS = "its graph has no blocks that hooks could be put on"
 

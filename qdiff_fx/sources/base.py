@@ -19,7 +19,7 @@ from qdiff_fx.errors import CalibrationError, QDiffError
 from qdiff_fx.progress import Progress
 from qdiff_fx.sampling import Trajectory
 from qdiff_fx.sampling.denoiser import denoiser_name
-from qdiff_fx.sampling.recorder import as_trajectory, recording
+from qdiff_fx.sampling.recorder import Call, as_trajectory, recording
 from qdiff_fx.sampling.samplers import length_of_schedule
 from qdiff_fx.sources.request import SampleRequest
 
@@ -56,10 +56,9 @@ class Source:
     @torch.no_grad()
     def sample(self, unet: nn.Module, request: SampleRequest) -> torch.Tensor:
         """Images (N, C, H, W) in [-1, 1], denoised by ``unet``, which is called as this source's own network is."""
-        self.pipe.set_progress_bar_config(disable=not self.progress, leave=False, desc="denoising")
         setattr(self.pipe, self._name, unet)
         try:
-            images = self._call(request)
+            images: np.ndarray = self._call(request).images
         finally:
             setattr(self.pipe, self._name, self.unet)
         return torch.from_numpy(np.ascontiguousarray(images)).permute(0, 3, 1, 2) * 2 - 1
@@ -76,15 +75,18 @@ class Source:
         """Denoise with the float network and keep every call it gets."""
         with recording(self.unet) as calls:
             final = self.sample(self.unet, request)
+        return as_trajectory(self._seen(calls), final)
+
+    def _seen(self, calls: list[Call]) -> list[Call]:
         if not calls:
             raise SourceError("its sampler never called the network", where=self.identifier)
-        return as_trajectory(calls, final)
+        return calls
 
     def example_inputs(self, count: int = 2) -> dict[str, Any]:
         """``forward`` arguments of one call of the network, for ``count`` images."""
-        with recording(self.unet, limit=1) as calls:
-            self.sample(self.unet, SampleRequest(count, steps=2))
-        return calls[0].inputs
+        with recording(self.unet, limit=1) as calls, torch.no_grad():
+            self._call(SampleRequest(count, steps=2))
+        return self._seen(calls)[0].inputs
 
     def calibration_data(
         self,
@@ -130,8 +132,8 @@ class Source:
             "make_scheduler(steps)",
         )
 
-    def _call(self, request: SampleRequest) -> np.ndarray:
-        """Images (N, H, W, C) in [0, 1]."""
+    def _call(self, request: SampleRequest) -> Any:
+        """What the pipeline returns, with images (N, H, W, C) in [0, 1] where it draws such."""
         given = {
             "batch_size": request.count,
             "num_inference_steps": request.steps,
@@ -139,5 +141,5 @@ class Source:
             "output_type": "np",
         }
         arguments = {name: value for name, value in given.items() if name in self._takes}
-        images: np.ndarray = self.pipe(**arguments, **self.subjects(request)).images
-        return images
+        self.pipe.set_progress_bar_config(disable=not self.progress, leave=False, desc="denoising")
+        return self.pipe(**arguments, **self.subjects(request))
