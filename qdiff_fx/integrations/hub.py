@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from qdiff_fx.api import save_qdiff
 from qdiff_fx.atomic import write_text
 from qdiff_fx.errors import ArtifactError, ConfigError
 from qdiff_fx.integrations.model_card import model_card
 from qdiff_fx.networks import QuantizedUNet
-from qdiff_fx.storage.artifact import artifact_bytes
-from qdiff_fx.storage.component import network_in
+from qdiff_fx.storage.artifact import artifact_bytes, save_artifact
+from qdiff_fx.storage.component import network_in, save_component
 from qdiff_fx.storage.hub import HUB_ID
 
 CARD = "README.md"
@@ -54,10 +54,14 @@ def push_to_hub(
     component, network = _network_of(quantized)
     with TemporaryDirectory() as above:
         folder = Path(above) / "repository"
+        artifact = network.to_artifact()
+        if not HUB_ID.fullmatch(artifact.source) or Path(artifact.source).exists():
+            artifact = replace(artifact, source=base_model)  # where it lay on this machine is nobody's business
         if component:
             quantized.save_pretrained(folder)
+            save_component(artifact, folder / component)
         else:
-            save_qdiff(network, folder)
+            save_artifact(artifact, folder)
         size = artifact_bytes(network_in(folder / component))
         card = model_card(
             network, repository, component=component, size=size, base_model=base_model, license=license, figures=figures

@@ -1,10 +1,10 @@
 """A saved network as a component of a pipeline's folder.
 
     unet/config.json     says what it is, to people and to the hub; nothing is read from it
-    unet/network/        the network, as `save_qdiff` writes it
+    unet/network.qdiff/  the network, as `save_qdiff` writes it
 
 One folder deeper than the weights of other components: of folders that have weights in them diffusers downloads files
-of known names only, of others everything.
+of known names only, of others everything. And with a dot in its name, as diffusers splits all names at dots.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from qdiff_fx.atomic import entries, replacing_folder
 from qdiff_fx.errors import ArtifactError
 from qdiff_fx.storage.artifact import KIND, Artifact, save_artifact
 
-DESCRIPTION, NETWORK = "config.json", "network"
+DESCRIPTION, NETWORK = "config.json", "network.qdiff"
 IN_NETWORK = (KIND.manifest, *KIND.files)
 FILES = (*IN_NETWORK, *(f"{NETWORK}/{name}" for name in IN_NETWORK))
 """Of either layout, with and without the folder in between."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 from collections.abc import Iterator
 from pathlib import Path
@@ -125,7 +126,9 @@ def test_a_network_is_pushed_with_a_card(hub: FakeHub, files: dict[str, bytes], 
     address = push_to_hub(network, "owner/new", token="hf_test", base_model="someone/sd", figures={"ε SQNR": "33.9 dB"})
     assert address.startswith(f"{hub.endpoint}/owner/new/commit/")
     pushed = hub.files("owner/new")
-    assert {name: content for name, content in pushed.items() if name != "README.md"} == files
+    assert {name: pushed[name] for name in ("graph.json", "weights.safetensors")}.items() <= files.items()
+    assert set(pushed) == {*files, "README.md"}
+    assert json.loads(pushed["qdiff.json"])["source"] == "someone/sd"
     card = pushed["README.md"].decode()
     for part in ('base_model: "someone/sd"', "w4a8", "| ε SQNR | 33.9 dB |", 'load_qdiff("owner/new")', "4 bits in"):
         assert part in card
@@ -156,6 +159,22 @@ def test_a_repository_with_float16_alone_is_a_source(hub: FakeHub, tmp_path: Pat
         source = resolve("owner/half")
         assert source.identifier == "owner/half"
         assert {each.dtype for each in source.unet.parameters()} == {torch.float32}
+
+
+def test_where_it_lay_on_this_machine_is_not_pushed(hub: FakeHub, quantized_pipeline: Any, tmp_path: Path) -> None:
+    network = load_qdiff(save_qdiff(quantized_pipeline.unet, tmp_path / "saved"))
+    network.source = str(tmp_path / "somebody's")
+    pipe = copy.copy(quantized_pipeline)
+    pipe.unet = network
+    for pushed, prefix in ((network, ""), (pipe, "unet/network.qdiff/")):
+        push_to_hub(pushed, "owner/new", token="hf_test")
+        assert json.loads(hub.files("owner/new")[f"{prefix}qdiff.json"])["source"] == ""
+
+
+def test_the_pipelines_own_push_to_hub_does_it_too(hub: FakeHub, quantized_pipeline: Any, tmp_path: Path) -> None:
+    quantized_pipeline.push_to_hub("owner/own", token="hf_test")
+    pipe = DiffusionPipeline.from_pretrained("owner/own", cache_dir=tmp_path / "fresh")
+    assert torch.equal(answer(pipe.unet), answer(quantized_pipeline.unet))
 
 
 def test_what_cannot_be_pushed_is_said(hub: FakeHub, quantized_pipeline: Any, float_pipeline: Any) -> None:

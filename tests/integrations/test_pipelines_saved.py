@@ -88,6 +88,19 @@ def test_another_type_is_what_it_is_called_in(saved: Path, dtype: torch.dtype) -
     assert QuantizedUNet.from_pretrained(saved / "unet", torch_dtype=dtype).dtype == dtype
 
 
+def test_a_variant_of_the_other_components_makes_no_difference(quantized_pipeline: Any, tmp_path: Path) -> None:
+    quantized_pipeline.save_pretrained(tmp_path, variant="fp16")
+    pipe = DiffusionPipeline.from_pretrained(tmp_path, variant="fp16")
+    assert np.array_equal(image(pipe), image(quantized_pipeline))
+
+
+def test_a_type_for_the_whole_pipeline(quantized_pipeline: Any, saved: Path) -> None:
+    pipe = DiffusionPipeline.from_pretrained(saved, torch_dtype=torch.float16)
+    assert pipe.unet.dtype == torch.float16
+    expected, drawn = (torch.from_numpy(image(each)).float() for each in (quantized_pipeline, pipe))
+    assert 20 * torch.log10(expected.norm() / (expected - drawn).norm()) > 25
+
+
 def test_it_is_not_quantized_twice(saved: Path) -> None:
     with pytest.raises(ConfigError, match="quantized already"):
         QuantizedUNet.from_pretrained(saved / "unet", quantization_config=object())
@@ -106,7 +119,7 @@ def test_an_index_names_no_other_class_of_the_package(saved: Path, tmp_path: Pat
 
 def test_a_damaged_network_is_named(quantized_pipeline: Any, tmp_path: Path) -> None:
     quantized_pipeline.save_pretrained(tmp_path)
-    weights = tmp_path / "unet" / "network" / "weights.safetensors"
+    weights = tmp_path / "unet" / "network.qdiff" / "weights.safetensors"
     weights.write_bytes(weights.read_bytes()[:-1] + b"?")
     with pytest.raises(ArtifactError, match="weights.safetensors is damaged"):
         DiffusionPipeline.from_pretrained(tmp_path)
