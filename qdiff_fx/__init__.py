@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from qdiff_fx.calibration import CalibrationData, calibrate, collect_calibration_data
     from qdiff_fx.config import QDiffConfig, Rule
     from qdiff_fx.errors import FixedSizeWarning, QDiffError
+    from qdiff_fx.export import export_qdiff
     from qdiff_fx.integrations.hub import push_to_hub
     from qdiff_fx.networks import PreparedUNet, QuantizedUNet, merge_prepared
     from qdiff_fx.reconstruction import Reconstruction, ReconstructionConfig, reconstruct
@@ -39,6 +40,7 @@ __all__ = [
     "calibrating",
     "collect_calibration_data",
     "convert_qdiff",
+    "export_qdiff",
     "load_prepared",
     "load_qdiff",
     "merge_prepared",
@@ -56,6 +58,7 @@ _HOMES = {
     "api": ("convert_qdiff", "load_prepared", "load_qdiff", "prepare_qdiff", "save_prepared", "save_qdiff"),
     "calibration": ("CalibrationData", "calibrate", "collect_calibration_data"),
     "config": ("QDiffConfig", "Rule"),
+    "export": ("export_qdiff",),
     "errors": ("FixedSizeWarning", "QDiffError"),
     "integrations.hub": ("push_to_hub",),
     "networks": ("PreparedUNet", "QuantizedUNet", "merge_prepared"),

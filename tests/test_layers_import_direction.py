@@ -37,6 +37,7 @@ LAYERS = (
     "bundled",
     "sources",
     "api",
+    "export",
     "workflow",
     "integrations",
     "__init__",

@@ -12,6 +12,7 @@ from qdiff_fx.cli.demo import demo
 from qdiff_fx.cli.doctor import doctor
 from qdiff_fx.cli.errors import OneLineErrors
 from qdiff_fx.cli.evaluate import evaluate
+from qdiff_fx.cli.export import export
 from qdiff_fx.cli.inspect import inspect
 from qdiff_fx.cli.quantize import quantize
 from qdiff_fx.cli.sample import sample
@@ -47,6 +48,7 @@ app.command()(quantize)
 app.command("tune")(tune_command)
 app.command()(inspect)
 app.command("eval")(evaluate)
+app.command()(export)
 app.command()(bench)
 app.command()(doctor)
 app.command()(sample)
