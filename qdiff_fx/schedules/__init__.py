@@ -1,0 +1,7 @@
+"""Where along a trajectory steps count: which of a sampler's steps to take, and schedulers that take them."""
+
+from qdiff_fx.schedule import Schedule
+from qdiff_fx.schedules.optimize import optimize_schedule
+from qdiff_fx.schedules.walk import uniform, walking
+
+__all__ = ["Schedule", "optimize_schedule", "uniform", "walking"]

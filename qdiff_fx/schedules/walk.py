@@ -1,0 +1,219 @@
+"""A diffusers scheduler that takes the steps of a schedule, whoever's loop drives it."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import wraps
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from qdiff_fx.errors import ConfigError, InputError
+from qdiff_fx.schedule import Schedule
+
+TOLERANCE = 1e-3
+"""Of timesteps and sigmas, relative: as far as processors and versions compute the same ones differently."""
+
+
+@dataclass(frozen=True)
+class Taken:
+    """A step as the scheduler saw it: after guidance, before noise is removed.
+
+    Attributes:
+        number: which step of those that are taken.
+        prediction, sample: of the network, and what it was made of; (N, C, H, W).
+        arrived: the sample at the next step.
+        options: what else the loop passed to ``step``.
+    """
+
+    number: int
+    prediction: Tensor
+    sample: Tensor
+    arrived: Tensor
+    options: dict[str, Any]
+
+
+Watch = Callable[[Taken], Tensor | None]
+"""Is shown every step, and may say where it arrives instead."""
+
+
+def walking(scheduler: Any, schedule: Schedule, watch: Watch | None = None) -> Any:
+    """A copy of the scheduler that takes only the steps of the schedule.
+
+    It serves any pipeline: ``pipe.scheduler = walking(pipe.scheduler, schedule)``, then
+    ``pipe(..., num_inference_steps=len(schedule))``. Saved with a pipeline it is the scheduler that it was.
+
+    Raises:
+        ConfigError: the schedule is another scheduler's, or the scheduler takes steps of a kind that none can be left
+            out of.
+    """
+    schedule.check_scheduler(type(scheduler).__name__, scheduler.config)
+    walked = copy.deepcopy(scheduler)
+    own = type(scheduler)
+    mixin = _WalkingDDIM if _goes_by_stride(scheduler) else _Walking
+    # Under the names of its own class: a saved pipeline names the class that diffusers knows.
+    names = {"__module__": own.__module__, "__qualname__": own.__qualname__, "__doc__": own.__doc__}
+    # And with the signatures of its own methods, which loops look at to see what they may pass.
+    methods = {name: _like(getattr(own, name), getattr(mixin, name)) for name in ("set_timesteps", "step")}
+    walked.__class__ = type(own.__name__, (mixin, own), names | methods)
+    walked.qdiff_schedule, walked._watch = schedule, watch
+    walked.set_timesteps(len(schedule))
+    return walked
+
+
+def uniform(scheduler: Any, steps: int) -> Schedule:
+    """All of the steps that the scheduler takes by itself.
+
+    Raises:
+        ConfigError: they are of a kind that none can be left out of, or there are not that many.
+    """
+    by_itself = copy.deepcopy(scheduler)
+    by_itself.set_timesteps(steps)
+    timesteps, sigmas = _grid(by_itself, steps)
+    length = int(scheduler.config.num_train_timesteps)
+    return Schedule(type(scheduler).__name__, length, steps, tuple(range(steps)), tuple(timesteps), tuple(sigmas))
+
+
+def _grid(scheduler: Any, steps: int) -> tuple[list[float], list[float]]:
+    """Timesteps and sigmas of all its steps; of those that know none, no sigmas.
+
+    Raises:
+        ConfigError: they are not one each.
+    """
+    timesteps = [float(each) for each in scheduler.timesteps]
+    sigmas = [float(each) for each in scheduler.sigmas] if _has_sigmas(scheduler) else []
+    if len(timesteps) != steps or len(sigmas) not in (0, steps + 1) or len(set(timesteps)) < steps:
+        raise ConfigError(
+            f"{steps} steps of it are {len(timesteps)} calls of the network at {len(set(timesteps))} timesteps",
+            where=type(scheduler).__name__,
+            fix="Take one that calls the network once a step, at another timestep each: DDIM, Euler, DPM-Solver++",
+        )
+    return timesteps, sigmas
+
+
+def _has_sigmas(scheduler: Any) -> bool:
+    return isinstance(getattr(scheduler, "sigmas", None), Tensor)
+
+
+def _goes_by_stride(scheduler: Any) -> bool:
+    """DDIM computes where a step ends from the number of steps, not from its timesteps."""
+    return type(scheduler).__name__ in ("DDIMScheduler", "DDIMParallelScheduler")
+
+
+class _Walking:
+    """In front of a scheduler's class."""
+
+    timesteps: Tensor
+    sigmas: Tensor
+    num_inference_steps: int
+    qdiff_schedule: Schedule
+    _watch: Watch | None
+
+    def set_timesteps(self, num_inference_steps: int | None = None, device: Any = None, **given: Any) -> None:
+        schedule = self.qdiff_schedule
+        if num_inference_steps not in (None, len(schedule)) or "timesteps" in given or "sigmas" in given:
+            asked = "its own timesteps" if num_inference_steps is None else f"{num_inference_steps} steps"
+            raise InputError(
+                f"it takes the {len(schedule)} steps of a schedule, and is asked for {asked}",
+                where=type(self).__name__,
+                fix=f"Pass num_inference_steps={len(schedule)}, or use the scheduler without the schedule",
+            )
+        super().set_timesteps(schedule.out_of, device=device, **given)  # type: ignore[misc]  # of the class behind it
+        timesteps, sigmas = _grid(self, schedule.out_of)
+        chosen = list(schedule.chosen)
+        _check_same(self, [timesteps[each] for each in chosen], schedule.timesteps)
+        self._set(chosen, schedule.out_of, bool(sigmas))
+
+    def _set(self, chosen: list[int], out_of: int, has_sigmas: bool) -> None:
+        self.timesteps = self.timesteps[chosen]
+        if has_sigmas:
+            self.sigmas = self.sigmas[[*chosen, out_of]]
+        self.num_inference_steps = len(chosen)
+
+    def step(self, model_output: Tensor, timestep: Any, sample: Tensor, *args: Any, **options: Any) -> Any:
+        taken = self._step(model_output, timestep, sample, *args, **options)
+        if self._watch is not None:
+            arrived = taken[0] if isinstance(taken, tuple) else taken.prev_sample
+            seen = Taken(self._number(timestep), model_output, sample, arrived, options)
+            instead = self._watch(seen)
+            if instead is not None:
+                taken = (instead, *taken[1:]) if isinstance(taken, tuple) else _with(taken, instead)
+        return taken
+
+    def _number(self, timestep: Any) -> int:
+        """Which of its steps begins there."""
+        return int((self.timesteps == torch.as_tensor(timestep).to(self.timesteps)).nonzero()[0])
+
+    def _step(self, *args: Any, **options: Any) -> Any:
+        return super().step(*args, **options)  # type: ignore[misc]  # of the class behind it
+
+
+class _WalkingDDIM(_Walking):
+    """Its steps end where the uniform ones would that begin at the next timestep."""
+
+    _ends: list[int]
+    alphas_cumprod: Tensor
+    final_alpha_cumprod: Tensor
+
+    def _set(self, chosen: list[int], out_of: int, has_sigmas: bool) -> None:
+        stride = self.config.num_train_timesteps // out_of  # type: ignore[attr-defined]  # of the class behind it
+        begins = [int(each) for each in self.timesteps]
+        self._ends = [begins[after - 1] - stride for after in (*chosen[1:], out_of)]
+        super()._set(chosen, out_of, has_sigmas)
+
+    def _step(self, model_output: Tensor, timestep: Any, sample: Tensor, *args: Any, **options: Any) -> Any:
+        if args or options.get("eta"):
+            raise InputError(
+                "it draws noise between its steps (eta), which a schedule is not made for",
+                where=type(self).__name__,
+                fix="Leave eta at 0, and pass further arguments by name",
+            )
+        as_tuple = not options.pop("return_dict", True)
+        steps, self.num_inference_steps = self.num_inference_steps, self.qdiff_schedule.out_of
+        try:
+            taken = super()._step(model_output, timestep, sample, **options)
+        finally:
+            self.num_inference_steps = steps
+        end = self._ends[self._number(timestep)]
+        stride = self.config.num_train_timesteps // self.qdiff_schedule.out_of  # type: ignore[attr-defined]  # likewise
+        if end != int(timestep) - stride:
+            taken = _with(taken, self._moved(taken, self._alpha(int(timestep) - stride), self._alpha(end)))
+        return (taken.prev_sample, taken.pred_original_sample) if as_tuple else taken
+
+    def _moved(self, taken: Any, ended: Tensor, end: Tensor) -> Tensor:
+        """``√ᾱ x₀ + √(1 - ᾱ) ε`` at another ᾱ: x₀ clipped and ε corrected as the step has them."""
+        noise = (taken.prev_sample - ended.sqrt() * taken.pred_original_sample) / (1 - ended).sqrt()
+        moved: Tensor = end.sqrt() * taken.pred_original_sample + (1 - end).sqrt() * noise
+        return moved
+
+    def _alpha(self, timestep: int) -> Tensor:
+        return self.alphas_cumprod[timestep] if timestep >= 0 else self.final_alpha_cumprod
+
+
+def _like(method: Callable[..., Any], ours: Callable[..., Any]) -> Callable[..., Any]:
+    @wraps(method)
+    def called(*args: Any, **options: Any) -> Any:
+        return ours(*args, **options)
+
+    return called
+
+
+def _with(taken: Any, arrived: Tensor) -> Any:
+    """The scheduler's output, arrived elsewhere."""
+    other = copy.copy(taken)
+    other.prev_sample = arrived
+    return other
+
+
+def _check_same(scheduler: object, found: Sequence[float], expected: Sequence[float]) -> None:
+    largest = max(1.0, *map(abs, expected))
+    if not torch.allclose(torch.tensor(found), torch.tensor(expected), rtol=TOLERANCE, atol=TOLERANCE * largest):
+        raise ConfigError(
+            f"its timesteps there are {[round(each, 3) for each in found]}, those of the schedule "
+            f"{[round(each, 3) for each in expected]}",
+            where=type(scheduler).__name__,
+            fix="Use the scheduler's settings (spacing, offset, σs) that the schedule was made with, or make another",
+        )

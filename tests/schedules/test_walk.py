@@ -1,0 +1,198 @@
+"""Schedulers that take some of their steps only."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+from diffusers import (
+    DDIMPipeline,
+    DDIMScheduler,
+    DDPMScheduler,
+    DEISMultistepScheduler,
+    DPMSolverMultistepScheduler,
+    EulerDiscreteScheduler,
+    FlowMatchEulerDiscreteScheduler,
+    HeunDiscreteScheduler,
+    LCMScheduler,
+    PNDMScheduler,
+    UNet2DModel,
+    UniPCMultistepScheduler,
+)
+
+from qdiff_fx.errors import ConfigError, InputError
+from qdiff_fx.schedule import Schedule
+from qdiff_fx.schedules.walk import uniform, walking
+
+DETERMINISTIC = [
+    DDIMScheduler(),
+    DDIMScheduler(num_train_timesteps=300, timestep_spacing="linspace", beta_schedule="squaredcos_cap_v2"),
+    DDIMScheduler(timestep_spacing="trailing", prediction_type="v_prediction", clip_sample=False),
+    EulerDiscreteScheduler(),
+    EulerDiscreteScheduler(use_karras_sigmas=True),
+    DPMSolverMultistepScheduler(),
+    DPMSolverMultistepScheduler(use_karras_sigmas=True),
+    DEISMultistepScheduler(),
+    UniPCMultistepScheduler(),
+    FlowMatchEulerDiscreteScheduler(),
+]
+
+
+def network(sample, timestep):
+    return torch.tanh(sample * 0.7 + 0.1) + sample.mean()
+
+
+def denoise(network, scheduler, sample):
+    """As `sampling.loop.denoise`, also with schedulers for flow matching, which scale nothing."""
+    for timestep in scheduler.timesteps:
+        scaled = getattr(scheduler, "scale_model_input", lambda sample, timestep: sample)(sample, timestep)
+        sample = scheduler.step(network(scaled, timestep), timestep, sample).prev_sample
+    return sample
+
+
+def part_of(scheduler, steps, chosen):
+    return uniform(scheduler, steps).part(chosen)
+
+
+def noise():
+    return torch.randn(2, 1, 8, 8, generator=torch.Generator().manual_seed(0))
+
+
+@pytest.mark.parametrize("scheduler", [*DETERMINISTIC, DDPMScheduler(variance_type="fixed_small"), LCMScheduler()])
+def test_all_of_its_steps_are_what_it_does_by_itself(scheduler):
+    plain = copy.deepcopy(scheduler)
+    plain.set_timesteps(10)
+    walked = walking(scheduler, uniform(scheduler, 10))
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        expected = denoise(network, plain, noise())
+        torch.manual_seed(0)
+        assert torch.equal(denoise(network, walked, noise()), expected)
+
+
+@pytest.mark.parametrize(
+    "scheduler",
+    [
+        DDIMScheduler(clip_sample=False),
+        EulerDiscreteScheduler(),
+        EulerDiscreteScheduler(use_karras_sigmas=True),
+        DPMSolverMultistepScheduler(solver_order=1),
+        FlowMatchEulerDiscreteScheduler(),
+    ],
+)
+def test_where_the_way_is_straight_steps_may_be_left_out(scheduler):
+    def straight(sample, timestep):
+        return torch.ones_like(sample)
+
+    few = denoise(straight, walking(scheduler, part_of(scheduler, 10, [0, 1, 4, 8])), noise())
+    many = denoise(straight, walking(scheduler, uniform(scheduler, 10)), noise())
+    assert torch.allclose(few, many, atol=1e-3 * float(many.abs().max()))
+
+
+def test_a_ddim_step_ends_where_the_uniform_one_would():
+    """Which is not always the next timestep: 1000 training steps are no multiple of 7."""
+    scheduler = DDIMScheduler(timestep_spacing="linspace", clip_sample=False)
+    scheduler.set_timesteps(7)
+    sample, predicted = noise(), torch.ones(2, 1, 8, 8)
+    walked = walking(scheduler, part_of(scheduler, 7, [0, 2, 5]))
+    arrived = walked.step(predicted, walked.timesteps[0], sample).prev_sample
+    end = int(scheduler.timesteps[1]) - 1000 // 7
+    start, end = scheduler.alphas_cumprod[int(scheduler.timesteps[0])], scheduler.alphas_cumprod[end]
+    image = (sample - (1 - start).sqrt() * predicted) / start.sqrt()
+    assert torch.allclose(arrived, end.sqrt() * image + (1 - end).sqrt() * predicted, atol=1e-4)
+
+
+def test_the_list_of_a_schedule_is_what_diffusers_takes():
+    scheduler = EulerDiscreteScheduler()
+    schedule = part_of(scheduler, 10, [0, 1, 4, 8])
+    scheduler.set_timesteps(timesteps=list(schedule.timesteps))
+    walked = walking(EulerDiscreteScheduler(), schedule)
+    assert torch.allclose(scheduler.sigmas, walked.sigmas, rtol=1e-4)
+
+
+def test_a_watcher_sees_every_step_and_may_move_it():
+    seen = []
+    scheduler = EulerDiscreteScheduler()
+
+    def watch(taken):
+        seen.append(taken)
+        return taken.arrived + 1 if taken.number == 1 else None
+
+    walked = walking(scheduler, part_of(scheduler, 10, [0, 3, 6]), watch)
+    denoise(network, walked, noise() * walked.init_noise_sigma)
+    assert [each.number for each in seen] == [0, 1, 2]
+    assert torch.equal(seen[1].sample, seen[0].arrived)
+    assert torch.equal(seen[2].sample, seen[1].arrived + 1)
+
+
+def test_pipelines_take_it_and_save_what_they_had(tmp_path):
+    unet = UNet2DModel(
+        sample_size=8, block_out_channels=(8,), norm_num_groups=4, down_block_types=("DownBlock2D",),
+        up_block_types=("UpBlock2D",), layers_per_block=1,
+    )  # fmt: skip
+    pipe = DDIMPipeline(unet, DDIMScheduler())
+    pipe.set_progress_bar_config(disable=True)
+    pipe.scheduler = walking(pipe.scheduler, part_of(pipe.scheduler, 10, [0, 1, 4]))
+    calls = []
+    handle = unet.register_forward_hook(lambda *call: calls.append(int(call[1][1])))
+    pipe(num_inference_steps=3)
+    handle.remove()
+    assert calls == [900, 800, 500]
+    pipe.save_pretrained(tmp_path)
+    assert type(DDIMPipeline.from_pretrained(tmp_path).scheduler) is DDIMScheduler
+
+
+def test_another_number_of_steps_is_refused():
+    scheduler = EulerDiscreteScheduler()
+    walked = walking(scheduler, part_of(scheduler, 10, [0, 3, 6]))
+    with pytest.raises(InputError, match="takes the 3 steps of a schedule, and is asked for 25 steps"):
+        walked.set_timesteps(25)
+    with pytest.raises(InputError, match="its own timesteps"):
+        walked.set_timesteps(timesteps=[999, 1])
+
+
+def test_noise_between_ddim_steps_is_refused():
+    scheduler = DDIMScheduler()
+    walked = walking(scheduler, part_of(scheduler, 10, [0, 3, 6]))
+    with pytest.raises(InputError, match="eta"):
+        walked.step(noise(), walked.timesteps[0], noise(), eta=1.0)
+
+
+@pytest.mark.parametrize("scheduler", [HeunDiscreteScheduler(), PNDMScheduler()])
+def test_schedulers_that_call_the_network_twice_a_step_are_refused(scheduler):
+    with pytest.raises(ConfigError, match="10 steps of it are .* calls of the network"):
+        part_of(scheduler, 10, [0, 3])
+
+
+def test_another_schedulers_schedule_is_refused():
+    schedule = part_of(DDIMScheduler(), 10, [0, 3])
+    with pytest.raises(ConfigError, match="made for DDIMScheduler of 1000 training steps, not for Euler"):
+        walking(EulerDiscreteScheduler(), schedule)
+    with pytest.raises(ConfigError, match="not for DDIMScheduler of 300"):
+        walking(DDIMScheduler(num_train_timesteps=300), schedule)
+    with pytest.raises(ConfigError, match="timesteps there are"):
+        walking(DDIMScheduler(timestep_spacing="trailing"), schedule)
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [
+        {"chosen": ()},
+        {"chosen": (1, 3)},
+        {"chosen": (0, 10)},
+        {"chosen": (0, 0)},
+        {"out_of": 0},
+        {"num_train_timesteps": 0},
+        {"timesteps": (900.0,)},
+        {"timesteps": (900.0, float("nan"))},
+        {"sigmas": (1.0, 0.0)},
+        {"sigmas": (1.0, float("inf"), 0.0)},
+    ],
+)
+def test_what_is_no_schedule_is_refused(changed):
+    good = {"scheduler": "DDIMScheduler", "num_train_timesteps": 1000, "out_of": 10, "chosen": (0, 3)}
+    good |= {"timesteps": (900.0, 600.0)}
+    Schedule(**good)
+    with pytest.raises(ConfigError, match="schedule"):
+        Schedule(**(good | changed))
