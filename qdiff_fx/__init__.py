@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from qdiff_fx.integrations.hub import push_to_hub
     from qdiff_fx.networks import PreparedUNet, QuantizedUNet, merge_prepared
     from qdiff_fx.reconstruction import Reconstruction, ReconstructionConfig, reconstruct
+    from qdiff_fx.schedules import Schedule, optimize_schedule, with_schedule
     from qdiff_fx.tuning import Tuned, tune
     from qdiff_fx.weight_rounding import round_weights
     from qdiff_fx.workflow.by_hand import calibrating
@@ -35,6 +36,7 @@ __all__ = [
     "Rule",
     "Reconstruction",
     "ReconstructionConfig",
+    "Schedule",
     "Tuned",
     "calibrate",
     "calibrating",
@@ -44,6 +46,7 @@ __all__ = [
     "load_prepared",
     "load_qdiff",
     "merge_prepared",
+    "optimize_schedule",
     "prepare_qdiff",
     "push_to_hub",
     "quantize",
@@ -52,6 +55,7 @@ __all__ = [
     "save_prepared",
     "save_qdiff",
     "tune",
+    "with_schedule",
 ]
 
 _HOMES = {
@@ -63,6 +67,7 @@ _HOMES = {
     "integrations.hub": ("push_to_hub",),
     "networks": ("PreparedUNet", "QuantizedUNet", "merge_prepared"),
     "reconstruction": ("Reconstruction", "ReconstructionConfig", "reconstruct"),
+    "schedules": ("Schedule", "optimize_schedule", "with_schedule"),
     "tuning": ("Tuned", "tune"),
     "weight_rounding": ("round_weights",),
     "workflow.by_hand": ("calibrating",),

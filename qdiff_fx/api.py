@@ -27,6 +27,7 @@ from qdiff_fx.passes.quantize.check_scales import check_weights
 from qdiff_fx.passes.quantize.convert import convert
 from qdiff_fx.passes.quantize.insert_observers import InsertObservers
 from qdiff_fx.passes.split_shortcut.split_shortcut import SplitShortcut
+from qdiff_fx.schedule import Schedule
 from qdiff_fx.storage.artifact import save_artifact
 from qdiff_fx.storage.prepared import load_prepared_artifact, save_prepared_artifact
 
@@ -168,6 +169,7 @@ def convert_qdiff(
     compile: bool = True,
     reuse: bool = True,
     source: str = "",
+    schedule: Schedule | None = None,
     **more: Any,
 ) -> QuantizedUNet:
     """Turn a calibrated network into integers and lower it for a backend.
@@ -182,6 +184,7 @@ def convert_qdiff(
         compile: hand the lowered graph to ``torch.compile`` (``inductor``).
         reuse: remember what depends on the timestep or on the conditioning alone (``native``).
         source: where the float network came from; kept in the saved folder.
+        schedule: the steps it was calibrated along, see ``optimize_schedule``; kept likewise.
         more: options of backends that others registered.
 
     Raises:
@@ -199,7 +202,7 @@ def convert_qdiff(
     options = choose_options(get_backend(backend), given)
     prepared = prepared if config is None else prepared.with_config(config)
     graph = convert(prepared.graph_module, prepared.qconfig, prepared.decided)
-    return QuantizedUNet(graph, prepared.signature, prepared.qconfig, backend, options, source)
+    return QuantizedUNet(graph, prepared.signature, prepared.qconfig, backend, options, source, schedule)
 
 
 def save_qdiff(quantized: QuantizedUNet, folder: str | os.PathLike[str]) -> Path:

@@ -23,7 +23,9 @@ def source_fingerprint(source: Any, scheduler: Any) -> dict[str, str]:
     """
     modules = {"network": source} if isinstance(source, nn.Module) else _parts(source)
     found = {f"weights of {name}": digest(_state_of(module)) for name, module in modules.items()}
-    found["scheduler settings"] = digest([type(scheduler).__name__, _config_of(scheduler)])
+    settings = [type(scheduler).__name__, _config_of(scheduler)]
+    schedule = getattr(scheduler, "qdiff_schedule", None)
+    found["scheduler settings"] = digest(settings if schedule is None else [*settings, schedule.text()])
     found["network settings"] = digest([_config_of(getattr(source, "unet", source))])
     own = getattr(source, "fingerprint", None)
     if callable(own) and not isinstance(source, nn.Module):

@@ -16,6 +16,7 @@ from qdiff_fx.cli.export import export
 from qdiff_fx.cli.inspect import inspect
 from qdiff_fx.cli.quantize import quantize
 from qdiff_fx.cli.sample import sample
+from qdiff_fx.cli.schedule import schedule
 from qdiff_fx.cli.tune import tune_command
 
 app = typer.Typer(
@@ -45,6 +46,7 @@ def options(
 
 app.command()(demo)
 app.command()(quantize)
+app.command()(schedule)
 app.command("tune")(tune_command)
 app.command()(inspect)
 app.command("eval")(evaluate)

@@ -9,9 +9,9 @@ import typer
 from rich.table import Table
 
 from qdiff_fx.api import load_qdiff
-from qdiff_fx.cli.options import BackendName, Json, Prompt, Prompts, SavedFolder, Seed, SourceOverride, Steps
+from qdiff_fx.cli.options import BackendName, Json, OwnSteps, Prompt, Prompts, SavedFolder, Seed, SourceOverride
 from qdiff_fx.cli.output import Output, speaking_for_all
-from qdiff_fx.cli.saved import source_of
+from qdiff_fx.cli.saved import request_of, source_of
 from qdiff_fx.distributed import started_together
 from qdiff_fx.networks import QuantizedUNet
 from qdiff_fx.report.comparison import decibels
@@ -25,18 +25,18 @@ def evaluate(
     source: SourceOverride = "",
     backend: BackendName = "native",
     images: Annotated[int, typer.Option("--images", min=1, help="How many images to denoise, in one batch.")] = 4,
-    steps: Steps = 25,
+    steps: OwnSteps = None,
     seed: Seed = 2,
     prompts: Prompts = None,
     prompt: Prompt = None,
     json: Json = None,
 ) -> None:
     """Compare a saved network with the float one: ε SQNR along the float trajectory, PSNR of the final images."""
-    request = SampleRequest(images, steps, seed)
     with started_together() as workers, speaking_for_all(workers), workers.together():
         output = Output(json, silent=not workers.leads)
         quantized = load_qdiff(folder, backend=backend)
         origin = source_of(quantized, folder, source, output, prompt, prompts)
+        request = request_of(quantized, images, steps, seed)
         fidelity = compare(quantized, origin, request, note=output.note, workers=workers)
     output.show(_table(fidelity, backend))
     output.show(float_layers_table(quantized.explain().rows, "on integers"))

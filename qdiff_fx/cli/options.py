@@ -41,6 +41,14 @@ ConfigFile = Annotated[
     typer.Option("--config", metavar="FILE", help="Start from this configuration, e.g. one that `qdiff tune` wrote."),
 ]
 Steps = Annotated[int, typer.Option("--steps", min=1, help="Denoising steps.")]
+OwnSteps = Annotated[
+    int | None,
+    typer.Option("--steps", min=1, help="Denoising steps [default: those of its schedule, or 25].", show_default=False),
+]
+ScheduleFile = Annotated[
+    Path | None,
+    typer.Option("--schedule", metavar="FILE", help="Calibrate along the steps that `qdiff schedule` wrote."),
+]
 Seed = Annotated[int, typer.Option("--seed", help="Seed of the starting noise.")]
 BatchSize = Annotated[int, typer.Option("--batch-size", min=1, help="Images per call of the network.")]
 

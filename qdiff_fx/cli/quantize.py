@@ -19,6 +19,7 @@ from qdiff_fx.cli.options import (
     Json,
     Prompt,
     Prompts,
+    ScheduleFile,
     Seed,
     SourceName,
     Steps,
@@ -26,6 +27,7 @@ from qdiff_fx.cli.options import (
 )
 from qdiff_fx.cli.output import Output, speaking_for_all
 from qdiff_fx.cli.rules import parse_rule
+from qdiff_fx.cli.schedule_file import read_schedule
 from qdiff_fx.config import QDiffConfig, SplitPolicy, WeightRounding
 from qdiff_fx.distributed import Workers, started_together
 from qdiff_fx.errors import ArtifactError
@@ -79,6 +81,7 @@ def quantize(
     ] = "native",
     config_file: ConfigFile = None,
     steps: Steps = 25,
+    schedule: ScheduleFile = None,
     samples: Annotated[
         int, typer.Option("--samples", min=1, help="Trajectories to calibrate on; half as many of a large network.")
     ] = 8,
@@ -133,11 +136,13 @@ def quantize(
     }
     # What can be wrong with the command line is found before the hours of work, not after.
     config = _configuration(context, config_file, given)
-    schedule = None if reconstruct_as is None else ReconstructionConfig.preset(reconstruct_as)
+    learning = None if reconstruct_as is None else ReconstructionConfig.preset(reconstruct_as)
     seconds = None if budget is None else parse_seconds(budget, "--budget")
     open_ = not _was_given(context, "samples")
-    request = SampleRequest(MOST_SAMPLES if budget and open_ else samples, steps, seed)
-    job = Job(config, request, every, parse_rows(rows), backend, schedule, seconds, at_most=open_)
+    count = MOST_SAMPLES if budget and open_ else samples
+    placed = None if schedule is None else read_schedule(schedule)
+    request = SampleRequest(count, steps if placed is None else len(placed), seed, schedule=placed)
+    job = Job(config, request, every, parse_rows(rows), backend, learning, seconds, at_most=open_)
     cap = None if memory is None else parse_bytes(memory, "--memory")
     check_target(out)
     with started_together() as workers, speaking_for_all(workers):
@@ -167,6 +172,7 @@ def _run(
     with output.progress() as progress:
         with workers.together(), progress.phase("loading", None, "source"):
             origin = load_source(*named)
+            origin.scheduler_for(job.request)  # another scheduler's schedule is refused before the hours of work
         if origin.takes_prompts and not any(named[1:]):
             output.note("no --prompts: calibrating on captions that come with the package")
         done = run_job(origin, job, out, announce=announce, workers=workers, progress=progress, **more)

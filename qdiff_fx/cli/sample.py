@@ -8,11 +8,10 @@ from typing import Annotated
 import typer
 
 from qdiff_fx.api import load_qdiff
-from qdiff_fx.cli.options import BackendName, Prompt, Prompts, SavedFolder, Seed, SourceOverride, Steps
+from qdiff_fx.cli.options import BackendName, OwnSteps, Prompt, Prompts, SavedFolder, Seed, SourceOverride
 from qdiff_fx.cli.output import Output, check_writable_file
-from qdiff_fx.cli.saved import source_of
+from qdiff_fx.cli.saved import request_of, source_of
 from qdiff_fx.report.sheet import save_sheet
-from qdiff_fx.sources import SampleRequest
 
 
 def sample(
@@ -22,7 +21,7 @@ def sample(
     compare: Annotated[bool, typer.Option("--compare", help="Add a row drawn by the float network.")] = False,
     source: SourceOverride = "",
     backend: BackendName = "native",
-    steps: Steps = 25,
+    steps: OwnSteps = None,
     seed: Seed = 0,
     prompts: Prompts = None,
     prompt: Prompt = None,
@@ -32,7 +31,9 @@ def sample(
     check_writable_file(out)
     quantized = load_qdiff(folder, backend=backend)
     origin = source_of(quantized, folder, source, output, prompt, prompts)
-    request = SampleRequest(count, steps, seed)
+    request = request_of(quantized, count, steps, seed)
+    if request.schedule is not None:
+        output.note(f"taking {request.steps} placed steps in place of {request.schedule.out_of}")
     rows = {}
     if compare:
         output.note("denoising with the float network")

@@ -8,7 +8,16 @@ from qdiff_fx.cli.options import load_source
 from qdiff_fx.cli.output import Output
 from qdiff_fx.errors import ArtifactError, printable
 from qdiff_fx.networks import QuantizedUNet
-from qdiff_fx.sources import DIGITS, Source
+from qdiff_fx.sources import DIGITS, SampleRequest, Source
+
+STEPS = 25
+
+
+def request_of(quantized: QuantizedUNet, count: int, steps: int | None, seed: int) -> SampleRequest:
+    """So many images, by as many uniform steps; where none are given, by the steps that the folder keeps."""
+    if steps is None and quantized.schedule is not None:
+        return SampleRequest(count, len(quantized.schedule), seed, schedule=quantized.schedule)
+    return SampleRequest(count, steps or STEPS, seed)
 
 
 def source_of(

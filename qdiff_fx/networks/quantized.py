@@ -19,6 +19,7 @@ from qdiff_fx.config import QDiffConfig
 from qdiff_fx.errors import ConfigError, InputError
 from qdiff_fx.networks.state import GRAPH_DIGEST, WithState, in_words
 from qdiff_fx.quant.digest import digest_tensor
+from qdiff_fx.schedule import Schedule
 from qdiff_fx.signature import CallSignature
 from qdiff_fx.signature.dropin import as_captured
 from qdiff_fx.signature.hooks import refuse_hooks_inside
@@ -42,6 +43,7 @@ class QuantizedUNet(WithState):
         backend: name of the backend it runs on.
         options: what was chosen about that backend.
         source: where the float network came from, for evaluating against it later; may be empty.
+        schedule: the steps it was calibrated along, where these are not a sampler's own; it is saved with it.
     """
 
     reload: Callable[[], fx.GraphModule] | None = None
@@ -55,11 +57,12 @@ class QuantizedUNet(WithState):
         backend: str,
         options: BackendOptions | None = None,
         source: str = "",
+        schedule: Schedule | None = None,
         *,
         release: bool = False,
     ):
         super().__init__(graph_module, signature)
-        self.qconfig, self.backend, self.source = qconfig, backend, source
+        self.qconfig, self.backend, self.source, self.schedule = qconfig, backend, source, schedule
         chosen = get_backend(backend)
         self.options = checked_options(chosen, options)
         self._lowered: Lowered = chosen.lower(graph_module, self.options, release=release)
@@ -123,6 +126,7 @@ class QuantizedUNet(WithState):
                 backend,
                 options,
                 artifact.source,
+                artifact.schedule,
                 release=chosen.frees_weights,
             )
         if chosen.frees_weights:
@@ -193,7 +197,7 @@ class QuantizedUNet(WithState):
 
     def to_artifact(self) -> Artifact:
         """What of it is saved."""
-        return Artifact(self.graph_module, self.signature, self.qconfig, self.source)
+        return Artifact(self.graph_module, self.signature, self.qconfig, self.source, self.schedule)
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Raises ArtifactError where it cannot be saved."""
@@ -224,7 +228,9 @@ class QuantizedUNet(WithState):
             options = choose_options(get_backend(backend), chosen)
         elif chosen:
             raise ConfigError("options are given twice", where="with_backend", fix="Pass an object or names, not both")
-        return QuantizedUNet(self.graph_module, self.signature, self.qconfig, backend, options, self.source)
+        return QuantizedUNet(
+            self.graph_module, self.signature, self.qconfig, backend, options, self.source, self.schedule
+        )
 
     def _forward_flat(self, tensors: list[torch.Tensor]) -> tuple[torch.Tensor, ...]:
         run = self._run[0]
@@ -275,4 +281,6 @@ def _read_graph_again(folder: Path, digest: str) -> fx.GraphModule:
 
 def _read_quantized(files: Mapping[str, bytes], backend: str, options: BackendOptions) -> QuantizedUNet:
     found = from_files(files, load_artifact)
-    return QuantizedUNet(found.graph_module, found.signature, found.config, backend, options, found.source)
+    return QuantizedUNet(
+        found.graph_module, found.signature, found.config, backend, options, found.source, found.schedule
+    )

@@ -32,9 +32,10 @@ def optimize_schedule(
 ) -> Schedule:
     """Choose the steps of a sampler that lead nearest to where all of them lead.
 
-    The sampler draws the same samples some `steps` times over, along its own steps and along others: dynamic programming
-    over where these lead, see `placing`. Use the result by ``pipe.scheduler = walking(pipe.scheduler, schedule)``, or,
-    with schedulers that take them, as ``pipe(..., timesteps=list(schedule.timesteps))``.
+    The sampler draws the same samples `steps` times over, along its own steps and along others: dynamic programming
+    over where these lead, see `placing`. The result is used by
+    ``pipe.scheduler = with_schedule(pipe.scheduler, schedule)``, or, with schedulers that take them, as
+    ``pipe(..., timesteps=list(schedule.timesteps))``.
 
     Args:
         pipe_or_network: a diffusers pipeline, or a network together with `scheduler`.

@@ -12,7 +12,7 @@ from torch import Tensor
 from qdiff_fx.errors import CalibrationError
 from qdiff_fx.sampling.samplers import make_sampler
 from qdiff_fx.schedule import Schedule
-from qdiff_fx.schedules.walk import Taken, Watch, walking
+from qdiff_fx.schedules.walk import Taken, Watch, with_schedule
 
 REMEMBERING = ("model_outputs", "derivatives", "ets", "last_sample")
 """Where solvers of higher order keep what they computed at earlier steps."""
@@ -99,7 +99,7 @@ class Sampling:
     def arrived(self, way: Sequence[At], end: int) -> Tensor:
         """Where a way leads, at the step of that number; with the number of all steps, at the end."""
         before, after = [each.step for each in way], range(end, len(self.every_step))
-        walked = walking(self.scheduler, self.every_step.part([*before, *after]))
+        walked = with_schedule(self.scheduler, self.every_step.part([*before, *after]))
         walked.is_scale_input_called = True  # what some would warn of: predictions are there already
         first = 0 if any(hasattr(self.scheduler, name) for name in REMEMBERING) else len(way) - 1
         for number in range(first, len(way)):
@@ -119,7 +119,7 @@ class Sampling:
                 )
             return watch(taken)
 
-        walked = walking(self.scheduler, schedule, checked)
+        walked = with_schedule(self.scheduler, schedule, checked)
         sampler = make_sampler(self.source, walked, len(schedule), self.guidance_scale)
         with torch.random.fork_rng(devices=[]), torch.no_grad():
             torch.manual_seed(self.seed)

@@ -40,10 +40,10 @@ Watch = Callable[[Taken], Tensor | None]
 """Is shown every step, and may say where it arrives instead."""
 
 
-def walking(scheduler: Any, schedule: Schedule, watch: Watch | None = None) -> Any:
+def with_schedule(scheduler: Any, schedule: Schedule, watch: Watch | None = None) -> Any:
     """A copy of the scheduler that takes only the steps of the schedule.
 
-    It serves any pipeline: ``pipe.scheduler = walking(pipe.scheduler, schedule)``, then
+    It serves any pipeline: ``pipe.scheduler = with_schedule(pipe.scheduler, schedule)``, then
     ``pipe(..., num_inference_steps=len(schedule))``. Saved with a pipeline it is the scheduler that it was.
 
     Raises:
@@ -152,16 +152,18 @@ class _Walking:
 
 
 class _WalkingDDIM(_Walking):
-    """Its steps end where the uniform ones would that begin at the next timestep."""
+    """Takes all steps, and holds ε through those at which the network is not asked.
 
-    _ends: list[int]
+    One long step would be shorter: a step's length is the same for all, rounded down, so that many steps end a little
+    before the next begins; and every step clips its estimate of the image. Held, ε leads where all steps lead.
+    """
+
+    _begins: list[int]
     alphas_cumprod: Tensor
-    final_alpha_cumprod: Tensor
+    config: Any
 
     def _set(self, chosen: list[int], out_of: int, has_sigmas: bool) -> None:
-        stride = self.config.num_train_timesteps // out_of  # type: ignore[attr-defined]  # of the class behind it
-        begins = [int(each) for each in self.timesteps]
-        self._ends = [begins[after - 1] - stride for after in (*chosen[1:], out_of)]
+        self._begins = [int(each) for each in self.timesteps]
         super()._set(chosen, out_of, has_sigmas)
 
     def _step(self, model_output: Tensor, timestep: Any, sample: Tensor, *args: Any, **options: Any) -> Any:
@@ -172,25 +174,38 @@ class _WalkingDDIM(_Walking):
                 fix="Leave eta at 0, and pass further arguments by name",
             )
         as_tuple = not options.pop("return_dict", True)
-        steps, self.num_inference_steps = self.num_inference_steps, self.qdiff_schedule.out_of
+        schedule = self.qdiff_schedule
+        held = range(*(*schedule.chosen, schedule.out_of)[self._number(timestep) :][:2])
+        noise = self._noise(model_output, sample, self._begins[held[0]])
+        steps, self.num_inference_steps = self.num_inference_steps, schedule.out_of
         try:
             taken = super()._step(model_output, timestep, sample, **options)
+            for step in held[1:]:
+                sample, timestep = taken.prev_sample, self._begins[step]
+                taken = super()._step(self._output(noise, sample, timestep), timestep, sample, **options)
         finally:
             self.num_inference_steps = steps
-        end = self._ends[self._number(timestep)]
-        stride = self.config.num_train_timesteps // self.qdiff_schedule.out_of  # type: ignore[attr-defined]  # likewise
-        if end != int(timestep) - stride:
-            taken = _with(taken, self._moved(taken, self._alpha(int(timestep) - stride), self._alpha(end)))
         return (taken.prev_sample, taken.pred_original_sample) if as_tuple else taken
 
-    def _moved(self, taken: Any, ended: Tensor, end: Tensor) -> Tensor:
-        """``√ᾱ x₀ + √(1 - ᾱ) ε`` at another ᾱ: x₀ clipped and ε corrected as the step has them."""
-        noise = (taken.prev_sample - ended.sqrt() * taken.pred_original_sample) / (1 - ended).sqrt()
-        moved: Tensor = end.sqrt() * taken.pred_original_sample + (1 - end).sqrt() * noise
-        return moved
+    def _noise(self, output: Tensor, sample: Tensor, timestep: int) -> Tensor:
+        """ε of what the network predicts: ``x = √ᾱ x₀ + √(1 - ᾱ) ε``, ``v = √ᾱ ε - √(1 - ᾱ) x₀``."""
+        signal, noise = self._parts(timestep)
+        kind = self.config.prediction_type
+        if kind == "v_prediction":
+            return signal * output + noise * sample
+        return output if kind == "epsilon" else (sample - signal * output) / noise
 
-    def _alpha(self, timestep: int) -> Tensor:
-        return self.alphas_cumprod[timestep] if timestep >= 0 else self.final_alpha_cumprod
+    def _output(self, held: Tensor, sample: Tensor, timestep: int) -> Tensor:
+        """What a network would predict that sees this ε in the sample."""
+        signal, noise = self._parts(timestep)
+        kind = self.config.prediction_type
+        if kind == "v_prediction":
+            return (held - noise * sample) / signal
+        return held if kind == "epsilon" else (sample - noise * held) / signal
+
+    def _parts(self, timestep: int) -> tuple[Tensor, Tensor]:
+        alpha = self.alphas_cumprod[timestep]
+        return alpha.sqrt(), (1 - alpha).sqrt()
 
 
 def _like(method: Callable[..., Any], ours: Callable[..., Any]) -> Callable[..., Any]:

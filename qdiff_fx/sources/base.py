@@ -21,6 +21,7 @@ from qdiff_fx.sampling import Trajectory
 from qdiff_fx.sampling.denoiser import denoiser_name
 from qdiff_fx.sampling.recorder import Call, as_trajectory, recording
 from qdiff_fx.sampling.samplers import length_of_schedule
+from qdiff_fx.schedules import with_schedule
 from qdiff_fx.sources.request import SampleRequest
 
 
@@ -57,10 +58,14 @@ class Source:
     def sample(self, unet: nn.Module, request: SampleRequest) -> torch.Tensor:
         """Images (N, C, H, W) in [-1, 1], denoised by ``unet``, which is called as this source's own network is."""
         setattr(self.pipe, self._name, unet)
+        own = self.pipe.scheduler
         try:
+            if request.schedule is not None:
+                self.pipe.scheduler = self.scheduler_for(request)
             images: np.ndarray = self._call(request).images
         finally:
             setattr(self.pipe, self._name, self.unet)
+            self.pipe.scheduler = own
         return torch.from_numpy(np.ascontiguousarray(images)).permute(0, 3, 1, 2) * 2 - 1
 
     def put(self, network: nn.Module) -> None:
@@ -100,7 +105,7 @@ class Source:
         """The float network's inputs at every ``every``-th step; see `collect_calibration_data`."""
         return collect_calibration_data(
             self.pipe,
-            scheduler=self.make_scheduler(request.steps),
+            scheduler=self.scheduler_for(request),
             num_samples=request.count,
             num_inference_steps=request.steps,
             every=every,
@@ -114,6 +119,16 @@ class Source:
     def make_scheduler(self, steps: int) -> Any:
         """A scheduler for that many steps; ``None`` where the pipeline's own serves."""
         return None
+
+    def scheduler_for(self, request: SampleRequest) -> Any:
+        """A scheduler that takes the steps of the request; ``None`` where the pipeline's own serves.
+
+        Raises:
+            ConfigError: its schedule is another scheduler's.
+        """
+        if request.schedule is None:
+            return self.make_scheduler(request.steps)
+        return with_schedule(self.make_scheduler(request.schedule.out_of) or self.pipe.scheduler, request.schedule)
 
     @property
     def takes_prompts(self) -> bool:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
 from qdiff_fx.errors import ConfigError
+from qdiff_fx.schedule import Schedule
 
 # Seeds of neighbouring runs must not share generators.
 SEED_STRIDE = 1_000_003
@@ -23,17 +24,21 @@ class SampleRequest:
         steps: denoising steps.
         seed: which series.
         first: number of the first image within the series.
+        schedule: the steps themselves, in place of the sampler's own.
     """
 
     count: int
     steps: int
     seed: int = 0
     first: int = 0
+    schedule: Schedule | None = None
 
     def __post_init__(self) -> None:
         for name in ("count", "steps"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"{getattr(self, name)} is not a positive number", where=name)
+        if self.schedule is not None and len(self.schedule) != self.steps:
+            raise ConfigError(f"the schedule has {len(self.schedule)} steps, not {self.steps}", where="steps")
 
     @property
     def numbers(self) -> range:
@@ -48,4 +53,4 @@ class SampleRequest:
         if size < 1:
             raise ConfigError(f"{size} is not a positive number", where="batch_size")
         starts = range(0, self.count, size)
-        return [SampleRequest(min(size, self.count - at), self.steps, self.seed, self.first + at) for at in starts]
+        return [replace(self, count=min(size, self.count - at), first=self.first + at) for at in starts]

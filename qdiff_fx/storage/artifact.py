@@ -21,10 +21,12 @@ from qdiff_fx.ir.edit import get_attr_tensor
 from qdiff_fx.ir.facts import WeightCodes
 from qdiff_fx.ir.properties import set_properties
 from qdiff_fx.quant.packing import check_packed, pack_codes, unpack_codes
+from qdiff_fx.schedule import Schedule
 from qdiff_fx.signature import CallSignature
 from qdiff_fx.storage.checked_arguments import LARGEST
 from qdiff_fx.storage.checked_config import config_from_json
 from qdiff_fx.storage.checked_graph import check_graph
+from qdiff_fx.storage.checked_schedule import schedule_from_json
 from qdiff_fx.storage.checked_signature import signature_from_json
 from qdiff_fx.storage.fields import Fields, is_whole, shown
 from qdiff_fx.storage.graph_json import graph_to_json
@@ -53,6 +55,7 @@ class Artifact:
 
     Attributes:
         source: where the float network came from; may be empty.
+        schedule: the steps it was calibrated along, where these are not a sampler's own.
         digest: what tells the folder it was read from apart from every other; empty where it was not read.
     """
 
@@ -60,6 +63,7 @@ class Artifact:
     signature: CallSignature
     config: QDiffConfig
     source: str = ""
+    schedule: Schedule | None = None
     digest: str = ""
 
 
@@ -83,6 +87,8 @@ def save_artifact(artifact: Artifact, folder: str | os.PathLike[str]) -> Path:
         "signature": artifact.signature.to_json(),
         "source": printable(artifact.source),
     }
+    if artifact.schedule is not None:
+        manifest["schedule"] = artifact.schedule.to_json()
     with will_load(KIND):
         manifest_read = Fields(parse_json(manifest_text(manifest), MANIFEST), MANIFEST)
         _described(manifest_read, Fields(parse_json(graph, GRAPH), GRAPH), tensors, keep_packed=True)
@@ -117,7 +123,8 @@ def _described(manifest: Fields, graph: Fields, tensors: Mapping[str, torch.Tens
     config = config_from_json(manifest.get("config"))
     signature = signature_from_json(manifest.get("signature"))
     module = _read_graph(graph, tensors, signature, keep_packed)
-    return Artifact(module, signature, config, printable(str(manifest.get("source"))))
+    schedule = schedule_from_json(manifest.get("schedule"), manifest.where) if "schedule" in manifest else None
+    return Artifact(module, signature, config, printable(str(manifest.get("source"))), schedule)
 
 
 def read_again(folder: Path, digest: str) -> Artifact:

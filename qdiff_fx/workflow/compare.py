@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from statistics import fmean
 from typing import Any
 
@@ -70,7 +70,7 @@ def _measured(
     quantized: QuantizedUNet, origin: Source, request: SampleRequest, own: Sequence[int], note: Callable[[str], None]
 ) -> dict[str, Any]:
     """Of some of the images, in what JSON can hold."""
-    some = SampleRequest(len(own), request.steps, request.seed, own[0])
+    some = replace(request, count=len(own), first=own[0])
     note(f"denoising {request.count} images in {request.steps} steps with the float network")
     trajectory = origin.trajectory(some)
     predictions = {}

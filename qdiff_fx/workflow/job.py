@@ -59,6 +59,7 @@ class Job:
         found |= {
             "number of samples": str(self.request.count),
             "number of steps": str(self.request.steps),
+            **({} if self.request.schedule is None else {"schedule": self.request.schedule.text()}),
             "seed": str(self.request.seed),
             "every": str(self.every),
             "number of rows": str(self.rows),

@@ -16,6 +16,7 @@ from qdiff_fx.kernels import status
 from qdiff_fx.networks import PreparedUNet, QuantizedUNet
 from qdiff_fx.progress import Progress, phase
 from qdiff_fx.reconstruction import Reconstruction, reconstruct
+from qdiff_fx.schedule import Schedule
 from qdiff_fx.sources import Source
 from qdiff_fx.weight_rounding import RoundingReport, round_weights
 from qdiff_fx.workflow.enough import enough
@@ -105,7 +106,7 @@ def quantize(
             return None
         done = None
         if workers.leads:
-            done = Done(save(found.prepared, source, out, progress), found.decided, found.job)
+            done = Done(save(found.prepared, source, out, progress, job.request.schedule), found.decided, found.job)
         workers.barrier()
         return done
 
@@ -234,10 +235,14 @@ def build_kernels(progress: bool | Progress) -> None:
 
 
 def save(
-    prepared: PreparedUNet, source: Source, out: str | os.PathLike[str], progress: bool | Progress
+    prepared: PreparedUNet,
+    source: Source,
+    out: str | os.PathLike[str],
+    progress: bool | Progress,
+    schedule: Schedule | None = None,
 ) -> QuantizedUNet:
     """Quantize with what was decided, and write the folder."""
     with phase(progress, "saving", None, "folder"):
-        quantized = convert_qdiff(prepared, backend="reference", source=source.identifier)
+        quantized = convert_qdiff(prepared, backend="reference", source=source.identifier, schedule=schedule)
         save_qdiff(quantized, Path(out))
         return quantized

@@ -23,7 +23,7 @@ from diffusers import (
 
 from qdiff_fx.errors import ConfigError, InputError
 from qdiff_fx.schedule import Schedule
-from qdiff_fx.schedules.walk import uniform, walking
+from qdiff_fx.schedules.walk import uniform, with_schedule
 
 DETERMINISTIC = [
     DDIMScheduler(),
@@ -63,7 +63,7 @@ def noise():
 def test_all_of_its_steps_are_what_it_does_by_itself(scheduler):
     plain = copy.deepcopy(scheduler)
     plain.set_timesteps(10)
-    walked = walking(scheduler, uniform(scheduler, 10))
+    walked = with_schedule(scheduler, uniform(scheduler, 10))
     with torch.random.fork_rng():
         torch.manual_seed(0)
         expected = denoise(network, plain, noise())
@@ -85,29 +85,45 @@ def test_where_the_way_is_straight_steps_may_be_left_out(scheduler):
     def straight(sample, timestep):
         return torch.ones_like(sample)
 
-    few = denoise(straight, walking(scheduler, part_of(scheduler, 10, [0, 1, 4, 8])), noise())
-    many = denoise(straight, walking(scheduler, uniform(scheduler, 10)), noise())
+    few = denoise(straight, with_schedule(scheduler, part_of(scheduler, 10, [0, 1, 4, 8])), noise())
+    many = denoise(straight, with_schedule(scheduler, uniform(scheduler, 10)), noise())
     assert torch.allclose(few, many, atol=1e-3 * float(many.abs().max()))
 
 
-def test_a_ddim_step_ends_where_the_uniform_one_would():
-    """Which is not always the next timestep: 1000 training steps are no multiple of 7."""
-    scheduler = DDIMScheduler(timestep_spacing="linspace", clip_sample=False)
+@pytest.mark.parametrize("options", [{}, {"use_clipped_model_output": True}])
+def test_ddim_holds_its_noise_through_the_steps_left_out(options):
+    """Each of them clips, and ends where it ends, which is not where the next one begins: 1000 is no multiple of 7."""
+    scheduler = DDIMScheduler(timestep_spacing="linspace", clip_sample=True)
     scheduler.set_timesteps(7)
-    sample, predicted = noise(), torch.ones(2, 1, 8, 8)
-    walked = walking(scheduler, part_of(scheduler, 7, [0, 2, 5]))
-    arrived = walked.step(predicted, walked.timesteps[0], sample).prev_sample
-    end = int(scheduler.timesteps[1]) - 1000 // 7
-    start, end = scheduler.alphas_cumprod[int(scheduler.timesteps[0])], scheduler.alphas_cumprod[end]
-    image = (sample - (1 - start).sqrt() * predicted) / start.sqrt()
-    assert torch.allclose(arrived, end.sqrt() * image + (1 - end).sqrt() * predicted, atol=1e-4)
+    walked = with_schedule(scheduler, part_of(scheduler, 7, [0, 2, 5]))
+    predicted = network(noise(), None)
+    arrived = walked.step(predicted, walked.timesteps[1], noise(), **options).prev_sample
+    expected = noise()
+    for timestep in scheduler.timesteps[2:5]:
+        expected = scheduler.step(predicted, timestep, expected, **options).prev_sample
+    assert torch.equal(arrived, expected)
+
+
+@pytest.mark.parametrize("kind", ["v_prediction", "sample"])
+def test_the_noise_is_held_whatever_the_network_predicts(kind):
+    scheduler = DDIMScheduler(clip_sample=False, rescale_betas_zero_snr=False)
+    other = DDIMScheduler(clip_sample=False, prediction_type=kind)
+    epsilon = network(noise(), None)
+    chosen = part_of(scheduler, 7, [0, 2, 5])
+    first, second = with_schedule(scheduler, chosen), with_schedule(other, chosen)
+    timestep = first.timesteps[1]
+    signal = scheduler.alphas_cumprod[timestep]
+    image = (noise() - (1 - signal).sqrt() * epsilon) / signal.sqrt()
+    predicted = image if kind == "sample" else signal.sqrt() * epsilon - (1 - signal).sqrt() * image
+    expected = first.step(epsilon, timestep, noise()).prev_sample
+    assert torch.allclose(second.step(predicted, timestep, noise()).prev_sample, expected, atol=1e-4)
 
 
 def test_the_list_of_a_schedule_is_what_diffusers_takes():
     scheduler = EulerDiscreteScheduler()
     schedule = part_of(scheduler, 10, [0, 1, 4, 8])
     scheduler.set_timesteps(timesteps=list(schedule.timesteps))
-    walked = walking(EulerDiscreteScheduler(), schedule)
+    walked = with_schedule(EulerDiscreteScheduler(), schedule)
     assert torch.allclose(scheduler.sigmas, walked.sigmas, rtol=1e-4)
 
 
@@ -119,7 +135,7 @@ def test_a_watcher_sees_every_step_and_may_move_it():
         seen.append(taken)
         return taken.arrived + 1 if taken.number == 1 else None
 
-    walked = walking(scheduler, part_of(scheduler, 10, [0, 3, 6]), watch)
+    walked = with_schedule(scheduler, part_of(scheduler, 10, [0, 3, 6]), watch)
     denoise(network, walked, noise() * walked.init_noise_sigma)
     assert [each.number for each in seen] == [0, 1, 2]
     assert torch.equal(seen[1].sample, seen[0].arrived)
@@ -133,7 +149,7 @@ def test_pipelines_take_it_and_save_what_they_had(tmp_path):
     )  # fmt: skip
     pipe = DDIMPipeline(unet, DDIMScheduler())
     pipe.set_progress_bar_config(disable=True)
-    pipe.scheduler = walking(pipe.scheduler, part_of(pipe.scheduler, 10, [0, 1, 4]))
+    pipe.scheduler = with_schedule(pipe.scheduler, part_of(pipe.scheduler, 10, [0, 1, 4]))
     calls = []
     handle = unet.register_forward_hook(lambda *call: calls.append(int(call[1][1])))
     pipe(num_inference_steps=3)
@@ -145,7 +161,7 @@ def test_pipelines_take_it_and_save_what_they_had(tmp_path):
 
 def test_another_number_of_steps_is_refused():
     scheduler = EulerDiscreteScheduler()
-    walked = walking(scheduler, part_of(scheduler, 10, [0, 3, 6]))
+    walked = with_schedule(scheduler, part_of(scheduler, 10, [0, 3, 6]))
     with pytest.raises(InputError, match="takes the 3 steps of a schedule, and is asked for 25 steps"):
         walked.set_timesteps(25)
     with pytest.raises(InputError, match="its own timesteps"):
@@ -154,7 +170,7 @@ def test_another_number_of_steps_is_refused():
 
 def test_noise_between_ddim_steps_is_refused():
     scheduler = DDIMScheduler()
-    walked = walking(scheduler, part_of(scheduler, 10, [0, 3, 6]))
+    walked = with_schedule(scheduler, part_of(scheduler, 10, [0, 3, 6]))
     with pytest.raises(InputError, match="eta"):
         walked.step(noise(), walked.timesteps[0], noise(), eta=1.0)
 
@@ -168,11 +184,11 @@ def test_schedulers_that_call_the_network_twice_a_step_are_refused(scheduler):
 def test_another_schedulers_schedule_is_refused():
     schedule = part_of(DDIMScheduler(), 10, [0, 3])
     with pytest.raises(ConfigError, match="made for DDIMScheduler of 1000 training steps, not for Euler"):
-        walking(EulerDiscreteScheduler(), schedule)
+        with_schedule(EulerDiscreteScheduler(), schedule)
     with pytest.raises(ConfigError, match="not for DDIMScheduler of 300"):
-        walking(DDIMScheduler(num_train_timesteps=300), schedule)
+        with_schedule(DDIMScheduler(num_train_timesteps=300), schedule)
     with pytest.raises(ConfigError, match="timesteps there are"):
-        walking(DDIMScheduler(timestep_spacing="trailing"), schedule)
+        with_schedule(DDIMScheduler(timestep_spacing="trailing"), schedule)
 
 
 @pytest.mark.parametrize(
