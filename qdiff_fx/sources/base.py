@@ -16,6 +16,7 @@ from qdiff_fx.calibration import CalibrationData, collect_calibration_data
 from qdiff_fx.config import QDiffConfig
 from qdiff_fx.distributed import ALONE, Workers
 from qdiff_fx.errors import CalibrationError, QDiffError
+from qdiff_fx.networks import PreparedUNet, QuantizedUNet
 from qdiff_fx.progress import Progress
 from qdiff_fx.sampling import Trajectory
 from qdiff_fx.sampling.denoiser import denoiser_name
@@ -49,7 +50,12 @@ class Source:
         except CalibrationError as error:
             raise SourceError(error.what, where=identifier, fix=error.fix) from error
         self.identifier, self.pipe, self.prompts = identifier, pipe, tuple(prompts) or captions()
-        self.unet: nn.Module = getattr(pipe, self._name).eval()
+        self.unet: nn.Module = getattr(pipe, self._name)
+        if isinstance(self.unet, (PreparedUNet, QuantizedUNet)):
+            raise SourceError(
+                f"its {self._name} is a {type(self.unet).__name__} already", where=identifier, fix="Give the float one"
+            )
+        self.unet.eval()
         self.num_train_timesteps: int = length_of_schedule(pipe.scheduler) or QDiffConfig.num_train_timesteps
         self.progress = False
         self._takes = inspect.signature(type(pipe).__call__).parameters

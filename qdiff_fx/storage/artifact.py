@@ -149,7 +149,7 @@ def read_again(folder: Path, digest: str) -> Artifact:
 
 def artifact_bytes(folder: str | os.PathLike[str]) -> int:
     """Size of a saved folder in bytes."""
-    return sum(file.stat().st_size for file in Path(folder).iterdir())
+    return sum(file.stat().st_size for file in Path(folder).rglob("*") if file.is_file())
 
 
 def _pack(gm: fx.GraphModule) -> tuple[dict[str, torch.Tensor], dict[str, list[Any]]]:

@@ -94,9 +94,8 @@ def _config(bits: object) -> QDiffConfig:
 def _source(given: Any, data: Data, request: SampleRequest) -> tuple[Source | None, Source, SampleRequest]:
     """Whoever gets the result in the network's place, where what is calibrated on comes from, and how much of it."""
     owner = None if isinstance(given, nn.Module) else Source(_identifier(given), given, _prompts(data))
-    network = given if owner is None else owner.unet
-    if isinstance(network, (QuantizedUNet, PreparedUNet)):
-        raise ConfigError(f"it is a {type(network).__name__} already", where="quantize", fix="Give the float network")
+    if isinstance(given, (QuantizedUNet, PreparedUNet)):
+        raise ConfigError(f"it is a {type(given).__name__} already", where="quantize", fix="Give the float network")
     if isinstance(data, CalibrationData):
         identifier, unet = ("", given) if owner is None else (owner.identifier, owner.unet)
         recorded = RecordedSource(identifier, unet, data)

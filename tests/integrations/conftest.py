@@ -2,30 +2,19 @@
 
 from __future__ import annotations
 
-import importlib.util
 import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from qdiff_fx import QDiffConfig, calibrate, collect_calibration_data, convert_qdiff, prepare_qdiff
-
 sys.path.insert(0, str(Path(__file__).parent))
 
-EXAMPLE = Path(__file__).parents[2] / "examples" / "quantize_pipeline.py"
+from example_pipeline import tiny_pipeline  # noqa: E402
+
+from qdiff_fx import QDiffConfig, calibrate, collect_calibration_data, convert_qdiff, prepare_qdiff  # noqa: E402
+
 PROMPTS = ["a fish", "two birds"]
-
-
-def tiny_pipeline() -> Any:
-    spec = importlib.util.spec_from_file_location("quantize_pipeline", EXAMPLE)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    pipe = module.tiny_pipeline()
-    pipe.set_progress_bar_config(disable=True)
-    return pipe
 
 
 @pytest.fixture

@@ -76,7 +76,7 @@ def test_a_pipeline_comes_back_with_a_quantized_network(pipe: DDIMPipeline) -> N
     assert sqnr(expected, sees(pipe.unet)) > 25
     assert pipe._progress_bar_config == {"disable": True}
     for given in (pipe, pipe.unet):
-        with pytest.raises(ConfigError, match="it is a QuantizedUNet already"):
+        with pytest.raises(QDiffError, match="is a QuantizedUNet already"):
             qdiff_fx.quantize(given, **QUIET)
 
 
