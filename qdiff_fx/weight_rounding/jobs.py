@@ -21,7 +21,7 @@ aten = torch.ops.aten
 
 PER_COLUMN = 2
 """Positions, pixels or tokens, that are looked at for every column of a weight; see docs/quality.md."""
-LEAST_POSITIONS = 4096
+LEAST_POSITIONS = 8192
 
 
 @dataclass(frozen=True)
