@@ -6,7 +6,7 @@ BIN := .venv/bin
 # Two workers of one thread each beat one worker of two on small tensors. A file stays in one: its fixtures are made once.
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile
 
-.PHONY: demo test test-all mutants golden sanitize fuzz faults lint format bench wheel wheel-aarch64 clean
+.PHONY: demo test test-all test-browser mutants golden sanitize fuzz faults lint format bench wheel wheel-aarch64 clean
 
 .venv/.ready: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
@@ -17,10 +17,15 @@ demo: .venv/.ready
 	$(BIN)/qdiff demo --out out/demo
 
 test: .venv/.ready
-	$(PYTEST) -m "not slow"
+	$(PYTEST) -m "not slow and not browser"
 
 test-all: .venv/.ready
 	$(PYTEST) --hypothesis-profile=thorough
+
+# The page of `qdiff report` in Chromium.
+test-browser: .venv/.ready
+	command -v chromium || command -v chromium-browser || { apt-get update && apt-get install -y chromium; }
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/browser
 
 # Every result, to the bit, against what is recorded for this kind of processor; see tests/golden/__init__.py.
 golden: .venv/.ready

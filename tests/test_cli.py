@@ -16,6 +16,7 @@ from PIL import Image
 from typer.testing import CliRunner, Result
 
 import qdiff_fx
+from qdiff_fx import load_qdiff
 from qdiff_fx.cli import app
 from qdiff_fx.cli.rules import parse_rule
 from qdiff_fx.config import Rule
@@ -241,6 +242,20 @@ class TestSavedNetwork:
         assert "its kernel also does" in verbose
         assert "not fused" in verbose
         assert "its kernel also does" not in brief
+
+    def test_report(self, folder: Path, tmp_path: Path) -> None:
+        page = tmp_path / "report.html"
+        result = succeed("report", folder, *TRUSTED, "--images", "1", "--steps", "2", "--out", page)
+        assert result.stdout == f"wrote {page}\n"
+        text = page.read_text()
+        assert text.count('class="pair"') == 1
+        for row in load_qdiff(folder).explain():
+            assert f"<td>{row.info.path}</td>" in text
+        assert text.count(" ms</td>") > 3  # layers are timed
+        assert "ε SQNR, mean" in text
+        refused = run("report", folder, *TRUSTED, "--out", tmp_path)
+        assert refused.exit_code != 0
+        assert "it cannot be written (it is a folder)" in refused.stderr
 
     def test_eval(self, folder: Path, tmp_path: Path) -> None:
         target = tmp_path / "figures.json"

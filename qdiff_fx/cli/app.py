@@ -15,6 +15,7 @@ from qdiff_fx.cli.evaluate import evaluate
 from qdiff_fx.cli.export import export
 from qdiff_fx.cli.inspect import inspect
 from qdiff_fx.cli.quantize import quantize
+from qdiff_fx.cli.report import report
 from qdiff_fx.cli.sample import sample
 from qdiff_fx.cli.schedule import schedule
 from qdiff_fx.cli.tune import tune_command
@@ -53,6 +54,7 @@ app.command("eval")(evaluate)
 app.command()(export)
 app.command()(bench)
 app.command()(doctor)
+app.command()(report)
 app.command()(sample)
 
 

@@ -212,6 +212,14 @@ class QuantizedUNet(WithState):
         """
         return Explanation(self.backend, self._lowered.layers, verbose, self.signature.fixed_sizes)
 
+    def layer_seconds(self, inputs: Mapping[str, Any]) -> dict[str, float]:
+        """Layer → seconds of its kernel in a step, with what the kernel does besides; empty where nobody can tell.
+
+        Args:
+            inputs: the step's arguments by name.
+        """
+        return get_backend(self.backend).layer_seconds(self._run[0], lambda: self(**inputs))
+
     def with_backend(self, backend: str, options: BackendOptions | None = None, **chosen: Any) -> QuantizedUNet:
         """The same quantized network, lowered for another backend.
 

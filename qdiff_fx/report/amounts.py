@@ -1,4 +1,4 @@
-"""Durations and sizes as people read them."""
+"""Times and sizes as people read them."""
 
 from __future__ import annotations
 
@@ -13,6 +13,12 @@ def duration(seconds: float) -> str:
             rest = whole % unit // smaller
             return f"{whole // unit} {name}" + (f" {rest} {smaller_name}" if rest else "")
     return f"{whole} s"
+
+
+def milliseconds(seconds: float) -> str:
+    """``0.41 ms``, ``12.3 ms``, ``1204 ms``."""
+    value = seconds * 1e3
+    return f"{value:.2f} ms" if value < 9.995 else f"{value:.1f} ms" if value < 99.95 else f"{value:.0f} ms"
 
 
 def gigabytes(size: float) -> str:

@@ -2,7 +2,7 @@
 
 import pytest
 
-from qdiff_fx.report.amounts import duration, gigabytes
+from qdiff_fx.report.amounts import duration, gigabytes, milliseconds
 
 
 @pytest.mark.parametrize(
@@ -25,3 +25,10 @@ def test_durations(seconds: float, text: str) -> None:
 
 def test_sizes() -> None:
     assert gigabytes(1_250_000_000) == "1.25 GB"
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"), [(0.00041, "0.41 ms"), (0.009995, "10.0 ms"), (0.0123, "12.3 ms"), (1.2041, "1204 ms")]
+)
+def test_milliseconds_have_three_digits(seconds, text):
+    assert milliseconds(seconds) == text

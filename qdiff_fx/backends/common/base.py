@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -105,6 +105,15 @@ class Backend(ABC):
     @abstractmethod
     def supports(self, layer: fx.Node) -> str:
         """Why a quantized layer of the q/dq graph would run in float; empty when it runs on integers."""
+
+    def layer_seconds(self, module: nn.Module, call: Callable[[], Any]) -> dict[str, float]:
+        """Layer → seconds of its kernel in a step, where a backend can tell.
+
+        Args:
+            module: what `lower` returned.
+            call: a step of it.
+        """
+        return {}
 
     @abstractmethod
     def lower(self, gm: fx.GraphModule, options: Any = None, *, release: bool = False) -> Lowered:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
-from torch import fx
+from torch import fx, nn
 
 from qdiff_fx.backends.common.base import Backend, BackendOptions, Lowered, report
 from qdiff_fx.backends.common.remaining_weights import DequantizeWeight
@@ -36,6 +38,7 @@ from qdiff_fx.backends.native.fusion.settle_float_types import SettleFloatTypes
 from qdiff_fx.backends.native.fusion.supported import why_float
 from qdiff_fx.backends.native.runtime.program import Program
 from qdiff_fx.backends.native.runtime.reuse import RememberWhatRepeats
+from qdiff_fx.backends.native.runtime.timing import layer_seconds
 from qdiff_fx.ir.edit import copy_graph
 from qdiff_fx.ir.facts import quantized_layers
 from qdiff_fx.kernels import status
@@ -106,6 +109,9 @@ class NativeBackend(Backend):
 
     def supports(self, layer: fx.Node) -> str:
         return why_float(layer)
+
+    def layer_seconds(self, module: nn.Module, call: Callable[[], Any]) -> dict[str, float]:
+        return layer_seconds(module, call)
 
     def lower(self, gm: fx.GraphModule, options: NativeOptions | None = None, *, release: bool = False) -> Lowered:
         options = options or NativeOptions()
