@@ -225,6 +225,17 @@ class TestSavedNetwork:
         assert (figures["kernels"], figures["from"]) == ("avx2", "compiled here")
         assert figures["operators"] == "/cache/operators.so"
 
+    def test_doctor_says_what_pipelines_lack(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        def version(package: str) -> str:
+            if package == "accelerate":
+                raise cli_doctor.PackageNotFoundError
+            return "1.2.3"
+
+        monkeypatch.setattr(cli_doctor, "version", version)
+        figures = json.loads(run("doctor", "--json", "-").stdout)
+        assert figures["diffusers"] == figures["transformers"] == "1.2.3"
+        assert figures["accelerate"] == "not installed: pip install 'qdiff_fx[pipelines]'"
+
     @pytest.mark.parametrize(("disabled", "code"), [(False, 1), (True, 0)])
     def test_doctor_without_kernels(self, monkeypatch: pytest.MonkeyPatch, disabled: bool, code: int) -> None:
         monkeypatch.setattr(cli_doctor, "status", lambda: Status(False, "no C++ compiler", disabled=disabled))
@@ -536,3 +547,13 @@ def test_prompts_are_those_of_the_command_line_then_those_of_the_file(
     arguments = ("--prompt", "a fish", "--prompt", "two birds", "--prompts", tmp_path / "prompts.txt")
     run("quantize", "digits", "--out", tmp_path / "out", *arguments)
     assert given == [["a fish", "two birds", "from a file"]]
+
+
+def test_whoever_stops_reading_is_told_nothing() -> None:
+    code = "from qdiff_fx.cli import main; import sys; sys.argv = ['qdiff', 'quantize', '--help']; main()"
+    with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE) as started:
+        assert started.stdout is not None
+        started.stdout.close()
+        assert started.stderr is not None
+        assert started.stderr.read() == b""
+        assert started.wait() == 1

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import platform
+from importlib.metadata import PackageNotFoundError, version
 
 import torch
 import typer
@@ -14,6 +15,9 @@ from qdiff_fx.cli.options import Json
 from qdiff_fx.cli.output import Output
 from qdiff_fx.kernels import Status, status
 from qdiff_fx.kernels.isa import supported_isas
+
+OF_PIPELINES = ("transformers", "accelerate")
+"""What diffusers wants for most pipelines, and to load with a quantization_config."""
 
 
 def doctor(json: Json = None) -> None:
@@ -32,6 +36,7 @@ def doctor(json: Json = None) -> None:
         "library": str(found.library or "-"),
         "operators": str(found.operators or "-"),
     }
+    rows |= {name: _installed(name) for name in ("diffusers", *OF_PIPELINES)}
     table = Table(show_header=False)
     table.add_column()
     table.add_column(overflow="fold")
@@ -41,6 +46,14 @@ def doctor(json: Json = None) -> None:
     output.figures(rows)
     if _is_ill(found):
         raise typer.Exit(1)
+
+
+def _installed(package: str) -> str:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        wanted = "pip install 'qdiff_fx[pipelines]'" if package in OF_PIPELINES else f"pip install {package}"
+        return f"not installed: {wanted}"
 
 
 def _is_ill(found: Status) -> bool:

@@ -5,6 +5,7 @@ Exit codes: 0 success, 1 the work failed, 2 the command line asked for something
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Sequence
 from typing import Any
@@ -24,7 +25,7 @@ class OneLineErrors(TyperGroup):
         try:
             return super().invoke(ctx)
         except Exception as error:
-            if ctx.params.get("debug") or _is_control_flow(error):
+            if ctx.params.get("debug") or _is_control_flow(error) or isinstance(error, BrokenPipeError):
                 raise
             _print(_describe(self._as_given(ctx, error)))
             raise typer.Exit(USAGE if isinstance(error, ConfigError) else FAILURE) from error
@@ -49,6 +50,10 @@ class OneLineErrors(TyperGroup):
     ) -> Any:
         try:
             code = super().main(args, prog_name, complete_var, False, windows_expand_args, **extra)
+        except BrokenPipeError:
+            # Whoever read has read enough, as `head` has; Python is to flush what is left to nobody.
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            code = FAILURE
         except Exception as error:
             if not (standalone_mode and hasattr(error, "format_message")):
                 raise

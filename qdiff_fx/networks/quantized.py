@@ -150,6 +150,7 @@ class QuantizedUNet(WithState):
         *,
         subfolder: str = "",
         torch_dtype: torch.dtype | None = None,
+        dtype: torch.dtype | None = None,
         quantization_config: object = None,
         backend: str = "native",
         revision: str | None = None,
@@ -162,7 +163,7 @@ class QuantizedUNet(WithState):
 
         Args:
             name: a folder, or a repository "owner/name" of the hub.
-            torch_dtype: see `to`.
+            torch_dtype, dtype: what it is called in, by the name that diffusers' version has for it; see `to`.
             quantization_config: only None: it is quantized already.
             backend: what it runs on.
             subfolder, revision, cache_dir, token, local_files_only: see `storage.hub.located`.
@@ -188,8 +189,8 @@ class QuantizedUNet(WithState):
             local_files_only=local_files_only,
         )
         network = cls.load(network_in(folder), backend, options)
-        if torch_dtype is not None:
-            network.to(torch_dtype)
+        if (given := dtype or torch_dtype) is not None:
+            network.to(given)
         return network
 
     def register_to_config(self, **noted: Any) -> None:
