@@ -51,9 +51,9 @@ def with_schedule(scheduler: Any, schedule: Schedule, watch: Watch | None = None
             out of.
     """
     schedule.check_scheduler(type(scheduler).__name__, scheduler.config)
-    walked = copy.deepcopy(scheduler)
-    own = type(scheduler)
-    mixin = _WalkingDDIM if _goes_by_stride(scheduler) else _Walking
+    walked = without_schedule(scheduler)
+    own = type(walked)
+    mixin = _WalkingDDIM if _goes_by_stride(walked) else _Walking
     # Under the names of its own class: a saved pipeline names the class that diffusers knows.
     names = {"__module__": own.__module__, "__qualname__": own.__qualname__, "__doc__": own.__doc__}
     # And with the signatures of its own methods, which loops look at to see what they may pass.
@@ -64,13 +64,26 @@ def with_schedule(scheduler: Any, schedule: Schedule, watch: Watch | None = None
     return walked
 
 
+def schedule_of(scheduler: Any) -> Schedule | None:
+    """The schedule that it takes the steps of, if it does."""
+    return scheduler.qdiff_schedule if isinstance(scheduler, _Walking) else None
+
+
+def without_schedule(scheduler: Any) -> Any:
+    """A copy that takes its own steps."""
+    copied = copy.deepcopy(scheduler)
+    if isinstance(copied, _Walking):
+        copied.__class__ = type(scheduler).__bases__[1]
+    return copied
+
+
 def uniform(scheduler: Any, steps: int) -> Schedule:
     """All of the steps that the scheduler takes by itself.
 
     Raises:
         ConfigError: they are of a kind that none can be left out of, or there are not that many.
     """
-    by_itself = copy.deepcopy(scheduler)
+    by_itself = without_schedule(scheduler)
     by_itself.set_timesteps(steps)
     timesteps, sigmas = _grid(by_itself, steps)
     length = int(scheduler.config.num_train_timesteps)
@@ -110,7 +123,7 @@ class _Walking:
     sigmas: Tensor
     num_inference_steps: int
     qdiff_schedule: Schedule
-    _watch: Watch | None
+    _watch: Watch | None = None
 
     def set_timesteps(self, num_inference_steps: int | None = None, device: Any = None, **given: Any) -> None:
         schedule = self.qdiff_schedule

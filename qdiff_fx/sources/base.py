@@ -22,7 +22,7 @@ from qdiff_fx.sampling import Trajectory
 from qdiff_fx.sampling.denoiser import denoiser_name
 from qdiff_fx.sampling.recorder import Call, as_trajectory, recording
 from qdiff_fx.sampling.samplers import length_of_schedule
-from qdiff_fx.schedules import with_schedule
+from qdiff_fx.schedules import schedule_of, with_schedule, without_schedule
 from qdiff_fx.sources.request import SampleRequest
 
 
@@ -66,7 +66,7 @@ class Source:
         setattr(self.pipe, self._name, unet)
         own = self.pipe.scheduler
         try:
-            if request.schedule is not None:
+            if request.schedule is not None or schedule_of(own) is not None:
                 self.pipe.scheduler = self.scheduler_for(request)
             images: np.ndarray = self._call(request).images
         finally:
@@ -133,7 +133,8 @@ class Source:
             ConfigError: its schedule is another scheduler's.
         """
         if request.schedule is None:
-            return self.make_scheduler(request.steps)
+            scheduled = schedule_of(self.pipe.scheduler) is not None
+            return without_schedule(self.pipe.scheduler) if scheduled else self.make_scheduler(request.steps)
         return with_schedule(self.make_scheduler(request.schedule.out_of) or self.pipe.scheduler, request.schedule)
 
     @property

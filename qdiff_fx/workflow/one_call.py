@@ -17,6 +17,7 @@ from qdiff_fx.config import QDiffConfig
 from qdiff_fx.errors import ConfigError
 from qdiff_fx.networks import PreparedUNet, QuantizedUNet
 from qdiff_fx.progress import Progress
+from qdiff_fx.schedules import schedule_of
 from qdiff_fx.sources import RecordedSource, SampleRequest, Source
 from qdiff_fx.storage.hub import HUB_ID
 from qdiff_fx.workflow.amounts import parse_seconds
@@ -53,7 +54,7 @@ def quantize(
         budget: the time it may take, "30min" or seconds; as many trajectories and rows as fit are used. None: eight
             trajectories at most, and as many of their rows as a network of its size needs.
         backend: what it is to run on.
-        steps: of the sampler, while it is recorded.
+        steps: of the sampler, while it is recorded; those of its schedule where it has one, see `with_schedule`.
         seed: of the noise.
         progress: show how far it is, or report to this.
     Returns:
@@ -64,11 +65,14 @@ def quantize(
         QDiffError: whatever else is wrong, in words.
     """
     seconds = parse_seconds(budget, "budget") if isinstance(budget, str) else budget
-    request = SampleRequest(SAMPLES if seconds is None else MOST_SAMPLES, steps, seed)
+    schedule = schedule_of(getattr(pipe_or_unet, "scheduler", None))
+    steps = steps if schedule is None else len(schedule)
+    request = SampleRequest(SAMPLES if seconds is None else MOST_SAMPLES, steps, seed, schedule=schedule)
     owner, source, request = _source(pipe_or_unet, data, request)
     job = Job(_config(bits), request, backend=backend, budget=seconds, at_most=source.draws)
     with _shown(progress) as shown:
         quantized = quantized_source(source, job, shown)
+    quantized.schedule = schedule
     if owner is None:
         return cast(Given, quantized)
     owner.put(quantized)

@@ -23,7 +23,7 @@ from diffusers import (
 
 from qdiff_fx.errors import ConfigError, InputError
 from qdiff_fx.schedule import Schedule
-from qdiff_fx.schedules.walk import uniform, with_schedule
+from qdiff_fx.schedules.walk import schedule_of, uniform, with_schedule
 
 DETERMINISTIC = [
     DDIMScheduler(),
@@ -157,6 +157,19 @@ def test_pipelines_take_it_and_save_what_they_had(tmp_path):
     assert calls == [900, 800, 500]
     pipe.save_pretrained(tmp_path)
     assert type(DDIMPipeline.from_pretrained(tmp_path).scheduler) is DDIMScheduler
+
+
+@pytest.mark.parametrize("scheduler", [DDIMScheduler(), EulerDiscreteScheduler()])
+def test_it_takes_another_schedule_in_place_of_the_first(scheduler):
+    every = uniform(scheduler, 10)
+    once = with_schedule(scheduler, every.part([0, 3, 6]))
+    twice = with_schedule(once, every.part([0, 5]))
+    assert schedule_of(scheduler) is None
+    assert schedule_of(twice) == every.part([0, 5])
+    assert uniform(once, 10) == every
+    assert torch.equal(
+        denoise(network, twice, noise()), denoise(network, with_schedule(scheduler, every.part([0, 5])), noise())
+    )
 
 
 def test_another_number_of_steps_is_refused():

@@ -89,6 +89,23 @@ def test_captions_are_what_it_is_calibrated_on_where_nobody_gives_prompts(monkey
     assert pipe.unet.qconfig.timestep_bins == 2
 
 
+def test_a_pipeline_with_a_schedule_is_calibrated_along_it(pipe: DDIMPipeline, monkeypatch: pytest.MonkeyPatch) -> None:
+    schedule = qdiff_fx.optimize_schedule(pipe, 1, 2, out_of=5, progress=False)
+    pipe.scheduler = qdiff_fx.with_schedule(pipe.scheduler, schedule)
+    seen = []
+    calibrate = one_call.calibrated
+
+    def watched(source: Any, job: Any, *arguments: Any, **more: Any) -> Any:
+        seen.append(source.calibration_data(job.request, every=1))
+        return calibrate(source, job, *arguments, **more)
+
+    monkeypatch.setattr(one_call, "calibrated", watched)
+    qdiff_fx.quantize(pipe, "w8a8", budget=None, progress=False)
+    assert pipe.unet.schedule == schedule
+    assert {float(batch["timestep"][0]) for batch in seen[0]} == set(schedule.timesteps)
+    pipe(num_inference_steps=2)
+
+
 def test_a_budget_chooses_how_much_is_looked_at(pipe: DDIMPipeline, monkeypatch: pytest.MonkeyPatch) -> None:
     jobs = []
     original = one_call.calibrated
