@@ -74,12 +74,15 @@ _HOMES = {
     "workflow.one_call": ("quantize",),
 }
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
+# What diffusers looks for here when it loads a pipeline that was saved; not for others.
+_COMPONENTS = {"DigitEmbedding": "bundled.modules"}
 
 
 def __getattr__(name: str) -> Any:
-    if name not in _HOME_OF:
+    home = _HOME_OF.get(name) or _COMPONENTS.get(name)
+    if home is None:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    found = getattr(importlib.import_module(f"{__name__}.{_HOME_OF[name]}"), name)
+    found = getattr(importlib.import_module(f"{__name__}.{home}"), name)
     globals()[name] = found
     return found
 

@@ -20,14 +20,16 @@ from importlib.machinery import ModuleSpec
 from types import ModuleType
 
 NAME = "qdiff_fx"
+COMPONENTS = ("QuantizedUNet", "DigitEmbedding")
+"""Parts of pipelines: quantized networks, and the labels of the bundled digits."""
 
 
 def register_component(module: ModuleType) -> None:
     """`pipe.save_pretrained` writes ["qdiff_fx", "QuantizedUNet"] into model_index.json, `from_pretrained` reads it.
 
-    Other classes of this package are not loaded, whatever a folder says.
+    Classes of this package that are not among `COMPONENTS` are not loaded, whatever a folder says.
     """
-    methods = {"QuantizedUNet": ["save_pretrained", "from_pretrained"]}
+    methods = {component: ["save_pretrained", "from_pretrained"] for component in COMPONENTS}
     module.LOADABLE_CLASSES[NAME] = methods
     module.ALL_IMPORTABLE_CLASSES.update(methods)
 

@@ -27,12 +27,12 @@ from qdiff_fx.integrations.registration import TABLES
 if not {first!r}.endswith("auto"):
     assert "diffusers" not in sys.modules
 import diffusers.quantizers.auto as auto, {TABLE} as loading
-print(auto.AUTO_QUANTIZATION_CONFIG_MAPPING["qdiff_fx"].__name__, loading.LOADABLE_CLASSES["qdiff_fx"])
+print(auto.AUTO_QUANTIZATION_CONFIG_MAPPING["qdiff_fx"].__name__, loading.LOADABLE_CLASSES["qdiff_fx"]["QuantizedUNet"])
 print([each for each in sys.meta_path if "qdiff_fx.integrations" in type(each).__module__])
 print(type(loading.__loader__).__name__, type(loading.__spec__.loader).__name__)
 """
     entries, finders, loaders = run(code).splitlines()
-    assert entries == "QDiffConfig {'QuantizedUNet': ['save_pretrained', 'from_pretrained']}"
+    assert entries == "QDiffConfig ['save_pretrained', 'from_pretrained']"
     assert finders == "[]"
     assert loaders == "SourceFileLoader SourceFileLoader"
 
@@ -72,6 +72,5 @@ def test_what_is_there_gets_its_entry_at_once(monkeypatch: pytest.MonkeyPatch) -
     before = list(sys.meta_path)
     install()
     assert sys.meta_path == before
-    assert SimpleNamespace(**vars(table)).LOADABLE_CLASSES == {
-        "qdiff_fx": {"QuantizedUNet": ["save_pretrained", "from_pretrained"]}
-    }
+    methods = {name: ["save_pretrained", "from_pretrained"] for name in registration.COMPONENTS}
+    assert {"qdiff_fx": methods} == SimpleNamespace(**vars(table)).LOADABLE_CLASSES
