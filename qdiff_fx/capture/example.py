@@ -15,6 +15,8 @@ from qdiff_fx.signature.call import RETURN_DICT, CallSignature, Parameter, forwa
 from qdiff_fx.signature.inputs import Constant, as_timestep, flatten_arguments
 from qdiff_fx.signature.roles import timestep_argument
 
+_EMBED_IN_ITS_TYPE = ("gen_r_embedding", "get_timestep_ratio_embedding")
+
 
 @dataclass(frozen=True)
 class Example:
@@ -78,10 +80,12 @@ def _parameters(model: nn.Module, example_inputs: Mapping[str, Any]) -> tuple[Pa
 def _timestep_dtype(model: nn.Module, value: Any) -> torch.dtype:
     """float32 for diffusers, whose sinusoidal embedding takes any number; otherwise as in the example.
 
-    Samplers of the Euler family pass fractional timesteps to networks trained on whole ones.
+    Samplers of the Euler family pass fractional timesteps to networks trained on whole ones. Würstchen's networks go on
+    in whatever type they are given.
     """
     config = getattr(model, "config", None)
     from_diffusers = any(base.__module__.startswith("diffusers.") for base in type(model).__mro__)
-    if from_diffusers and getattr(config, "time_embedding_type", None) != "learned":
+    as_given = any(hasattr(model, name) for name in _EMBED_IN_ITS_TYPE)
+    if from_diffusers and not as_given and getattr(config, "time_embedding_type", None) != "learned":
         return torch.float32
     return value.dtype if isinstance(value, torch.Tensor) else torch.as_tensor(value).dtype

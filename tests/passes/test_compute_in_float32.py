@@ -75,3 +75,22 @@ def test_a_float32_network_keeps_its_embedding_in_float64():
     _, graph, (report,) = rewritten(torch.float32, torch.float64)
     assert not report.changed
     assert "aten.sin.default" in calls_in(graph, torch.float64)
+
+
+def test_an_input_that_the_network_casts_itself_is_cast_once():
+    class Casting(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.conv = nn.Conv2d(3, 4, 3)
+
+        def forward(self, x: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
+            return self.conv(x) * x.to(torch.float32).std() + t[:, None, None, None] / 1000
+
+    torch.manual_seed(0)
+    network, x, t = Casting().half().eval(), torch.randn(2, 3, 5, 5).half(), torch.tensor([5.0, 6.0])
+    graph = copy_graph(capture(network, {"x": x, "t": t}).module)
+    run_passes(graph, [ComputeInFloat32()])
+    with torch.no_grad():
+        torch.testing.assert_close(graph(x, t)[0], network(x, t), rtol=2e-3, atol=2e-3)
+    sample = next(iter(graph.graph.nodes))
+    assert [str(user.target) for user in sample.users] == ["aten.to.dtype"]

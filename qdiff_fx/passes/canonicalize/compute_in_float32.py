@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, fx, nn
 from torch.utils._pytree import tree_map
 
+import qdiff_fx.kernels  # noqa: F401, registers the operator asked for here
 from qdiff_fx.ir import ops
 from qdiff_fx.ir.annotations import any_value, describe_like, dtypes_of, set_value, value_or_none
 from qdiff_fx.ir.edit import get_attr_tensor, replace_tensor
@@ -180,7 +181,7 @@ def _drop_casts(graph: fx.Graph, before: dict[fx.Node, torch.dtype | None]) -> N
         if node.target not in ops.CASTS or before.get(node) is None:
             continue
         source = node.args[0]
-        known, was = value_or_none(node), before[source]
+        known, was = value_or_none(node), before.get(source)
         if known is not None and was != before[node] and isinstance(source, fx.Node) and _dtype(source) == known.dtype:
             node.replace_all_uses_with(source)
 
