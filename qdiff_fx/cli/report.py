@@ -9,11 +9,10 @@ import typer
 
 from qdiff_fx.api import load_qdiff
 from qdiff_fx.atomic import write_text
-from qdiff_fx.cli.options import BackendName, Prompt, Prompts, SavedFolder, Seed, SourceOverride, Steps
+from qdiff_fx.cli.options import BackendName, OwnSteps, Prompt, Prompts, SavedFolder, Seed, SourceOverride
 from qdiff_fx.cli.output import Output, check_writable_file
-from qdiff_fx.cli.saved import source_of
+from qdiff_fx.cli.saved import request_of, source_of
 from qdiff_fx.report.network_page import network_page
-from qdiff_fx.sources import SampleRequest
 from qdiff_fx.storage.artifact import artifact_bytes
 from qdiff_fx.workflow.findings import findings
 
@@ -24,7 +23,7 @@ def report(
     source: SourceOverride = "",
     backend: BackendName = "native",
     images: Annotated[int, typer.Option("--images", min=1, help="How many images to denoise, in one batch.")] = 4,
-    steps: Steps = 25,
+    steps: OwnSteps = None,
     seed: Seed = 2,
     prompts: Prompts = None,
     prompt: Prompt = None,
@@ -37,7 +36,7 @@ def report(
     found = findings(
         quantized,
         origin,
-        SampleRequest(images, steps, seed),
+        request_of(quantized, images, steps, seed),
         title=folder.resolve().name,
         saved_bytes=artifact_bytes(folder),
         note=output.note,

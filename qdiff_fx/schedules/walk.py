@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from qdiff_fx.errors import ConfigError, InputError
+from qdiff_fx.sampling.samplers import length_of_schedule
 from qdiff_fx.schedule import Schedule
 
 TOLERANCE = 1e-3
@@ -83,10 +84,16 @@ def uniform(scheduler: Any, steps: int) -> Schedule:
     Raises:
         ConfigError: they are of a kind that none can be left out of, or there are not that many.
     """
-    by_itself = without_schedule(scheduler)
+    by_itself, length = without_schedule(scheduler), length_of_schedule(scheduler)
+    if length is None or steps > length:
+        training = "a time from 0 to 1" if length is None else f"{length} training steps"
+        raise ConfigError(
+            f"{steps} steps cannot be taken of {training}",
+            where=type(scheduler).__name__,
+            fix="Take fewer, of a scheduler that counts training steps",
+        )
     by_itself.set_timesteps(steps)
     timesteps, sigmas = _grid(by_itself, steps)
-    length = int(scheduler.config.num_train_timesteps)
     return Schedule(type(scheduler).__name__, length, steps, tuple(range(steps)), tuple(timesteps), tuple(sigmas))
 
 
@@ -158,7 +165,14 @@ class _Walking:
 
     def _number(self, timestep: Any) -> int:
         """Which of its steps begins there."""
-        return int((self.timesteps == torch.as_tensor(timestep).to(self.timesteps)).nonzero()[0])
+        found = (self.timesteps == torch.as_tensor(timestep).to(self.timesteps)).nonzero()
+        if not len(found):
+            raise InputError(
+                f"none of its steps begins at timestep {float(timestep):g}",
+                where=type(self).__name__,
+                fix="Step through its own timesteps",
+            )
+        return int(found[0])
 
     def _step(self, *args: Any, **options: Any) -> Any:
         return super().step(*args, **options)  # type: ignore[misc]  # of the class behind it

@@ -10,6 +10,7 @@ from diffusers import (
     DDIMPipeline,
     DDIMScheduler,
     DDPMScheduler,
+    DDPMWuerstchenScheduler,
     DEISMultistepScheduler,
     DPMSolverMultistepScheduler,
     EulerDiscreteScheduler,
@@ -186,6 +187,20 @@ def test_noise_between_ddim_steps_is_refused():
     walked = with_schedule(scheduler, part_of(scheduler, 10, [0, 3, 6]))
     with pytest.raises(InputError, match="eta"):
         walked.step(noise(), walked.timesteps[0], noise(), eta=1.0)
+
+
+def test_a_step_that_is_none_of_its_own_is_refused():
+    scheduler = DDIMScheduler()
+    walked = with_schedule(scheduler, part_of(scheduler, 10, [0, 3, 6]))
+    with pytest.raises(InputError, match="begins at timestep 800"):
+        walked.step(noise(), 800, noise())
+
+
+def test_more_steps_than_there_were_in_training_are_refused():
+    with pytest.raises(ConfigError, match="11 steps cannot be taken of 10 training steps"):
+        uniform(DDIMScheduler(num_train_timesteps=10), 11)
+    with pytest.raises(ConfigError, match="a time from 0 to 1"):
+        uniform(DDPMWuerstchenScheduler(), 10)
 
 
 @pytest.mark.parametrize("scheduler", [HeunDiscreteScheduler(), PNDMScheduler()])
