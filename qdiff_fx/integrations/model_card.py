@@ -62,7 +62,7 @@ def _front_matter(base_model: str, license: str, pipeline: bool, network: Quanti
 def _what_it_is(network: QuantizedUNet, component: str, base_model: str) -> str:
     config, (integer, in_float) = network.qconfig, network.explain().counts
     whole = f"A diffusion pipeline whose `{component}` is" if component else "The network of a diffusion model,"
-    made = f" It was made from [{base_model}](https://huggingface.co/{base_model})." if base_model else ""
+    made = f" It was made from `{base_model}`." if base_model else ""
     return (
         f"{whole} quantized to W{config.weight_bits}A{config.act_bits} with qdiff_fx: {integer} of "
         f"{integer + in_float} layers run on integers, on a CPU.{made} Nothing in it is code, and nothing is unpickled."
@@ -81,8 +81,9 @@ def _loading(repository: str, component: str) -> str:
 
 def _bits(network: QuantizedUNet, size: int | None) -> str:
     config, rows = network.qconfig, network.explain().integer
-    widths = Counter(row.info.weight_bits for row in rows if row.info.weight_bits)
-    inputs = Counter(row.info.act_bits for row in rows if row.info.act_bits)
+    # Parts of a layer count once.
+    widths = Counter(bits for _, bits in {(row.info.path, row.info.weight_bits) for row in rows} if bits)
+    inputs = Counter(bits for _, bits in {(row.info.path, row.info.act_bits) for row in rows} if bits)
     facts = {
         "weights": _counted(widths),
         "activations": _counted(inputs),
