@@ -6,6 +6,7 @@ import json
 from collections import Counter
 from collections.abc import Mapping
 
+from qdiff_fx.ir.facts import whole_layer
 from qdiff_fx.networks import QuantizedUNet
 from qdiff_fx.report.comparison import megabytes
 
@@ -82,8 +83,8 @@ def _loading(repository: str, component: str) -> str:
 def _bits(network: QuantizedUNet, size: int | None) -> str:
     config, rows = network.qconfig, network.explain().integer
     # Parts of a layer count once.
-    widths = Counter(bits for _, bits in {(row.info.path, row.info.weight_bits) for row in rows} if bits)
-    inputs = Counter(bits for _, bits in {(row.info.path, row.info.act_bits) for row in rows} if bits)
+    widths = Counter(bits for _, bits in {(whole_layer(row.info.path), row.info.weight_bits) for row in rows} if bits)
+    inputs = Counter(bits for _, bits in {(whole_layer(row.info.path), row.info.act_bits) for row in rows} if bits)
     facts = {
         "weights": _counted(widths),
         "activations": _counted(inputs),

@@ -130,7 +130,15 @@ def test_a_network_is_pushed_with_a_card(hub: FakeHub, files: dict[str, bytes], 
     assert set(pushed) == {*files, "README.md"}
     assert json.loads(pushed["qdiff.json"])["source"] == "someone/sd"
     card = pushed["README.md"].decode()
-    for part in ('base_model: "someone/sd"', "w4a8", "| ε SQNR | 33.9 dB |", 'load_qdiff("owner/new")', "4 bits in"):
+    layers = network.explain().counts[0]
+    for part in (
+        f"{layers} of {layers} layers",
+        'base_model: "someone/sd"',
+        "w4a8",
+        "| ε SQNR | 33.9 dB |",
+        'load_qdiff("owner/new")',
+        "4 bits in",
+    ):
         assert part in card
     assert torch.equal(answer(load_qdiff("owner/new")), answer(network))
 
