@@ -10,9 +10,10 @@ import torch
 from torch import Tensor, fx
 
 from qdiff_fx.calibration.chunks import Chunk
-from qdiff_fx.ir.annotations import value
+from qdiff_fx.ir.annotations import require, value
 from qdiff_fx.ir.arguments import bound, operand
 from qdiff_fx.ir.edit import is_op
+from qdiff_fx.ir.facts import LayerPlan
 from qdiff_fx.kernels.ops.int_gram import MOST_ROWS
 from qdiff_fx.quant.parameters import ActivationParameters
 from qdiff_fx.weight_rounding.second_moment import SecondMoment, Window, common_grid
@@ -22,6 +23,9 @@ aten = torch.ops.aten
 PER_COLUMN = 2
 """Positions, pixels or tokens, that are looked at for every column of a weight; see docs/quality.md."""
 LEAST_POSITIONS = 8192
+MOST_COLUMNS, MOST_COLUMNS_OF_BYTES = 4608, 1152
+"""Of a second moment, for weights of fewer bits and of eight: one of more takes long, and what its parts have in common
+matters less than which rows are seen; see docs/quality.md."""
 
 
 @dataclass(frozen=True)
@@ -50,7 +54,8 @@ def jobs_of(layers: Iterable[fx.Node], cap: int) -> tuple[list[Job], list[tuple[
     """The jobs of some layers of the observed graph, in execution order, and why layers have none.
 
     Args:
-        cap: bytes of a Hessian. A larger one is had in parts, see `parts_of`.
+        cap: bytes of a Hessian. A larger one is had in parts, see `parts_of`; so is one of more columns than are worth
+            their time.
     """
     found: dict[tuple[object, ...], Job] = {}
     refused = []
@@ -61,11 +66,17 @@ def jobs_of(layers: Iterable[fx.Node], cap: int) -> tuple[list[Job], list[tuple[
         if isinstance(job, str):
             refused.append((layer, job))
             continue
-        key = layer.args[0], job.columns, job.window
+        bits = require(layer, LayerPlan).info.weight_bits
+        parts = parts_of(job.columns, job.per_channel, min(cap, 4 * most_columns(bits) ** 2))
+        key = layer.args[0], job.columns, job.window, len(parts)
         known = found.get(key)
-        parts = parts_of(job.columns, job.per_channel, cap)
         found[key] = replace(job, layers=(*(known.layers if known else ()), layer), parts=parts)
     return list(found.values()), refused
+
+
+def most_columns(bits: int) -> int:
+    """Of a second moment for weights of so many bits."""
+    return MOST_COLUMNS_OF_BYTES if bits >= 8 else MOST_COLUMNS
 
 
 def parts_of(columns: int, per_channel: int, cap: int) -> tuple[slice, ...]:

@@ -21,13 +21,15 @@ from dataclasses import dataclass, replace
 
 from qdiff_fx.errors import ConfigError
 from qdiff_fx.report.amounts import duration, gigabytes
-from qdiff_fx.weight_rounding.jobs import positions_of_a_row
-from qdiff_fx.weight_rounding.loop import MEMORY_CAP
+from qdiff_fx.weight_rounding.jobs import most_columns, positions_of_a_row
+from qdiff_fx.weight_rounding.second_order import SEARCHED_BITS
 from qdiff_fx.workflow.job import ALL_ROWS, Job
 from qdiff_fx.workflow.measure import Costs, LayerSize
 
 ROUNDING_GRAPH, SAVING_GRAPH = 1.0, 0.3
 """Of the seconds of capturing: what the passes of these phases take."""
+UNSEARCHED = 0.3
+"""Of the time of choosing codes: where one scale is tried."""
 LEARNING_STEP = 0.7e-3
 """Seconds of a step of learning that are spent on a layer, however small it is."""
 SHARES = (8, 4, 2)
@@ -106,7 +108,7 @@ def rounding_seconds(costs: Costs, job: Job, rows: int, processes: int) -> float
     factors = sum(_squared(layer) * _at_once(layer) / 3 for layer in inputs.values())
     entries = sum(map(_squared, inputs.values()))
     weights = sum(layer.outputs * layer.columns for layer in costs.layers)
-    feedback = sum(layer.outputs * _squared(layer) / 2 for layer in costs.layers)
+    feedback = sum(layer.outputs * _squared(layer) / 2 * _tried(layer) for layer in costs.layers)
     stepping = 2 * rows / costs.rows * integer_step(costs)
     shared = (
         stepping
@@ -117,6 +119,11 @@ def rounding_seconds(costs: Costs, job: Job, rows: int, processes: int) -> float
         + feedback / costs.rates.feedback
     )
     return shared / processes + ranges_seconds(costs, job, rows) + ROUNDING_GRAPH * costs.capture
+
+
+def _tried(layer: LayerSize) -> float:
+    """Of the work of choosing codes under several scales, by which its rate is known: without a search it is less."""
+    return 1.0 if layer.bits <= SEARCHED_BITS else UNSEARCHED
 
 
 def integer_step(costs: Costs) -> float:
@@ -132,8 +139,8 @@ def rounding_bytes(costs: Costs) -> int:
 
 
 def _at_once(layer: LayerSize) -> float:
-    """Columns of the second moment of a part of the layer's input channels; mostly all."""
-    return layer.columns / math.ceil(layer.columns / math.isqrt(MEMORY_CAP // 4))
+    """Columns of the second moment of a part of the layer's input channels; all, where they are few."""
+    return layer.columns / math.ceil(layer.columns / most_columns(layer.bits))
 
 
 def _squared(layer: LayerSize) -> float:

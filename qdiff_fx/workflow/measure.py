@@ -43,6 +43,7 @@ class LayerSize:
 
     Attributes:
         reads: layers that name the same value here read the same.
+        bits: of the weight.
     """
 
     path: str
@@ -50,6 +51,7 @@ class LayerSize:
     columns: int
     positions: int
     reads: str
+    bits: int = 4
 
     @property
     def multiplications(self) -> int:
@@ -246,5 +248,6 @@ class _Sizes(fx.Interpreter):
             outputs = weight.shape[1 if plan.info.kind == "conv_transpose" else 0]
             positions = max(1, result.numel() // (outputs * self._rows))
             columns = weight.numel() // outputs
-            self.found.append(LayerSize(plan.info.path, outputs, columns, positions, f"{n.args[0]} {columns}"))
+            reads, bits = f"{n.args[0]} {columns}", plan.info.weight_bits
+            self.found.append(LayerSize(plan.info.path, outputs, columns, positions, reads, bits))
         return result

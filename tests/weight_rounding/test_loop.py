@@ -108,6 +108,17 @@ def test_under_a_small_cap_wide_layers_are_rounded_in_parts(monkeypatch):
     assert found == sorted(found)
 
 
+@pytest.mark.parametrize(("bits", "most"), [(4, 72), (8, 36)])
+def test_bits_decide_how_many_columns_are_had_at_once(monkeypatch, bits, most):
+    monkeypatch.setattr("qdiff_fx.weight_rounding.jobs.MOST_COLUMNS", 100)
+    monkeypatch.setattr("qdiff_fx.weight_rounding.jobs.MOST_COLUMNS_OF_BYTES", 50)
+    columns = []
+    factorise = loop.factorise
+    monkeypatch.setattr(loop, "factorise", lambda hessian, **k: columns.append(len(hessian)) or factorise(hessian, **k))
+    rounded(Shortcut(), batches(1), weight_bits=bits)
+    assert max(columns) == most  # of 144
+
+
 def test_a_channel_that_is_too_large_by_itself_is_rounded_to_nearest():
     network = prepared(Shortcut(), batches(1))
     report = round_weights(network, batches(1), memory_cap_bytes=4 * 8**2, progress=False)

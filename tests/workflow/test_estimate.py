@@ -117,6 +117,15 @@ def test_wide_layers_are_estimated_in_the_parts_they_are_rounded_in() -> None:
         found = estimate(replace(COSTS, layers=layers), JOB)
         return next((phase.seconds, phase.peak_bytes) for phase in found.phases if phase.name == "rounding")
 
-    one, two = rounding(11_520), rounding(23_040)
+    one, two = rounding(4608), rounding(9216)
     assert one[0] < two[0] < 2.2 * one[0]
     assert one[1] == two[1]
+
+
+def test_layers_of_bytes_are_cheaper_to_round() -> None:
+    def seconds(bits: int) -> float:
+        layers = (LayerSize("conv", 64, 4608, 64, "a", bits),)
+        found = estimate(replace(COSTS, layers=layers), JOB)
+        return next(phase.seconds for phase in found.phases if phase.name == "rounding")
+
+    assert seconds(8) < seconds(4)
