@@ -6,7 +6,7 @@ BIN := .venv/bin
 # Two workers of one thread each beat one worker of two on small tensors. A file stays in one: its fixtures are made once.
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile
 
-.PHONY: demo test test-all test-browser mutants golden sanitize fuzz faults lint format bench wheel wheel-aarch64 clean
+.PHONY: demo test test-all test-browser docs mutants golden sanitize fuzz faults lint format bench wheel wheel-aarch64 clean
 
 .venv/.ready: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
@@ -26,6 +26,11 @@ test-all: .venv/.ready
 test-browser: .venv/.ready
 	command -v chromium || command -v chromium-browser || { apt-get update && apt-get install -y chromium; }
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/browser
+
+# The documentation as a site, build/site; a broken link is an error.
+docs: .venv/.ready
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[docs]'
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
 
 # Every result, to the bit, against what is recorded for this kind of processor; see tests/golden/__init__.py.
 golden: .venv/.ready

@@ -1,6 +1,6 @@
 """What quantizing costs, phase by phase: seconds, in units of a float32 step, and the process's peak memory.
 
-``python -m benchmarks.quantize_cost --model sd15 --weight-bits 4 --rows 32``
+``python -m benchmarks.quantize_cost --model sd15 --weight-bits 4``
 
 Wall-clock seconds mean something on an idle machine only; seconds of the processor's also where others work on it.
 
@@ -180,7 +180,9 @@ def main(
     weight_bits: Annotated[int, typer.Option(min=2, max=8, help="Bits of the weights.")] = 4,
     threads: Annotated[int, typer.Option(help="Threads; 0: as many as torch takes.")] = 0,
     rounding: Annotated[str, typer.Option(help="Of weights: nearest or second_order.")] = "second_order",
-    rows: Annotated[int, typer.Option(min=1, help="Rows, samples at one timestep, that are shown.")] = 32,
+    rows: Annotated[
+        int, typer.Option(min=1, help="Samples at one timestep that are shown; 50 is `qdiff quantize`'s default here.")
+    ] = 50,
     by: Annotated[str, typer.Option(help="Who quantizes: us, or nncf.")] = "us",
     samples: Annotated[int, typer.Option(min=1, help="Batches that NNCF is shown.")] = NNCF_SAMPLES,
     shards: Annotated[Path | None, typer.Option(help="Prepare from weights here, and nothing else.")] = None,
