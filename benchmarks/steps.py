@@ -203,7 +203,8 @@ def drawn(found: Sequence[Row], title: str) -> Figure:
     for row in found:
         if row.backend != "float":
             axes.plot([row.steps], [row.mean], "s", color="black")
-            axes.annotate(f" {row.backend}", (row.steps, row.mean))
+            at = (row.steps, row.mean)
+            axes.annotate(row.backend, at, xytext=(0, 6), textcoords="offset points", ha="center")
     axes.set_xlabel("calls of the network")
     axes.set_ylabel(f"PSNR to {ALL} uniform steps, dB")
     axes.grid(axis="y", color="#dddddd")
