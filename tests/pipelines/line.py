@@ -117,7 +117,7 @@ def quantized(pipe: Any, call: Mapping[str, Any], key: Any) -> QuantizedUNet:
     """The pipeline's network, calibrated on what is going to be drawn; captured anew if there is no key."""
     torch.manual_seed(1)
     steps = call.get("num_inference_steps", STEPS)
-    inputs = {key: value for key, value in call.items() if key not in ("num_inference_steps", "output_type")}
+    inputs = {key: value for key, value in call.items() if key != "num_inference_steps"}
     data = collect_calibration_data(
         pipe, num_samples=1, num_inference_steps=steps, seed=0, inputs=inputs, progress=False
     )
