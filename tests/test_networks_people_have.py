@@ -37,7 +37,7 @@ PROGRAMS = {
 @pytest.fixture(autouse=True)
 def without_collecting_garbage(monkeypatch):
     """Loading collects it, through all of torch: most of the time that these tests would take."""
-    monkeypatch.setattr(qdiff_fx.api, "release_unused", lambda: None)
+    monkeypatch.setattr("qdiff_fx.networks.quantized.release_unused", lambda: None)
 
 
 @pytest.mark.parametrize("name", PROGRAMS)

@@ -20,7 +20,7 @@ def test_data_that_the_package_reads_is_installed() -> None:
 def test_extras_that_errors_name_are_there() -> None:
     sources = "".join(path.read_text() for path in (ROOT / "qdiff_fx").rglob("*.py"))
     named = set(re.findall(r"qdiff_fx\[(\w+)\]", sources))
-    assert named == {"pipelines"}
+    assert named == {"onnx", "pipelines"}
     assert named <= set(PROJECT["project"]["optional-dependencies"])
 
 

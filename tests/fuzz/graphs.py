@@ -31,7 +31,7 @@ def tried(program: Program) -> Trial | None:
     """What came of it; None where the float network itself does not run."""
     try:
         # Loading collects garbage, through all of torch and sympy: it would take longer than all else.
-        with mock.patch("qdiff_fx.api.release_unused"):
+        with mock.patch("qdiff_fx.networks.quantized.release_unused"):
             return attempt(program)
     except Invalid:
         return None

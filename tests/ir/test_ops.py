@@ -137,6 +137,8 @@ LISTS_OF_THEIR_OWN = {
     "backends/native/fusion/kernels.py",
     # How large each operator makes values, and of which arguments that depends.
     "backends/native/fusion/magnitude.py",
+    # What each of torch's quantizers is in ONNX.
+    "export/onnx_quantizers.py",
 }
 
 
