@@ -19,7 +19,7 @@ from torch import Tensor
 
 from qdiff_fx.errors import CalibrationError
 
-IN_MEMORY = 1 << 28
+IN_MEMORY = 1 << 29
 """Bytes that are kept in memory: most of what a small network hands on from one block to the next."""
 
 

@@ -88,6 +88,10 @@ class CalibrationData(Sequence[Batch]):
             for start in range(0, joined.count, step):
                 yield joined.rows(range(start, min(start + step, joined.count))).arguments
 
+    def rebatched(self, batch_size: int) -> CalibrationData:
+        """The same samples, recorded as in `batches`."""
+        return CalibrationData(list(self.batches(batch_size)), self.metadata)
+
     def select(self, timesteps: Timesteps, steps: int) -> CalibrationData:
         """Only the batches at `steps` of the recorded timesteps.
 

@@ -19,6 +19,7 @@ import math
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
+from qdiff_fx.calibration.chunk_store import IN_MEMORY
 from qdiff_fx.errors import ConfigError
 from qdiff_fx.report.amounts import duration, gigabytes
 from qdiff_fx.weight_rounding.jobs import most_columns, positions_of_a_row
@@ -90,7 +91,7 @@ def estimate(costs: Costs, job: Job, processes: int = 1) -> Estimate:
     peak = costs.held_bytes + costs.watched_bytes + data
     phases.append(PhaseEstimate("calibrating", calls * costs.watched_step, peak))
     if job.config.weight_rounding != "nearest":
-        peak = costs.held_bytes + costs.step_bytes + data + rounding_bytes(costs)
+        peak = costs.held_bytes + costs.step_bytes + data + rounding_bytes(costs) + IN_MEMORY
         phases.append(PhaseEstimate("rounding", rounding_seconds(costs, job, rows, processes), peak))
     if job.reconstruction is not None:
         peak = costs.held_bytes + 3 * costs.step_bytes + data

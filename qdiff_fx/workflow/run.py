@@ -134,7 +134,7 @@ def calibrated(
         if isinstance(progress, Overall):
             progress.expect({each.name: each.seconds for each in expected.phases})
         data = draw(source, settled, folder, progress, workers)
-        shown = data.spread(settled.rows)
+        shown = data.spread(settled.rows).rebatched(costs.rows)
         calibrate_together(prepared, shown, workers, resume_dir=folder.statistics, progress=progress)
         # Learning draws from what it is given, and takes no longer for more of it.
         learned_from = data if job.rows is None else shown
