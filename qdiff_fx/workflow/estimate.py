@@ -91,7 +91,7 @@ def estimate(costs: Costs, job: Job, processes: int = 1) -> Estimate:
     peak = costs.held_bytes + costs.watched_bytes + data
     phases.append(PhaseEstimate("calibrating", calls * costs.watched_step, peak))
     if job.config.weight_rounding != "nearest":
-        peak = costs.held_bytes + costs.step_bytes + data + rounding_bytes(costs) + IN_MEMORY
+        peak = costs.held_bytes + costs.step_bytes + data + rounding_bytes(costs) + flowing_bytes(costs, rows)
         phases.append(PhaseEstimate("rounding", rounding_seconds(costs, job, rows, processes), peak))
     if job.reconstruction is not None:
         peak = costs.held_bytes + 3 * costs.step_bytes + data
@@ -137,6 +137,11 @@ def integer_step(costs: Costs) -> float:
 def rounding_bytes(costs: Costs) -> int:
     """Of the second moments of the largest layer, their factor and a copy."""
     return int(12 * max(map(_at_once, costs.layers), default=0.0) ** 2)
+
+
+def flowing_bytes(costs: Costs, rows: int) -> int:
+    """Of what lies between two blocks and stays in memory: of every row perhaps half of what a step holds at once."""
+    return min(IN_MEMORY, costs.step_bytes * rows // costs.rows // 2)
 
 
 def _at_once(layer: LayerSize) -> float:

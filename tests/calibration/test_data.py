@@ -295,5 +295,15 @@ class TestSpread:
             chosen = self.chosen(rows)
             assert len(chosen) == len(set(chosen)) == min(rows, 36)
 
+    def test_rows_of_a_timestep_are_joined_again(self):
+        chosen = self.data.spread(12)  # two of every timestep, of other trajectories
+        joined = chosen.rebatched(2)
+        assert [len(batch["sample"]) for batch in joined] == [2] * 6
+        assert len(chosen) > 6
+        assert joined.metadata == chosen.metadata
+        expected = sorted(tuple(sample.flatten().tolist()) for batch in chosen for sample in batch["sample"])
+        assert sorted(tuple(sample.flatten().tolist()) for batch in joined for sample in batch["sample"]) == expected
+        assert all(len(set(batch["timestep"].tolist())) == 1 for batch in joined)
+
     def test_nothing_stays_nothing(self):
         assert len(CalibrationData([]).spread(3)) == 0
