@@ -68,8 +68,10 @@ class PipelineSampler:
         self.pipeline, self.scheduler, self.unet = pipeline, scheduler, denoiser_of(pipeline)
         self._accepted = inspect.signature(type(pipeline).__call__).parameters
         self._arguments: dict[str, Any] = {"num_inference_steps": num_inference_steps}
-        if getattr(pipeline, "vae", None) is not None:
-            self._arguments["output_type"] = "latent"  # nobody looks at the images: skip the decoder
+        # Nobody looks at the images: skip the decoder. Those that hand out arrays, as of depths, may know no latents.
+        kind = self._accepted.get("output_type")
+        if getattr(pipeline, "vae", None) is not None and (kind is None or kind.default == "pil"):
+            self._arguments["output_type"] = "latent"
         if guidance_scale is not None:
             self._arguments["guidance_scale"] = guidance_scale
 
