@@ -15,7 +15,7 @@ from dataclasses import replace
 from qdiff_fx.workflow.job import Job
 from qdiff_fx.workflow.measure import Costs
 
-WORK = 1.2e12
+WORK = 1.8e12
 """Multiplications, of the layers that are quantized, that all rows together make."""
 LEAST_EACH, LEAST_ROWS = 2, 32
 FEW_TRAJECTORIES = 4

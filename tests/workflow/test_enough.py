@@ -24,13 +24,13 @@ def costs(multiplications: float) -> Costs:
 @pytest.mark.parametrize(
     ("multiplications", "steps", "rows", "trajectories"),
     [
-        (2e8, 25, 6000, 8),
-        (1.2e10, 25, 100, 8),
-        (1.15e10, 25, 100, 8),  # as many of every timestep
+        (2e8, 25, 9000, 8),
+        (1.2e10, 25, 150, 8),
+        (1.15e10, 25, 150, 8),  # as many of every timestep
         (3.5e11, 25, 50, 4),
         (3.5e11, 4, 32, 4),
         (3.5e11, 3, 33, 4),
-        (0, 1, 1_200_000_000_000, 8),
+        (0, 1, 1_800_000_000_000, 8),
     ],
 )
 def test_rows_and_trajectories_follow_the_size(
