@@ -9,11 +9,11 @@ from typing import Any
 
 import torch
 
+from qdiff_fx.backends.common.input_ranges import input_ranges
 from qdiff_fx.evaluation import eps_sqnr, psnr_db
 from qdiff_fx.evaluation.layer_errors import layer_sqnr, mean_over_steps
 from qdiff_fx.ir.facts import whole_layer
 from qdiff_fx.networks import QuantizedUNet
-from qdiff_fx.passes.quantize.input_ranges import input_ranges
 from qdiff_fx.report.amounts import milliseconds
 from qdiff_fx.report.comparison import decibels, megabytes
 from qdiff_fx.report.network_page import LayerRow, NetworkReport

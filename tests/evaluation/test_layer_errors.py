@@ -10,8 +10,8 @@ from tiny_graphs import Shortcut
 from torch import nn
 
 from qdiff_fx import QDiffConfig, QuantizedUNet, calibrate, convert_qdiff, prepare_qdiff
+from qdiff_fx.backends.common.input_ranges import input_ranges
 from qdiff_fx.evaluation.layer_errors import layer_sqnr, mean_over_steps
-from qdiff_fx.passes.quantize.input_ranges import input_ranges
 from qdiff_fx.quant.numerics import sqnr_db
 
 TIMESTEPS = (900, 480, 20)

@@ -7,20 +7,18 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
+from qdiff_fx.backends.common.base import activation_of
 from qdiff_fx.ir.arguments import bound, operand
-from qdiff_fx.ir.edit import get_attr_tensor, is_op
+from qdiff_fx.ir.edit import get_attr_tensor
 from qdiff_fx.ir.facts import layer_info, quantized_layers
-
-qd = torch.ops.quantized_decomposed
-DEQUANTIZE = (qd.dequantize_per_tensor.default, qd.dequantize_per_tensor.tensor)
 
 
 def input_ranges(graph: fx.GraphModule) -> dict[str, list[tuple[float, float]]]:
     """Layer → the smallest and the largest number its input's codes stand for, in every timestep bin, or once."""
     found = {}
     for node in quantized_layers(graph):
-        source = node.args[0]
-        if isinstance(source, fx.Node) and is_op(source, *DEQUANTIZE):
+        source = activation_of(node)
+        if source is not None:
             found[layer_info(node).path] = _ranges(graph, bound(source))
     return found
 
