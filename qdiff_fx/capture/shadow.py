@@ -14,6 +14,8 @@ import torch
 from torch import nn
 from torch.overrides import TorchFunctionMode
 
+from qdiff_fx.ir.annotations import example_size
+
 # diffusers blocks whose forward compares sizes with constants (batch >= 64, elements > 2**31) to work around
 # bugs of old nearest-neighbour upsampling kernels. Both branches compute the same.
 _SIZE_CHECKING = ("Upsample2D", "ResnetBlock2D", "ResnetBlockCondNorm2D")
@@ -92,12 +94,8 @@ class _ExampleSizes(TorchFunctionMode):
         if func not in _SIZE_READS or sys._getframe(1).f_code not in self.codes:
             return result
         if isinstance(result, tuple):
-            return torch.Size(map(_example_size, result))
-        return _example_size(result)
-
-
-def _example_size(size: int | torch.SymInt) -> int:
-    return size if isinstance(size, int) else int(size.node.hint)
+            return torch.Size(map(example_size, result))
+        return example_size(result)
 
 
 class CallPath:

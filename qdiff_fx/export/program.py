@@ -9,7 +9,7 @@ from torch import Tensor, fx, nn
 from torch.export import Dim, ExportedProgram
 
 from qdiff_fx.export.plain import plain_graph
-from qdiff_fx.ir.annotations import value
+from qdiff_fx.ir.annotations import example_size, value
 from qdiff_fx.signature import CallSignature
 from qdiff_fx.signature.inputs import Size, TensorInput
 
@@ -44,7 +44,7 @@ def _placeholders(graph: fx.GraphModule) -> list[fx.Node]:
 
 def _example(node: fx.Node, spec: TensorInput) -> Tensor:
     """Zeros of the captured example's sizes. A size of one would be taken for one that stays."""
-    sizes = [size if isinstance(size, int) else int(size.node.hint) for size in value(node).shape]
+    sizes = [example_size(size) for size in value(node).shape]
     shape = [
         2 * size if isinstance(dim, Size) and size == dim.multiple else size
         for size, dim in zip(sizes, spec.dims, strict=True)

@@ -94,6 +94,11 @@ def value(node: fx.Node) -> torch.Tensor:
     return found
 
 
+def example_size(size: int | torch.SymInt) -> int:
+    """A size, or what an open one was in the captured example."""
+    return size if isinstance(size, int) else int(size.node.hint)
+
+
 def value_or_none(node: fx.Node) -> torch.Tensor | None:
     """The fake tensor a node produces, None when it is not a single tensor."""
     found = any_value(node)

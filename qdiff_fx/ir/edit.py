@@ -11,6 +11,7 @@ from torch import fx, nn
 from torch._dispatch.python import enable_python_dispatcher
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 
+from qdiff_fx.ir.annotations import example_size
 from qdiff_fx.ir.properties import copy_notes
 
 
@@ -139,15 +140,13 @@ def elementwise(value: torch.Tensor, dtype: torch.dtype) -> torch.Tensor | None:
 def _fills_its_memory(value: torch.Tensor) -> bool:
     """Whether strides are products of sizes, symbol by symbol: what is true for other reasons is not found out."""
     expected: Any = 1
-    for stride, size in sorted(zip(value.stride(), value.shape), key=lambda each: (_hint(each[0]), _hint(each[1]))):
+    for stride, size in sorted(
+        zip(value.stride(), value.shape), key=lambda each: (example_size(each[0]), example_size(each[1]))
+    ):
         if _expression(stride) != _expression(expected):
             return False
         expected = stride * size
     return True
-
-
-def _hint(number: int | torch.SymInt) -> int:
-    return number if isinstance(number, int) else int(number.node.hint)
 
 
 def _expression(number: int | torch.SymInt) -> Any:

@@ -10,7 +10,7 @@ from torch import fx
 
 from qdiff_fx.errors import ArtifactError
 from qdiff_fx.ir import ops
-from qdiff_fx.ir.annotations import fact, path_of, value_or_none
+from qdiff_fx.ir.annotations import example_size, fact, path_of, value_or_none
 from qdiff_fx.ir.facts import Input, Part, QuantizedLayer, StaticQParams, WeightCodes
 
 ENUMS: dict[str, type] = {
@@ -38,7 +38,7 @@ def _node_to_json(node: fx.Node) -> dict[str, Any]:
     row |= _known_to_json(node)
     value = value_or_none(node)
     if value is not None:
-        row["val"] = [str(value.dtype).removeprefix("torch."), [_hint(size) for size in value.shape]]
+        row["val"] = [str(value.dtype).removeprefix("torch."), [example_size(size) for size in value.shape]]
     return row
 
 
@@ -65,10 +65,6 @@ def _known_to_json(node: fx.Node) -> dict[str, Any]:
     if layer:
         row["layer"] = layer.info.to_json()
     return row
-
-
-def _hint(size: int | torch.SymInt) -> int:
-    return size if isinstance(size, int) else int(size.node.hint)
 
 
 def _target_name(node: fx.Node) -> str:

@@ -13,7 +13,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.fx.experimental.symbolic_shapes import DimDynamic, ShapeEnv
 
 from qdiff_fx.errors import ArtifactError
-from qdiff_fx.ir.annotations import any_value, set_value, value_or_none
+from qdiff_fx.ir.annotations import any_value, example_size, set_value, value_or_none
 from qdiff_fx.ir.edit import get_attr_tensor
 from qdiff_fx.signature.inputs import TensorInput
 
@@ -74,4 +74,4 @@ def _placeholder(
 def _kind(found: object) -> tuple[torch.dtype, list[int]] | None:
     if not isinstance(found, torch.Tensor):
         return None
-    return found.dtype, [size if isinstance(size, int) else int(size.node.hint) for size in found.shape]
+    return found.dtype, [example_size(size) for size in found.shape]

@@ -33,7 +33,7 @@ from qdiff_fx.weight_rounding.second_moment import SecondMoment
 from qdiff_fx.weight_rounding.second_order import InParts
 
 MEMORY_CAP = 1 << 29
-"""Of a Hessian: of 11 585 columns, which is 1287 channels of a 3x3 convolution. Two as large are there at a time."""
+"""Of a Hessian, two of which are there at a time; those of parts (`most_columns`) are smaller than that."""
 
 
 @dataclass(frozen=True)
