@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Mapping
+from contextlib import nullcontext
 from dataclasses import asdict
 from functools import partial
 from numbers import Real
@@ -15,6 +16,7 @@ from torch import Tensor
 
 from qdiff_fx.calibration.data import FILE_NAME, FINGERPRINT, TIMESTEP, CalibrationData
 from qdiff_fx.calibration.fingerprint import WHAT_WAS_DRAWN, inputs_fingerprint, source_fingerprint
+from qdiff_fx.calibration.in_flight import InFlight
 from qdiff_fx.calibration.plan import CollectionPlan, samples_at_once
 from qdiff_fx.calibration.record import Record
 from qdiff_fx.calibration.recorder import TrajectoryRecorder, recorded_bytes
@@ -49,6 +51,7 @@ def collect_calibration_data(
     memory_cap_bytes: int = 2 << 30,
     resume_dir: str | os.PathLike[str] | None = None,
     workers: Workers = ALONE,
+    observing: InFlight | None = None,
     progress: bool | Progress = True,
 ) -> CalibrationData:
     """Sample with the float network and record its inputs `(x_t, t, conditioning)` at every c-th step.
@@ -75,6 +78,7 @@ def collect_calibration_data(
             that kept none, are refused.
         workers: processes that call this together, each with the same arguments; every one draws its share, and all of
             them get everything.
+        observing: whose observers see some of the calls meanwhile; of each process those that it draws itself.
         progress: show a progress bar, or report to this.
     Raises:
         CalibrationError: the source cannot be sampled from; its network gives NaN; too much memory; `resume_dir` holds
@@ -94,14 +98,18 @@ def collect_calibration_data(
         guidance_scale=guidance_scale,
     )
     fingerprint = {} if resume_dir is None else source_fingerprint(source, sampler.scheduler)
+    if observing is not None:
+        observing.begin(plan, fingerprint)
     drawn: dict[int, CalibrationData] = {}
     shared = workers.share(list(plan.trajectories()))
     with workers.together(), phase(progress, "sampling", sum(map(len, shared)), "sample") as bar:
         for samples in shared:
             folder = None if resume_dir is None else Path(resume_dir) / f"samples-{samples.start:06d}"
             drawn[samples.start] = _run_or_resume(
-                sampler, plan, samples, inputs, memory_cap_bytes, folder, fingerprint, bar
+                sampler, plan, samples, inputs, memory_cap_bytes, folder, fingerprint, bar, observing
             )
+        if observing is not None:
+            observing.end()
     return _joined(drawn, plan, workers)
 
 
@@ -131,6 +139,7 @@ def _run_or_resume(
     folder: Path | None,
     fingerprint: Mapping[str, str],
     bar: Phase,
+    observing: InFlight | None,
 ) -> CalibrationData:
     """One run of the sampler. It depends on the seed and its own samples only, so resuming changes nothing."""
     seed = plan.seed * 1_000_003 + samples.start
@@ -138,13 +147,15 @@ def _run_or_resume(
         torch.manual_seed(seed)  # for `inputs`, and for samplers that take no generator
         conditioning = inputs(len(samples)) if callable(inputs) else _cut(inputs or {}, samples, plan, sampler.halves)
         if folder is None:
-            return _run(sampler, plan, samples, conditioning, seed, cap, bar)
+            return _run(sampler, plan, samples, conditioning, seed, cap, bar, observing)
         known = {**fingerprint, WHAT_WAS_DRAWN: inputs_fingerprint(conditioning)}
         data = _resumed(folder, plan, known)
         if data is not None:
             bar.skip(len(samples))
+            if observing is not None:
+                observing.resumed(samples.start // plan.group, data._records)
         else:
-            data = _run(sampler, plan, samples, conditioning, seed, cap, bar)
+            data = _run(sampler, plan, samples, conditioning, seed, cap, bar, observing)
             data.metadata[FINGERPRINT] = known
             data.save(folder)
     return data
@@ -186,6 +197,7 @@ def _run(
     seed: int,
     cap: int,
     bar: Phase,
+    observing: InFlight | None,
 ) -> CalibrationData:
     shown = Steps(bar, samples, plan.num_inference_steps)
     recorder = TrajectoryRecorder(
@@ -194,7 +206,9 @@ def _run(
         every=plan.every,
         on_record=partial(_check_memory, plan=plan, samples=samples, cap=cap),
     )
-    with recorder.recording(), watching(sampler.unet, after=shown.see):
+    run = samples.start // plan.group
+    watched = nullcontext() if observing is None else observing.watching(sampler.unet, run, recorder)
+    with watched, recorder.recording(), watching(sampler.unet, after=shown.see):
         drawn = sampler.sample(len(samples), conditioning, torch.Generator().manual_seed(seed))
     shown.finish()
     rows = recorder.records[-1].count if recorder.records else 0

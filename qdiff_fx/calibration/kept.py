@@ -26,17 +26,17 @@ class KeptStatistics:
 
     Args:
         network: observers in it take over what the folder holds.
-        batches: what they are shown; their order counts.
+        what: a digest of what they are shown, in order.
         folder: None keeps nothing.
     Raises:
         ArtifactError: the folder belongs to another network or other batches.
-        CalibrationError: the batches come one by one, and nobody can tell whether they are the same.
     """
 
-    def __init__(self, network: nn.Module, batches: Iterable[Batch], folder: str | os.PathLike[str] | None):
+    def __init__(self, network: nn.Module, what: str, folder: str | os.PathLike[str] | None):
         self.seen = 0
         self._observers = {name: each for name, each in network.named_modules() if isinstance(each, Observer)}
-        self._checkpoint = None if folder is None else Checkpoint(folder, self._fingerprint(network, batches), STEP)
+        fingerprint = {} if folder is None else {"network": digest(_state_of(network)), "set of batches": what}
+        self._checkpoint = None if folder is None else Checkpoint(folder, fingerprint, STEP)
         self._written, self._cost = time.monotonic(), 0.0
         found = None if self._checkpoint is None else self._checkpoint.load(STEP)
         if found is not None:
@@ -73,17 +73,20 @@ class KeptStatistics:
             if span is not None:
                 observer.schedule = replace(observer.schedule, span=(span[0], span[1]))
 
-    def _fingerprint(self, network: nn.Module, batches: Iterable[Batch]) -> dict[str, str]:
-        if not isinstance(batches, Sequence):
-            raise CalibrationError(
-                "batches that come one by one cannot be told from others",
-                where="resume_dir",
-                fix="Pass a list of them, or CalibrationData",
-            )
-        return {
-            "network": digest(_state_of(network)),
-            "set of batches": digest(_contents(batches)),
-        }
+
+def digest_of(batches: Iterable[Batch]) -> str:
+    """A digest of batches.
+
+    Raises:
+        CalibrationError: they come one by one, and nobody can tell whether they are the same.
+    """
+    if not isinstance(batches, Sequence):
+        raise CalibrationError(
+            "batches that come one by one cannot be told from others",
+            where="resume_dir",
+            fix="Pass a list of them, or CalibrationData",
+        )
+    return digest(_contents(batches))
 
 
 def _state_of(network: nn.Module) -> Iterator[str | Tensor]:

@@ -28,6 +28,10 @@ class TrajectoryRecorder:
         schedule: gives the timesteps; called during the first call, when the sampler has made them.
         every: c of the paper.
         on_record: called with all records so far after each of them, and the number there will be.
+    Attributes:
+        records: so far.
+        timestep: the argument that holds it.
+        current: the number of the record that the call in progress was kept as; None where it was not.
     """
 
     def __init__(
@@ -40,6 +44,7 @@ class TrajectoryRecorder:
         self.unet, self.every = unet, every
         self.records: list[Record] = []
         self.timestep = ""
+        self.current: int | None = None
         self._schedule, self._on_record = schedule, on_record
         self._calls, self._last = 0, 0
         self._latest: Record | None = None
@@ -60,6 +65,7 @@ class TrajectoryRecorder:
             self._last = self._calls_to_come(None if name is None else record.tensors[name]) - 1
         chosen = (self._last - self._calls) % self.every == 0
         self._calls += 1
+        self.current = len(self.records) if chosen else None
         if chosen:
             self._keep(record)
         self._latest = None if chosen else self._kept(record)

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from qdiff_fx.calibration.data import Batch
-from qdiff_fx.calibration.kept import KeptStatistics
+from qdiff_fx.calibration.kept import KeptStatistics, digest_of
 from qdiff_fx.calibration.nested import flatten
 from qdiff_fx.calibration.schedule import schedule_of, settle_schedule, timesteps_of
 from qdiff_fx.errors import CalibrationError, QDiffError
@@ -47,7 +47,7 @@ def calibrate(
             where=type(prepared).__name__,
             fix="Calibrate what prepare_qdiff returned",
         )
-    kept = KeptStatistics(prepared, batches, resume_dir)
+    kept = KeptStatistics(prepared, "" if resume_dir is None else digest_of(batches), resume_dir)
     batches = settle_schedule(prepared, batches)
     index = -1
     with phase(progress, "calibrating", len(batches) if isinstance(batches, Sized) else None, "batch") as calibrating:

@@ -78,6 +78,12 @@ def timesteps_of(network: nn.Module, batch: Any) -> list[float]:
     return found
 
 
+def is_settled(schedule: TimestepBins, timesteps: Iterable[float]) -> bool:
+    """Whether these first timesteps of all tell that `settle_schedule` will leave the schedule as it is."""
+    given = list(timesteps)
+    return schedule.span is not None or (_shows_schedule(given, schedule) and not _outside(given, schedule))
+
+
 def _shows_schedule(timesteps: Iterable[float], schedule: TimestepBins) -> bool:
     length = schedule.num_train_timesteps
     return any(max(schedule.width, length / EARLY) <= timestep <= length for timestep in timesteps)

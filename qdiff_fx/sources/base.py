@@ -13,6 +13,7 @@ from torch import nn
 
 from qdiff_fx.bundled.captions import captions
 from qdiff_fx.calibration import CalibrationData, collect_calibration_data
+from qdiff_fx.calibration.in_flight import InFlight
 from qdiff_fx.config import QDiffConfig
 from qdiff_fx.distributed import ALONE, Workers
 from qdiff_fx.errors import CalibrationError, QDiffError
@@ -106,6 +107,7 @@ class Source:
         every: int,
         resume_dir: str | os.PathLike[str] | None = None,
         workers: Workers = ALONE,
+        observing: InFlight | None = None,
         progress: bool | Progress | None = None,
     ) -> CalibrationData:
         """The float network's inputs at every ``every``-th step; see `collect_calibration_data`."""
@@ -119,6 +121,7 @@ class Source:
             inputs=self.subjects(request),
             resume_dir=resume_dir,
             workers=workers,
+            observing=observing,
             progress=self.progress if progress is None else progress,
         )
 

@@ -9,6 +9,7 @@ from typing import Any
 from torch import nn
 
 from qdiff_fx.calibration import CalibrationData
+from qdiff_fx.calibration.in_flight import InFlight
 from qdiff_fx.calibration.schedule import recorded_length
 from qdiff_fx.config import QDiffConfig
 from qdiff_fx.distributed import ALONE, Workers
@@ -61,6 +62,7 @@ class RecordedSource(Source):
         every: int,
         resume_dir: str | os.PathLike[str] | None = None,
         workers: Workers = ALONE,
+        observing: InFlight | None = None,
         progress: bool | Progress | None = None,
     ) -> CalibrationData:
         """As many rows of what was recorded as so many trajectories would have."""

@@ -1,8 +1,8 @@
 """What a job will take, from what was measured; and how much of it fits into a budget.
 
 seconds of
-    sampling        trajectories / G · steps · a float step of G samples
-    calibrating     rows / R · a step with observers, of R rows
+    sampling        trajectories / G · steps · a float step of G samples; those that observers see, what these take more
+    calibrating     rows / R · a step with observers, of R rows, where they have not been seen while they were drawn
     rounding        rows / R · 2 integer steps, and for each layer [O, K]: second moments n K² / 2 of n positions, once
                     for all layers that read the same; K² and K³ / 3 to factorise them; O K and O K² / 2 to choose codes
                     with error feedback; ranges; twice converting and lowering the graph
@@ -20,6 +20,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
 from qdiff_fx.calibration.chunk_store import IN_MEMORY
+from qdiff_fx.calibration.in_flight import ShownCalls
 from qdiff_fx.errors import ConfigError
 from qdiff_fx.report.amounts import duration, gigabytes
 from qdiff_fx.weight_rounding.jobs import most_columns, positions_of_a_row
@@ -76,6 +77,12 @@ def recorded_rows(costs: Costs, job: Job) -> int:
     return recorded * job.request.count * costs.rows // costs.samples
 
 
+def shown_calls(costs: Costs, job: Job) -> ShownCalls:
+    """The calls that observers see while trajectories are drawn."""
+    runs = -(-job.request.count // costs.samples)
+    return ShownCalls(runs, -(-job.request.steps // job.every), job.rows, costs.rows)
+
+
 def estimate(costs: Costs, job: Job, processes: int = 1) -> Estimate:
     """What the phases of a job will take; all but saving and reconstructing is shared out to the processes."""
     recorded = recorded_rows(costs, job)
@@ -85,11 +92,16 @@ def estimate(costs: Costs, job: Job, processes: int = 1) -> Estimate:
         groups, calls = math.ceil(groups / processes), math.ceil(calls / processes)
     data = recorded * costs.row_bytes
     phases = []
+    watched = costs.held_bytes + costs.watched_bytes + data
     if costs.draws:
-        peak = costs.held_bytes + costs.step_bytes + data
-        phases.append(PhaseEstimate("sampling", groups * job.request.steps * costs.step, peak))
-    peak = costs.held_bytes + costs.watched_bytes + data
-    phases.append(PhaseEstimate("calibrating", calls * costs.watched_step, peak))
+        seconds = groups * job.request.steps * costs.step
+        if costs.in_flight:
+            shown = shown_calls(costs, job)
+            seconds += groups * shown.calls / shown.runs * max(costs.watched_step - costs.step, 0.0)
+        peak = watched if costs.in_flight else costs.held_bytes + costs.step_bytes + data
+        phases.append(PhaseEstimate("sampling", seconds, peak))
+    if not costs.in_flight:
+        phases.append(PhaseEstimate("calibrating", calls * costs.watched_step, watched))
     if job.config.weight_rounding != "nearest":
         peak = costs.held_bytes + costs.step_bytes + data + rounding_bytes(costs) + flowing_bytes(costs, rows)
         phases.append(PhaseEstimate("rounding", rounding_seconds(costs, job, rows, processes), peak))

@@ -14,7 +14,7 @@ from torch import fx
 from qdiff_fx.calibration.data import CalibrationData
 from qdiff_fx.calibration.plan import samples_at_once
 from qdiff_fx.calibration.record import as_record
-from qdiff_fx.calibration.schedule import settle_schedule
+from qdiff_fx.calibration.schedule import is_settled, schedule_of, settle_schedule, timesteps_of
 from qdiff_fx.ir.annotations import fact
 from qdiff_fx.ir.facts import LayerPlan
 from qdiff_fx.networks import PreparedUNet
@@ -98,6 +98,7 @@ class Costs:
         observers: how many there are.
         layers: all that are going to be quantized and have a weight.
         draws: whether trajectories are yet to be drawn.
+        in_flight: whether observers can see them while they are.
     """
 
     samples: int
@@ -113,6 +114,7 @@ class Costs:
     layers: tuple[LayerSize, ...]
     rates: Rates
     draws: bool = True
+    in_flight: bool = False
 
 
 def measure(source: Source, prepared: PreparedUNet, example: Mapping[str, Any], count: int, capture: float) -> Costs:
@@ -143,7 +145,14 @@ def measure(source: Source, prepared: PreparedUNet, example: Mapping[str, Any], 
         layers=layers,
         rates=measure_rates(prepared.qconfig.act_range),
         draws=source.draws,
+        in_flight=source.draws and _settled(prepared, example),
     )
+
+
+def _settled(prepared: PreparedUNet, batch: Mapping[str, Any]) -> bool:
+    """Whether a first call like this tells what timesteps are, see `InFlight`."""
+    schedule = schedule_of(prepared)
+    return schedule is not None and is_settled(schedule, timesteps_of(prepared, batch))
 
 
 def measure_rates(act_range: str) -> Rates:

@@ -11,6 +11,7 @@ from typing import Any
 
 from qdiff_fx.api import convert_qdiff, prepare_qdiff, save_qdiff
 from qdiff_fx.calibration import CalibrationData
+from qdiff_fx.calibration.in_flight import InFlight
 from qdiff_fx.distributed import ALONE, Workers
 from qdiff_fx.kernels import status
 from qdiff_fx.networks import PreparedUNet, QuantizedUNet
@@ -20,11 +21,11 @@ from qdiff_fx.schedule import Schedule
 from qdiff_fx.sources import Source
 from qdiff_fx.weight_rounding import RoundingReport, round_weights
 from qdiff_fx.workflow.enough import enough
-from qdiff_fx.workflow.estimate import Estimate, check_fits, estimate, fitted
+from qdiff_fx.workflow.estimate import Estimate, check_fits, estimate, fitted, shown_calls
 from qdiff_fx.workflow.job import Job, WorkFolder
 from qdiff_fx.workflow.measure import Costs, measure
 from qdiff_fx.workflow.overall import Overall
-from qdiff_fx.workflow.shared import calibrate_together
+from qdiff_fx.workflow.shared import adding_up, calibrate_together, own_folder
 
 EXAMPLES = 2
 """Samples in the call that a network is captured from."""
@@ -133,9 +134,10 @@ def calibrated(
             return None
         if isinstance(progress, Overall):
             progress.expect({each.name: each.seconds for each in expected.phases})
-        data = draw(source, settled, folder, progress, workers)
+        data, calibrated = draw_watched(source, prepared, settled, costs, folder, progress, workers)
         shown = data.spread(settled.rows).rebatched(costs.rows)
-        calibrate_together(prepared, shown, workers, resume_dir=folder.statistics, progress=progress)
+        if not calibrated:
+            calibrate_together(prepared, shown, workers, resume_dir=folder.statistics, progress=progress)
         # Learning draws from what it is given, and takes no longer for more of it.
         learned_from = data if job.rows is None else shown
         decided = decide(prepared, shown, settled, folder, progress, workers, learned_from=learned_from)
@@ -192,13 +194,42 @@ def _prepared(source: Source, job: Job, example: Mapping[str, Any]) -> PreparedU
 
 
 def draw(
-    source: Source, job: Job, folder: WorkFolder, progress: bool | Progress, workers: Workers = ALONE
+    source: Source,
+    job: Job,
+    folder: WorkFolder,
+    progress: bool | Progress,
+    workers: Workers = ALONE,
+    observing: InFlight | None = None,
 ) -> CalibrationData:
     """The trajectories, as the float network draws them."""
     source.progress = False
     return source.calibration_data(
-        job.request, every=job.every, resume_dir=folder.samples, workers=workers, progress=progress
+        job.request,
+        every=job.every,
+        resume_dir=folder.samples,
+        workers=workers,
+        observing=observing,
+        progress=progress,
     )
+
+
+def draw_watched(
+    source: Source,
+    prepared: PreparedUNet,
+    job: Job,
+    costs: Costs,
+    folder: WorkFolder,
+    progress: bool | Progress,
+    workers: Workers,
+) -> tuple[CalibrationData, bool]:
+    """The same, and whether the prepared network's observers have seen their share of them meanwhile."""
+    if not source.draws:
+        return draw(source, job, folder, progress, workers), False
+    seen_in = own_folder(folder.statistics, workers)
+    observing = InFlight(prepared, shown_calls(costs, job), seen_in)
+    with adding_up(prepared, workers):
+        data = draw(source, job, folder, progress, workers, observing)
+    return data, bool(workers.agreed(observing.possible))
 
 
 def decide(

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import copy
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
@@ -38,13 +39,32 @@ def calibrate_together(
         calibrate(prepared, data, resume_dir=resume_dir, progress=progress)
         return
     settle_schedule(prepared, data)
-    parts = {name: _Parts(each) for name, each in prepared.named_modules() if isinstance(each, Observer)}
     # Neighbouring timesteps: then few bins are anything but empty, and the others need not be sent.
     own = workers.stretch(data.by_timestep())
-    folder = None if resume_dir is None else Path(resume_dir) / f"process-{workers.rank}"
-    with workers.together():
+    with adding_up(prepared, workers), workers.together():
         if own:
-            calibrate(prepared, data.at(own), resume_dir=folder, progress=progress)
+            calibrate(prepared, data.at(own), resume_dir=own_folder(resume_dir, workers), progress=progress)
+
+
+def own_folder(folder: str | os.PathLike[str] | None, workers: Workers) -> Path | None:
+    """Of this process, in one of all of them."""
+    if folder is None or workers.count == 1:
+        return None if folder is None else Path(folder)
+    return Path(folder) / f"process-{workers.rank}"
+
+
+@contextmanager
+def adding_up(prepared: nn.Module, workers: Workers) -> Iterator[None]:
+    """After the block the observers of every process know what those of all processes saw in it.
+
+    Args:
+        prepared: a network that has seen nothing yet, the same in every process.
+    """
+    if workers.count == 1:
+        yield
+        return
+    parts = {name: _Parts(each) for name, each in prepared.named_modules() if isinstance(each, Observer)}
+    yield
     found = workers.gather(None, {f"{name}/{key}": part for name, each in parts.items() for key, part in each.of_now()})
     for name, each in parts.items():
         each.take(name, [tensors for _, tensors in found])

@@ -53,6 +53,15 @@ def test_phases_add_up_and_follow_the_data() -> None:
     assert estimate(COSTS, replace(JOB, rows=10_000)).rows == 400
 
 
+def test_what_is_seen_while_it_is_drawn_costs_what_observing_costs() -> None:
+    costs = replace(COSTS, in_flight=True)
+    for rows, calls in ((None, 50), (ALL_ROWS, 50), (200, 25), (25, 25), (5, 5)):
+        seconds = seconds_of(costs, replace(JOB, rows=rows))
+        assert "calibrating" not in seconds
+        assert seconds["sampling"] == pytest.approx(2 * 25 * 0.1 + calls * 0.05)
+    assert estimate(replace(costs, watched_bytes=10**9), JOB).phases[0].peak_bytes > 16 * 10**8
+
+
 def test_only_what_will_be_done_is_estimated() -> None:
     nearest = replace(JOB, config=QDiffConfig(weight_rounding="nearest"))
     assert set(seconds_of(COSTS, nearest)) == {"sampling", "calibrating", "saving"}

@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 import torch
+from diffusers import DDIMScheduler
 from in_threads import in_threads
 from torch import Tensor, nn
 
-from qdiff_fx.calibration import CalibrationData, calibrate
-from qdiff_fx.distributed import Workers
+from qdiff_fx.calibration import CalibrationData, calibrate, collect_calibration_data, plan
+from qdiff_fx.calibration.in_flight import InFlight, ShownCalls
+from qdiff_fx.distributed import ALONE, Workers
 from qdiff_fx.errors import WorkerError
 from qdiff_fx.observers import TimestepObserver
-from qdiff_fx.workflow.shared import calibrate_together
+from qdiff_fx.workflow.shared import adding_up, calibrate_together
 
 
 class Watching(nn.Module):
@@ -71,3 +73,32 @@ def test_a_bad_batch_of_one_stops_all() -> None:
     first, _ = in_threads(2, work)
     assert isinstance(first, WorkerError)
     assert str(first).startswith("process 1 of 2: batch 0, argument 'sample': it holds NaN")
+
+
+@pytest.mark.parametrize("count", [2, 4])
+def test_what_each_saw_while_it_drew_adds_up(count: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(plan, "GROUP", 2)
+    shown = ShownCalls(3, 4, 20, 2)
+
+    def work(workers: Workers) -> dict[str, Any]:
+        network, observed = Drawn(), Watching()
+        with adding_up(observed, workers):
+            observing = InFlight(observed, shown)
+            options = {"num_samples": 6, "num_inference_steps": 4, "seed": 0, "progress": False}
+            collect_calibration_data(
+                network, scheduler=DDIMScheduler(100), workers=workers, observing=observing, **options
+            )
+        return seen(observed)
+
+    whole = work(ALONE)
+    assert sum(whole["observer.count"]) == shown.calls * 2 * 64
+    assert in_threads(count, work) == [whole] * count
+
+
+class Drawn(nn.Module):
+    """A float network that `Watching` observes."""
+
+    config: ClassVar = {"in_channels": 1, "sample_size": 8}
+
+    def forward(self, sample: Tensor, timestep: Tensor) -> Tensor:
+        return sample
