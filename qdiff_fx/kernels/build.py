@@ -47,6 +47,7 @@ _OPERATORS = (
     "ops/adaround_step.cpp",
     "ops/nearest_codes.cpp",
     "ops/histogram.cpp",
+    "ops/range_errors.cpp",
     "ops/aten.cpp",
     "ops/layer_norm_act.cpp",
     "ops/norms.cpp",

@@ -8,11 +8,13 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from qdiff_fx.kernels.ops.range_errors import error_integral
 from qdiff_fx.observers.statistics import Statistics
 from qdiff_fx.quant.numerics import choose_grid
 
+OPERATOR = torch.ops.qdiff
 COARSE = 1 << 13
-"""Bins up to the farthest edge of a histogram whose errors float32 tells apart, which takes half of the time."""
+"""Bins up to the farthest edge of a histogram whose errors float32 tells apart, and so the operator."""
 
 
 @dataclass(frozen=True)
@@ -67,25 +69,14 @@ def quantization_error(
     coarse = float(distribution.edges.abs().max() / widths.min()) <= COARSE
     # In units of about the largest scale no power leaves the range of float32.
     unit = 2.0 ** math.frexp(float(grid[0].max()))[1]
-    scale, first, last = (each.to(torch.float32 if coarse else torch.float64)[:, None] for each in grid)
-    edges = (distribution.edges / unit).to(scale.dtype)
-    integral = _error_integral(edges, scale / unit, first, last, p)
-    density = (distribution.mass / widths).to(scale.dtype) * unit
-    errors = (integral.diff(dim=1) @ density).double()
-    return errors.mul_(unit**p)
-
-
-def _error_integral(x: Tensor, scale: Tensor, first: Tensor, last: Tensor, p: float) -> Tensor:
-    """An antiderivative in x of `|x - scale * clamp(round(x / scale), first, last)|^p`: x [M], others [K, 1] -> [K, M].
-
-    Every grid point contributes one cell of width `scale` with the integral `2 (scale/2)^(p+1) / (p+1)`; the rest
-    is the part of a cell, or of the clipped tail, between x and its grid point.
-    """
-    point = (x / scale).round_().clamp_(first, last)  # in place: [K, M] is large
-    rest = x - point * scale
-    cell = 2 * (scale / 2) ** (p + 1)
-    partial = rest.abs().pow_(p + 1).copysign_(rest)
-    return point.mul_(cell).add_(partial).div_(p + 1)
+    density = distribution.mass / widths * unit
+    if coarse:
+        numbers = (distribution.edges / unit, density, grid[0].double() / unit, grid[1], grid[2])
+        errors: Tensor = OPERATOR.range_errors(*(each.float() for each in numbers), p).double()
+    else:
+        scale, first, last = (each.double()[:, None] for each in (grid[0] / unit, grid[1], grid[2]))
+        errors = error_integral(distribution.edges / unit, scale, first, last, p).diff(dim=1) @ density
+    return errors.mul(unit**p)
 
 
 def _cumulative(distribution: Distribution, x: Tensor) -> Tensor:

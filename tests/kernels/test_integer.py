@@ -43,6 +43,7 @@ FILES = (
     "test_nearest_codes.py",
     "test_histogram.py",
     "test_adaround_step.py",
+    "test_range_errors.py",
 )  # of every instruction set
 
 

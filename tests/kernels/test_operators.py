@@ -104,6 +104,16 @@ SAMPLES: dict[str, list[Sample]] = {
         lambda: (torch.randn(3, 40), -6, 512, 1),
         lambda: (torch.randn(2, 41)[:, 1:].half(), 3, 16, 3),
     ],
+    "range_errors.default": [
+        lambda: (
+            torch.arange(9) / 8,
+            torch.ones(8),
+            torch.rand(5) / 9 + 0.01,
+            torch.zeros(5),
+            torch.full((5,), 9.0),
+            2.4,
+        )
+    ],
     "int_attention.default": [attention, lambda: attention(torch.bfloat16, tokens_outside=False)],
     "int_attention_vnni.default": [attention, lambda: attention(torch.bfloat16, tokens_outside=False)],
     "int_attention_vnni.numbers": [

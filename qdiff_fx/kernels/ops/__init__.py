@@ -14,6 +14,7 @@ from qdiff_fx.kernels.ops import (
     layer_norm_act,
     nearest_codes,
     pack_weight,
+    range_errors,
     round_with_feedback,
     timestep_bin,
 )
@@ -32,6 +33,7 @@ __all__ = [
     "layer_norm_act",
     "nearest_codes",
     "pack_weight",
+    "range_errors",
     "round_with_feedback",
     "timestep_bin",
 ]

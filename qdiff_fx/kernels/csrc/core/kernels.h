@@ -118,6 +118,16 @@ struct NearestCodes {
   int8_t* codes;
 };
 
+// What quantizing numbers of a density costs under each of many grids: multiples `first` .. `last` of a scale.
+struct RangeErrors {
+  const float* edges;    // [bins + 1], rising
+  const float* density;  // [bins], between two of them each
+  int64_t bins;
+  const float *scales, *firsts, *lasts;  // of each grid
+  float power;
+  float* errors;  // of each grid, the mean of |error|^power
+};
+
 // Columns of a weight as codes from `low` to `high`, the last first, each to the one nearest to
 //   steps[i] + (pull[i] + sum over k > i of factor[i][k] * left[k]) / factor[i][i],   left = steps - codes
 struct FeedbackRounding {
@@ -238,6 +248,7 @@ struct Kernels {
   void (*histogram)(const Histogram&, Tasks&);
   void (*round_with_feedback)(const FeedbackRounding&, Tasks&);  // a task is so many channels
   void (*adaround_step)(const AdaRoundStep&, Tasks&);  // a task is a row
+  void (*range_errors)(const RangeErrors&, Tasks&);  // a task is a grid
 };
 
 constexpr int64_t kHistogramTask = 1 << 14;

@@ -17,15 +17,6 @@ constexpr int64_t kBlockNumbers = 32 * kLanes;  // between two looks at whether 
 constexpr int64_t kFirstStride = 8;             // of the candidates that are tried first
 constexpr float kFirstReach = 0.5f;             // of the first list of large numbers
 
-QDIFF_INLINE float sum_of_lanes(const Floats& x) {
-  alignas(64) float lane[kLanes];
-  store(lane, x);
-  for (int64_t half = kLanes / 2; half > 0; half /= 2) {
-    for (int64_t i = 0; i < half; ++i) lane[i] += lane[i + half];
-  }
-  return lane[0];
-}
-
 // |e|^power of what rounding to a code leaves, |e| <= 0.5, see `NearestCodes::near`.
 QDIFF_INLINE Floats near_power(const Floats& e, const float* c) {
   const Floats x = magnitude(e), square = x * x;

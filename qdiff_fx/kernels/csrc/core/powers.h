@@ -1,4 +1,4 @@
-// Powers that are the same for every instruction set: no product is fused with a sum.
+// Powers and sums that are the same for every instruction set: no product is fused with a sum, and order is fixed.
 #pragma once
 
 #include "core/vec.h"
@@ -31,6 +31,15 @@ QDIFF_INLINE Floats power_of(const Floats& x, float power) {
   const Floats m = Floats(Ints(x) - (n << 23)), z = (m - 1.0f) / (m + 1.0f), y = z * z;
   const Floats series = 2.88539008f + y * (0.961796694f + y * (0.577078016f + y * 0.412198583f));
   return two_to((to_floats(n) + z * series) * power);
+}
+
+QDIFF_INLINE float sum_of_lanes(const Floats& x) {
+  alignas(64) float lane[kLanes];
+  store(lane, x);
+  for (int64_t half = kLanes / 2; half > 0; half /= 2) {
+    for (int64_t i = 0; i < half; ++i) lane[i] += lane[i + half];
+  }
+  return lane[0];
 }
 
 }  // namespace

@@ -11,6 +11,7 @@
 #include "core/gram.h"
 #include "core/histogram.h"
 #include "core/nearest_codes.h"
+#include "core/range_errors.h"
 #include "core/norm.h"
 #include "core/pointwise.h"
 #include "core/winograd.h"
@@ -174,6 +175,6 @@ const Kernels kKernels = {"avx512_vnni", kCodeOffset,     conv_tasks,      conv,
                           &kWinograd,    norm_splits,     group_norm,      layer_norm,
                           pointwise,     &kVnniAttention, &kSecondMoments,
                           nearest_codes, histogram,   round_with_feedback,
-                          adaround_step};
+                          adaround_step, range_errors};
 
 }  // namespace qdiff

@@ -11,6 +11,7 @@
 #include "core/gram.h"
 #include "core/histogram.h"
 #include "core/nearest_codes.h"
+#include "core/range_errors.h"
 #include "core/norm.h"
 #include "core/pointwise.h"
 
@@ -101,6 +102,6 @@ const Kernels kKernels = {QDIFF_NAME, kCodeOffset, conv_tasks,      conv,
                           &kWinograd, norm_splits, group_norm,      layer_norm,
                           pointwise,  &kAttention, &kSecondMoments,
                           nearest_codes, histogram,   round_with_feedback,
-                          adaround_step};
+                          adaround_step, range_errors};
 
 }  // namespace qdiff

@@ -50,6 +50,7 @@ void register_all() {
   operators.impl("pack_weight", TORCH_BOX(&packed_weight));
   operators.impl("nearest_codes", TORCH_BOX(&nearest_codes));
   operators.impl("histogram", TORCH_BOX(&histogram));
+  operators.impl("range_errors", TORCH_BOX(&range_errors));
   operators.impl("int_conv", TORCH_BOX(&int_conv));
   operators.impl("int_depthwise_conv", TORCH_BOX(&int_depthwise_conv));
   operators.impl("int_gram", TORCH_BOX(&int_gram));
