@@ -13,7 +13,8 @@ class Activation(IntEnum):
     GELU = 2
     GELU_TANH = 3
     GEGLU = 4  # (..., 2 C) -> (..., C): the first half times the gelu of the second
+    RELU = 5
 
 
-ELEMENTWISE = (Activation.NONE, Activation.SILU, Activation.GELU, Activation.GELU_TANH)
+ELEMENTWISE = (Activation.NONE, Activation.SILU, Activation.GELU, Activation.GELU_TANH, Activation.RELU)
 OF_NORMS = (Activation.NONE, Activation.SILU)

@@ -60,6 +60,7 @@ _OPERATORS = (
     "ops/act_quantize_rest.cpp",
     "core/convolution.cpp",
     "core/pool.cpp",
+    "core/pages.cpp",
     "core/pack.cpp",
     "core/parallel.cpp",
 )

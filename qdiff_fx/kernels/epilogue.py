@@ -31,6 +31,8 @@ def finish(
         x = F.silu(x)
     elif activation in (Activation.GELU, Activation.GELU_TANH):
         x = F.gelu(x, approximate="tanh" if activation == Activation.GELU_TANH else "none")
+    elif activation == Activation.RELU:
+        x = F.relu(x)
     if out_dtype not in checks.CODES:
         return x.to(out_dtype)
     # As torch.ao defines it: a product with the inverse, ties to even.

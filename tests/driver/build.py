@@ -18,7 +18,7 @@ from qdiff_fx.kernels.isa import ISAS
 _SOURCES = Path(qdiff_fx.kernels.__file__).parent / "csrc"
 _HERE = Path(__file__).parent
 _FLAGS = ("-std=c++20", "-ffp-contract=off", "-Wno-psabi", "-pthread", "-static")
-_SHARED = ("core/convolution.cpp", "core/pack.cpp", "core/parallel.cpp", "core/pool.cpp")
+_SHARED = ("core/convolution.cpp", "core/pack.cpp", "core/pages.cpp", "core/parallel.cpp", "core/pool.cpp")
 QUICK, AS_SHIPPED = "-Og", "-O3"
 
 

@@ -101,7 +101,7 @@ def test_two_codes_hold_sixteen_bits(call):
     assert ((both - values).abs() <= scale / 255 + 4e-6).all()
 
 
-@pytest.mark.parametrize("activation", [Activation.NONE, Activation.SILU, Activation.GELU_TANH])
+@pytest.mark.parametrize("activation", [Activation.NONE, Activation.SILU, Activation.GELU_TANH, Activation.RELU])
 def test_what_is_no_number_gets_the_lowest_code_and_what_is_too_large_the_outermost(activation):
     x = torch.tensor([float("nan"), float("inf"), -float("inf"), 1e30, -1e30, 0.0])
     codes = ops.act_quantize(x, int(activation), torch.uint8, 0.1, 100, 3, 250)

@@ -24,6 +24,7 @@ from qdiff_fx.backends.native.fusion.fuse_layer_norm import FuseLayerNorm
 from qdiff_fx.backends.native.fusion.fuse_norm_into_quantizer import FuseNormIntoQuantizer
 from qdiff_fx.backends.native.fusion.fuse_output_quantizer import FuseOutputQuantizer
 from qdiff_fx.backends.native.fusion.fuse_padding import FusePadding
+from qdiff_fx.backends.native.fusion.fuse_relu_into_quantizer import FuseReluIntoQuantizer
 from qdiff_fx.backends.native.fusion.fuse_residual_add import FuseResidualAdd
 from qdiff_fx.backends.native.fusion.fuse_residual_code import FuseResidualCode
 from qdiff_fx.backends.native.fusion.fuse_silu_into_group_norm import FuseSiluIntoGroupNorm
@@ -57,6 +58,7 @@ FUSIONS: tuple[Pass, ...] = (
         FuseGroupNorm(),
         FuseLayerNorm(),
         FuseSiluIntoGroupNorm(),
+        FuseReluIntoQuantizer(),
         FuseActivationIntoQuantizer(),
         FuseNormIntoQuantizer(),
         revisit="changed",

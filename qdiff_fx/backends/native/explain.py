@@ -24,6 +24,7 @@ ACTIVATIONS = {
     Activation.GELU: "gelu",
     Activation.GELU_TANH: "gelu (tanh)",
     Activation.GEGLU: "geglu",
+    Activation.RELU: "relu",
 }
 
 

@@ -21,14 +21,17 @@ from qdiff_fx.backends.native.fusion.fuse_layer_norm import FuseLayerNorm
 from qdiff_fx.backends.native.fusion.fuse_norm_into_quantizer import FuseNormIntoQuantizer
 from qdiff_fx.backends.native.fusion.fuse_output_quantizer import FuseOutputQuantizer
 from qdiff_fx.backends.native.fusion.fuse_padding import FusePadding
+from qdiff_fx.backends.native.fusion.fuse_relu_into_quantizer import FuseReluIntoQuantizer
 from qdiff_fx.backends.native.fusion.fuse_residual_add import FuseResidualAdd
 from qdiff_fx.backends.native.fusion.fuse_residual_code import FuseResidualCode
 from qdiff_fx.backends.native.fusion.fuse_silu_into_group_norm import FuseSiluIntoGroupNorm
 from qdiff_fx.backends.native.fusion.fuse_upsampling import FuseUpsampling
 from qdiff_fx.backends.native.fusion.hoist_quantizer import HoistQuantizer
+from qdiff_fx.backends.native.fusion.kernels import CONV
 from qdiff_fx.backends.native.fusion.merge_split_convs import MergeSplitConvs
 from qdiff_fx.config import Rule
 from qdiff_fx.ir.text import format_graph
+from qdiff_fx.kernels.activations import Activation
 
 GOLDEN = Path(__file__).parent / "golden"
 IMAGE = torch.linspace(-2, 3, 2 * 4 * 6 * 5).reshape(2, 4, 6, 5)
@@ -67,6 +70,7 @@ CASES = {
     FuseLayerNorm: (lambda: Net(lambda m, x: m.a(m.n(x)), n=nn.LayerNorm(8), a=nn.Linear(8, 8)), TOKENS),
     FuseSiluIntoGroupNorm: (lambda: Net(lambda m, x: F.silu(m.n(m.a(x))), n=norm(), a=conv()), IMAGE),
     FuseActivationIntoQuantizer: (lambda: Net(lambda m, x: m.a(F.gelu(x)), a=conv()), IMAGE),
+    FuseReluIntoQuantizer: (lambda: Net(lambda m, x: m.b(F.relu(m.n(m.a(x)))), a=conv(), n=norm(), b=conv()), IMAGE),
     FuseNormIntoQuantizer: (lambda: Net(lambda m, x: m.a(F.silu(m.n(x))), n=norm(), a=conv()), IMAGE),
     FuseConcatIntoNorm: (
         lambda: Net(lambda m, x: m.b(m.n(torch.cat([m.a(x), x], 1))), a=conv(), n=norm(8), b=conv(8)),
@@ -100,11 +104,42 @@ def test_a_fusion(fusion):
     assert changes_of_a_second_run(fused) == []
 
 
+def rectified_sum(m, x):
+    """As in tiny autoencoders: what is quantized and added later."""
+    h = F.relu(m.a(x))
+    return m.c(F.relu(m.b(h) + h))
+
+
+def test_a_quantizer_that_is_a_relu_writes_the_same_codes():
+    build, x = CASES[FuseReluIntoQuantizer]
+    torch.manual_seed(0)
+    gm = quantized(build(), x)
+    expected, actual = outputs((lower(gm, without=FuseReluIntoQuantizer)[0], lower(gm)[0]), x)
+    assert torch.equal(actual, expected)
+
+
+def test_a_relu_that_is_quantized_and_added_is_computed_by_its_layer_and_the_last_one_by_the_quantizer():
+    torch.manual_seed(0)
+    gm = quantized(Net(rectified_sum, a=conv(), b=conv(), c=conv()), IMAGE)
+    fused, _ = lower(gm)
+    convs = [node for node in fused.graph.nodes if node.target is CONV]
+    assert [conv.kwargs["activation"] for conv in convs] == [Activation.RELU, Activation.NONE, Activation.NONE]
+    assert [conv.kwargs["out_dtype"] for conv in convs] == [torch.float32, torch.uint8, torch.float32]
+    assert torch.ops.aten.relu.default not in {node.target for node in fused.graph.nodes}
+    expected, actual = outputs((gm, fused), IMAGE)
+    assert (actual - expected).abs().max() < 1e-5
+
+
 def nine_parts(m, x):
     return m.b(m.n(torch.cat([m.a(x), *[x] * 8], 1)))
 
 
 REFUSALS = {
+    "a ReLU that is quantized and added": (
+        lambda: Net(rectified_sum, a=conv(), b=conv(), c=conv()),
+        IMAGE,
+        ("b", "the ReLU before its quantizer is also read by aten.add"),
+    ),
     "a norm whose output is summed": (
         lambda: Net(lambda m, x: (lambda h: m.a(h) + h)(m.n(x)), n=norm(), a=conv()),
         IMAGE,

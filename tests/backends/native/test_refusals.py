@@ -17,6 +17,7 @@ from qdiff_fx.backends.native.fusion.fuse_geglu import FuseGeglu
 from qdiff_fx.backends.native.fusion.fuse_norm_into_quantizer import FuseNormIntoQuantizer
 from qdiff_fx.backends.native.fusion.fuse_output_quantizer import FuseOutputQuantizer
 from qdiff_fx.backends.native.fusion.fuse_padding import FusePadding
+from qdiff_fx.backends.native.fusion.fuse_relu_into_quantizer import FuseReluIntoQuantizer
 from qdiff_fx.backends.native.fusion.fuse_residual_code import FuseResidualCode
 from qdiff_fx.backends.native.fusion.fuse_upsampling import FuseUpsampling
 from qdiff_fx.backends.native.fusion.hoist_size import HoistSize
@@ -31,6 +32,7 @@ from qdiff_fx.backends.native.fusion.kernels import (
     layer_behind,
     read_elsewhere,
 )
+from qdiff_fx.backends.native.fusion.look_up_scales import StepNumbers
 from qdiff_fx.ir.annotations import describe, value
 from qdiff_fx.kernels.activations import Activation
 from qdiff_fx.passes.rule import Rule
@@ -301,3 +303,34 @@ def test_the_layer_behind_a_quantizer(hand):
     layer = hand.linear(hand.call((2, 5, 8), aten.permute.default, moved, [0, 1, 2]))
     assert layer_behind(alone) is alone
     assert layer_behind(moved) is layer
+
+
+def test_quantizers_that_are_no_relu(hand):
+    rule = FuseReluIntoQuantizer()
+
+    def quantized_relu(**changes: Any) -> fx.Node:
+        return hand.quantize(hand.call((2, 4, 6, 5), aten.relu.default, image(hand)), **changes)
+
+    assert hand.why(rule, quantized_relu(zero_point=0)) == ""
+    assert hand.why(rule, quantized_relu(zero_point=7, low=7)) == ""
+    assert hand.why(rule, quantized_relu(activation=Activation.SILU.value)) is None
+    computed = "the zero-point of its quantizer is not the lowest code: ReLU is computed"
+    assert hand.why(rule, quantized_relu(zero_point=3)) == computed
+    # A zero-point by the timestep: every row counts.
+    for zero_points, reason in (([0, 0], ""), ([0, 1], computed)):
+        name = f"rows{len(hand.gm.graph.nodes)}"
+        hand.gm.add_module(name, StepNumbers([torch.tensor(zero_points)]))
+        row = hand.gm.graph.call_module(name, (0,))
+        number = hand.call((), operator.getitem, row, 0)
+        assert hand.why(rule, quantized_relu(zero_point=number)) == reason
+
+    # Two quantizers of one ReLU, of which one passes what is negative.
+    first = quantized_relu(zero_point=0)
+    hand.quantize(first.kwargs["x"], zero_point=3)
+    assert hand.why(rule, first) == computed
+    hand.call((2, 4, 6, 5), aten.neg.default, first.kwargs["x"])
+    assert hand.why(rule, first) == "the ReLU before its quantizer is also read by aten.neg"
+    assert hand.why(FuseActivationIntoQuantizer(), first) == "the ReLU before its quantizer is also read by aten.neg"
+    silu = quantized_relu(zero_point=0)
+    hand.quantize(silu.kwargs["x"], zero_point=0, activation=Activation.SILU.value)
+    assert hand.why(rule, silu) == "between ReLU and quantizer lies another activation function"

@@ -1,6 +1,8 @@
-"""SiLU behind a layer is computed by the layer's kernel."""
+"""SiLU or ReLU behind a layer is computed by the layer's kernel."""
 
 from __future__ import annotations
+
+from typing import Any
 
 import torch
 from torch import fx
@@ -10,12 +12,14 @@ from qdiff_fx.kernels.activations import Activation
 from qdiff_fx.passes.rule import Rule
 
 aten = torch.ops.aten
+ACTIVATIONS: dict[Any, Activation] = {aten.silu.default: Activation.SILU, aten.relu.default: Activation.RELU}
+NAMES = {Activation.SILU: "SiLU", Activation.RELU: "ReLU"}
 
 
 class FuseActivationIntoLayer(Rule[fx.Node]):
     """``silu(layer(x))`` → ``layer(x, activation=silu)``."""
 
-    targets = frozenset({aten.silu.default})
+    targets = frozenset(ACTIVATIONS)
 
     def match(self, gm: fx.GraphModule, node: fx.Node) -> fx.Node | None:
         return node if is_open(node.args[0]) else None
@@ -24,8 +28,10 @@ class FuseActivationIntoLayer(Rule[fx.Node]):
         return found.all_input_nodes[0]
 
     def refuse(self, gm: fx.GraphModule, found: fx.Node) -> str:
-        return read_elsewhere("layer's result before SiLU", found.all_input_nodes[0], found)
+        name = NAMES[ACTIVATIONS[found.target]]
+        return read_elsewhere(f"layer's result before {name}", found.all_input_nodes[0], found)
 
     def rewrite(self, gm: fx.GraphModule, found: fx.Node) -> str:
-        fuse_into_epilogue(found.all_input_nodes[0], found, activation=Activation.SILU.value)
-        return "part of the layer"
+        activation = ACTIVATIONS[found.target]
+        fuse_into_epilogue(found.all_input_nodes[0], found, activation=activation.value)
+        return f"{NAMES[activation]} is part of the layer"

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import fx
 
-from qdiff_fx.backends.native.fusion.kernels import QUANTIZERS, layer_behind
+from qdiff_fx.backends.native.fusion.kernels import QUANTIZERS, layer_behind, read_elsewhere
 from qdiff_fx.ir.annotations import value
 from qdiff_fx.kernels.activations import Activation
 from qdiff_fx.passes.rule import Rule
@@ -42,6 +42,10 @@ class FuseActivationIntoQuantizer(Rule[Activated]):
         return layer_behind(node)
 
     def refuse(self, gm: fx.GraphModule, found: Activated) -> str:
+        if found.activation == Activation.RELU:  # cheap: where its floats are read too, the layer before it makes both
+            relu: Any = found.quantize.kwargs["x"]
+            quantizers = [user for user in relu.users if user.target in QUANTIZERS]
+            return read_elsewhere("ReLU before its quantizer", relu, *quantizers)
         features = value(found.source).shape[-1]
         if found.activation == Activation.GEGLU and features % 2:
             return f"its {features} gated features do not halve"
@@ -57,6 +61,8 @@ def _activation(node: Any) -> tuple[Activation, fx.Node] | None:
     target = getattr(node, "target", None)
     if target is aten.silu.default:
         return Activation.SILU, node.args[0]
+    if target is aten.relu.default:
+        return Activation.RELU, node.args[0]
     if target is aten.gelu.default:
         tanh = node.kwargs.get("approximate", node.args[1] if len(node.args) > 1 else "none") == "tanh"
         return (Activation.GELU_TANH if tanh else Activation.GELU), node.args[0]

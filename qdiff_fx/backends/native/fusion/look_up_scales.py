@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import operator
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, fx, nn
 
 from qdiff_fx.ir.annotations import path_of, set_path, set_value
+from qdiff_fx.ir.arguments import operand
 from qdiff_fx.ir.edit import get_attr_tensor
 from qdiff_fx.passes.rule import Rule
 
@@ -55,3 +56,12 @@ class LookUpScales(Rule[list[fx.Node]]):
             lookup.replace_all_uses_with(number)
             gm.graph.erase_node(lookup)
         return f"{len(found)} lookups in {len(names)} tables became one"
+
+
+def values_of(gm: fx.GraphModule, number: Any) -> list[float | int]:
+    """What a number of the lowered graph may be: over all rows of the table it is looked up in, or itself."""
+    if not isinstance(number, fx.Node):
+        return [number]
+    row, column = operand(number), cast(int, number.args[1])
+    table = cast(StepNumbers, gm.get_submodule(str(row.target)))
+    return [each[column] for each in table.rows]

@@ -17,9 +17,10 @@ import torch
 from torch import Tensor, fx
 
 from qdiff_fx.backends.native.fusion.limits import WeightReach
+from qdiff_fx.backends.native.fusion.look_up_scales import values_of
 from qdiff_fx.ir import ops
 from qdiff_fx.ir.annotations import fact, value_or_none
-from qdiff_fx.ir.arguments import bound, operand
+from qdiff_fx.ir.arguments import bound
 from qdiff_fx.ir.edit import get_attr_tensor
 from qdiff_fx.ir.ops import Kind, Layout
 from qdiff_fx.kernels.activations import Activation
@@ -184,11 +185,7 @@ class Magnitudes:
 
     def _numbers(self, number: Any) -> list[float]:
         """The values a number has over the rows of the table it is looked up in."""
-        if not isinstance(number, fx.Node):
-            return [_number(number)]
-        row, column = operand(number), number.args[1]
-        table: Any = self._gm.get_submodule(str(row.target))
-        return [each[column] for each in table.rows]
+        return [_number(each) for each in values_of(self._gm, number)]
 
 
 RULES: dict[Any, Callable[[Magnitudes, fx.Node], float]] = {

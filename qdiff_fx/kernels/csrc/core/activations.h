@@ -126,11 +126,18 @@ QDIFF_INLINE Group<N> gelu_tanh(const Group<N>& x) {
   return x * reciprocal(1.0f + exponential2(-2.30220819f * (x * (1.0f + 0.044715f * x * x))));
 }
 
+// Of NaN it is NaN, and of -0 it is -0, with every instruction set.
+template <int N>
+QDIFF_INLINE Group<N> relu(const Group<N>& x) {
+  return each<N>([&](int i) { return Floats(Ints(x.at[i]) & ~Ints(x.at[i] < 0.0f)); });
+}
+
 template <Activation A, int N>
 QDIFF_INLINE Group<N> activate(const Group<N>& x) {
   if constexpr (A == Activation::silu) return silu(x);
   if constexpr (A == Activation::gelu) return gelu(x);
   if constexpr (A == Activation::gelu_tanh) return gelu_tanh(x);
+  if constexpr (A == Activation::relu) return relu(x);
   return x;
 }
 

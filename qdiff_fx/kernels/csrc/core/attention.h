@@ -8,7 +8,7 @@
 namespace qdiff {
 
 enum class Type : int32_t { f32, f16, bf16, u8, s8 };
-enum class Activation : int32_t { none, silu, gelu, gelu_tanh, geglu };
+enum class Activation : int32_t { none, silu, gelu, gelu_tanh, geglu, relu };
 
 // code = clamp(round(x / scale) + zero_point, low, high)
 struct Quantizer {

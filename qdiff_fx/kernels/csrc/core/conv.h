@@ -280,6 +280,7 @@ void finish_tile(const Conv& p, const ConvSource& last, bool more, const Tile& t
     case Activation::gelu: return finish<Activation::gelu>(p, last, more, t, at);
     case Activation::gelu_tanh: return finish<Activation::gelu_tanh>(p, last, more, t, at);
     case Activation::geglu: return finish<Activation::geglu>(p, last, more, t, at);
+    case Activation::relu: return finish<Activation::relu>(p, last, more, t, at);
     default: return finish<Activation::none>(p, last, more, t, at);
   }
 }

@@ -50,6 +50,7 @@ void pointwise(const Pointwise& p, Tasks& tasks) {
       case Activation::gelu: pointwise_rows<Activation::gelu>(p, begin, end); break;
       case Activation::gelu_tanh: pointwise_rows<Activation::gelu_tanh>(p, begin, end); break;
       case Activation::geglu: pointwise_rows<Activation::geglu>(p, begin, end); break;
+      case Activation::relu: pointwise_rows<Activation::relu>(p, begin, end); break;
       default: pointwise_rows<Activation::none>(p, begin, end);
     }
   }

@@ -1,56 +1,89 @@
 #include "core/pool.h"
 
+#include <algorithm>
 #include <cstdlib>
-#include <map>
+#include <iterator>
 #include <mutex>
 #include <utility>
 #include <vector>
 
 #include "core/error.h"
+#include "core/pages.h"
 
 namespace qdiff {
 namespace {
 
-constexpr size_t kKept = size_t{256} << 20;  // what waits for its next use
+constexpr size_t kMostWaiting = size_t{256} << 20;
+// What may wait beyond what was in use at once at most: pieces of different sizes do not replace each other.
+constexpr size_t kSpare = size_t{64} << 20;
 
 void* allocate(size_t bytes) {
-  void* memory = std::aligned_alloc(64, bytes);
+  void* memory = bytes < kLeastPages ? std::aligned_alloc(64, bytes) : take_pages(bytes);
   QDIFF_CHECK(memory, "qdiff: there is no memory to allocate ", bytes, " bytes for a result");
   return memory;
 }
 
+void release(void* memory, size_t bytes) noexcept { bytes < kLeastPages ? std::free(memory) : give_back_pages(memory, bytes); }
+
+// Pieces in use, and those that wait for their next use. Networks that work on small images first and on large ones
+// afterwards would be left with the pieces of the small ones: those that have waited longest go before new ones come.
 class Pool {
  public:
   void* take(size_t bytes) {
+    std::vector<Piece> gone;
     {
       const std::lock_guard<std::mutex> lock(mutex_);
-      auto& free = free_[bytes];
-      if (!free.empty()) {
-        void* memory = free.back();
-        free.pop_back();
-        kept_ -= bytes;
+      used_ += bytes;
+      most_ = std::max(most_, used_);
+      const auto found = std::find_if(waiting_.rbegin(), waiting_.rend(), [&](const Piece& each) { return each.bytes == bytes; });
+      if (found != waiting_.rend()) {
+        void* memory = found->memory;
+        waiting_bytes_ -= bytes;
+        waiting_.erase(std::next(found).base());
         return memory;
       }
+      gone = leave(most_ + kSpare - used_);
     }
-    return allocate(bytes);
+    for (const Piece& each : gone) release(each.memory, each.bytes);
+    try {
+      return allocate(bytes);
+    } catch (...) {
+      const std::lock_guard<std::mutex> lock(mutex_);
+      used_ -= bytes;
+      throw;
+    }
   }
 
-  void give_back(void* memory, size_t bytes) {
+  void give_back(void* memory, size_t bytes) noexcept {
+    std::vector<Piece> gone;
     {
       const std::lock_guard<std::mutex> lock(mutex_);
-      if (kept_ + bytes <= kKept) {
-        free_[bytes].push_back(memory);
-        kept_ += bytes;
-        return;
-      }
+      used_ -= bytes;
+      waiting_.push_back({memory, bytes});
+      waiting_bytes_ += bytes;
+      gone = leave(kMostWaiting);
     }
-    std::free(memory);
+    for (const Piece& each : gone) release(each.memory, each.bytes);
   }
 
  private:
+  struct Piece {
+    void* memory;
+    size_t bytes;
+  };
+
+  // Those that have to go for no more than so many bytes to wait.
+  std::vector<Piece> leave(size_t most) {
+    auto last = waiting_.begin();
+    for (; waiting_bytes_ > most; ++last) waiting_bytes_ -= last->bytes;
+    std::vector<Piece> gone(waiting_.begin(), last);
+    waiting_.erase(waiting_.begin(), last);
+    return gone;
+  }
+
   std::mutex mutex_;
-  std::map<size_t, std::vector<void*>> free_;
-  size_t kept_ = 0;
+  std::vector<Piece> waiting_;  // the one that has waited longest first
+  size_t used_ = 0, most_ = 0, waiting_bytes_ = 0;
 };
 
 // Never destroyed: tensors may outlive everything else in the process.

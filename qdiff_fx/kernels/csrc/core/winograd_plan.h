@@ -14,7 +14,7 @@ constexpr int64_t kBlockQuads = 16;
 constexpr int64_t kPanel = kBlockChannels;
 constexpr int64_t kWinogradRows = 6;  // tiles multiplied at once
 constexpr int64_t kKeptWeights = int64_t{3} << 19;    // bytes of transformed weights that stay in L2 from chunk to chunk
-constexpr int64_t kSharedInputs = int64_t{32} << 20;  // bytes of transformed inputs that there are at a time
+constexpr int64_t kSharedInputs = int64_t{16} << 20;  // bytes of transformed inputs that there are at a time
 constexpr int64_t kReach = int64_t{1} << 25;
 
 // The input channels of a source in parts of nearly the same size, whole groups each.

@@ -17,7 +17,7 @@ Tensor int_conv(const Tensors& codes, const Floats& scales, const Integers& zero
                   weight_scales.size() == count && weight_sums.size() == count,
               op, ": every source needs codes, scale, zero point, weight, weight scales and weight sums");
   const auto act = checked_activation(
-      activation, {Activation::none, Activation::silu, Activation::gelu, Activation::gelu_tanh}, op);
+      activation, {Activation::none, Activation::silu, Activation::gelu, Activation::gelu_tanh, Activation::relu}, op);
   const auto quantizer = checked_quantizer(out_scale, out_zero_point, out_low, out_high, out_dtype, op);
   const Window window = checked_window(kernel, stride, padding, dilation, enlarge, op);
   return run_layer({codes, scales, zero_points, weights, weight_scales, weight_sums, out_channels, window, false, bias, shift, residual,

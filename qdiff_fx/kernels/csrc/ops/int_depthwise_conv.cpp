@@ -15,7 +15,7 @@ Tensor int_depthwise_conv(const Tensor& codes, double scale, int64_t zero_point,
   QDIFF_CHECK(codes.dim() == 4, op, ": codes must be uint8 (N, C, H, W), not ", dtype_of(codes), " ", sizes_of(codes));
   QDIFF_CHECK(weight.dim() == 3, op, ": the weight must be int8 (h, w, C), not ", dtype_of(weight), " ", sizes_of(weight));
   const auto act = checked_activation(
-      activation, {Activation::none, Activation::silu, Activation::gelu, Activation::gelu_tanh}, op);
+      activation, {Activation::none, Activation::silu, Activation::gelu, Activation::gelu_tanh, Activation::relu}, op);
   const auto quantizer = checked_quantizer(out_scale, out_zero_point, out_low, out_high, out_dtype, op);
   const Integers kernel = {weight.size(0), weight.size(1)}, enlarge = {1, 1};
   const Window window = checked_window(kernel, stride, padding, dilation, enlarge, op);

@@ -26,7 +26,7 @@ Tensor int_linear(const Tensor& codes, double scale, int64_t zero_point, const T
               ": codes must be uint8 (..., I), not ", dtype_of(codes), " ", sizes_of(codes));
   check_within(out_features, 1, kMostElements, "out_features", op);
   const auto act = checked_activation(
-      activation, {Activation::none, Activation::silu, Activation::gelu, Activation::gelu_tanh, Activation::geglu}, op);
+      activation, {Activation::none, Activation::silu, Activation::gelu, Activation::gelu_tanh, Activation::geglu, Activation::relu}, op);
   const auto quantizer = checked_quantizer(out_scale, out_zero_point, out_low, out_high, out_dtype, op);
   const size_t count = act == Activation::geglu ? 2 : 1;
   QDIFF_CHECK(weights.size() == count && weight_scales.size() == count && weight_sums.size() == count, op,

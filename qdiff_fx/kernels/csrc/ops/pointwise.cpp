@@ -53,7 +53,7 @@ Activation checked_pointwise(const Tensor& x, int64_t activation, const char* op
   check_plain(x, op);
   check_float(x, "its input", op);
   const auto act = checked_activation(
-      activation, {Activation::none, Activation::silu, Activation::gelu, Activation::gelu_tanh, Activation::geglu}, op);
+      activation, {Activation::none, Activation::silu, Activation::gelu, Activation::gelu_tanh, Activation::geglu, Activation::relu}, op);
   QDIFF_CHECK(act != Activation::geglu || (x.dim() >= 1 && sizes_of(x).back() % 2 == 0), op, ": geglu expects (..., 2 C), not ",
               sizes_of(x));
   return act;
