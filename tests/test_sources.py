@@ -147,6 +147,13 @@ class TestPythonFile:
         assert list(inputs) == ["x", "t"]
         assert inputs["x"].shape == (3, 1, 4, 6)
 
+    def test_the_network_does_not_run_for_example_inputs(self, tiny: PythonFileSource) -> None:
+        ran: list[object] = []
+        with tiny.unet.register_forward_hook(lambda *call: ran.append(call)):
+            tiny.example_inputs()
+        assert not ran
+        assert not tiny.unet._forward_pre_hooks
+
     def test_calibration_data_are_named_as_forward_names_them(self, tmp_path: Path, tiny: PythonFileSource) -> None:
         text = HANDWRITTEN + "\n    SAMPLE_SHAPE = (1, 4, 4)\n"
         handwritten = resolve(str(write(tmp_path, text, "hand.py")))

@@ -159,12 +159,13 @@ class InFlight:
 
     def _finish(self, run: int, records: Sequence[Record], seen: set[int]) -> None:
         """Show of a run what has not been seen."""
-        for number, record in enumerate(() if self._knows_next() else records):
+        known = self._knows_next()
+        for number, record in enumerate(() if known else records):
             if number not in seen and self._sees(run, number, record):
                 with torch.no_grad():
                     self._prepared(**record.arguments)
         self._done += 1
-        if self._kept is not None and self.possible:
+        if self._kept is not None and self.possible and not known:
             self._kept.saw(self._done)
 
 

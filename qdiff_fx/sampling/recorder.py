@@ -63,13 +63,12 @@ def watching(
 
 
 @contextmanager
-def recording(unet: nn.Module, limit: int | None = None) -> Iterator[list[Call]]:
-    """Every call (or the first ``limit``) made to ``unet`` inside the ``with`` block, in order."""
+def recording(unet: nn.Module) -> Iterator[list[Call]]:
+    """Every call made to ``unet`` inside the ``with`` block, in order."""
     calls: list[Call] = []
 
     def keep(inputs: dict[str, Any], output: Any) -> None:
-        if limit is None or len(calls) < limit:
-            calls.append(Call(inputs, prediction_of(output), timestep_of_call(unet, inputs) or ""))
+        calls.append(Call(inputs, prediction_of(output), timestep_of_call(unet, inputs) or ""))
 
     with watching(unet, after=keep):
         yield calls

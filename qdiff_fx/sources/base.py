@@ -5,7 +5,8 @@ from __future__ import annotations
 import inspect
 import os
 from collections.abc import Sequence
-from typing import Any
+from contextlib import suppress
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -21,10 +22,16 @@ from qdiff_fx.networks import PreparedUNet, QuantizedUNet
 from qdiff_fx.progress import Progress
 from qdiff_fx.sampling import Trajectory
 from qdiff_fx.sampling.denoiser import denoiser_name
-from qdiff_fx.sampling.recorder import Call, as_trajectory, recording
+from qdiff_fx.sampling.recorder import as_trajectory, recording, watching
 from qdiff_fx.sampling.samplers import length_of_schedule
 from qdiff_fx.schedules import schedule_of, with_schedule, without_schedule
 from qdiff_fx.sources.request import SampleRequest
+
+Found = TypeVar("Found")
+
+
+class _SeenEnough(Exception):
+    """Ends a sampler's run."""
 
 
 class SourceError(QDiffError):
@@ -89,16 +96,25 @@ class Source:
             final = self.sample(self.unet, request)
         return as_trajectory(self._seen(calls), final)
 
-    def _seen(self, calls: list[Call]) -> list[Call]:
+    def _seen(self, calls: list[Found]) -> list[Found]:
         if not calls:
             raise SourceError("its sampler never called the network", where=self.identifier)
         return calls
 
     def example_inputs(self, count: int = 2) -> dict[str, Any]:
-        """``forward`` arguments of one call of the network, for ``count`` images."""
-        with recording(self.unet, limit=1) as calls, torch.no_grad():
+        """``forward`` arguments of one call of the network, for ``count`` images.
+
+        Sampling ends there: the network does not run, nor does what comes after it, a decoder of large images say.
+        """
+        seen: list[dict[str, Any]] = []
+
+        def see(inputs: dict[str, Any]) -> None:
+            seen.append(inputs)
+            raise _SeenEnough
+
+        with watching(self.unet, before=see), torch.no_grad(), suppress(_SeenEnough):
             self._call(SampleRequest(count, steps=2))
-        return self._seen(calls)[0].inputs
+        return self._seen(seen)[0]
 
     def calibration_data(
         self,

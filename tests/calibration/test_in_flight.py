@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -34,8 +36,7 @@ def in_twos(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(kept, "SHARE", 1e9)
 
 
-@pytest.fixture
-def unet() -> nn.Module:
+def make_unet() -> nn.Module:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         return UNet2DModel(
@@ -50,8 +51,19 @@ def unet() -> nn.Module:
         ).eval()
 
 
-def prepared(unet: nn.Module) -> nn.Module:
-    return prepare_qdiff(unet, None, {"sample": torch.randn(2, 1, 8, 8), "timestep": torch.tensor([500, 500])})
+@pytest.fixture
+def unet() -> nn.Module:
+    return make_unet()
+
+
+@cache
+def prepared_once() -> nn.Module:
+    return prepare_qdiff(make_unet(), None, {"sample": torch.randn(2, 1, 8, 8), "timestep": torch.tensor([500, 500])})
+
+
+def prepared() -> nn.Module:
+    """One that has seen nothing yet."""
+    return copy.deepcopy(prepared_once())
 
 
 def collect(unet: nn.Module, **options: Any) -> CalibrationData:
@@ -68,9 +80,9 @@ def seen(network: nn.Module) -> dict[str, torch.Tensor]:
     }
 
 
-def afterwards(unet: nn.Module, data: CalibrationData, shown: ShownCalls = ALL, records: int = STEPS) -> dict[str, Any]:
+def afterwards(data: CalibrationData, shown: ShownCalls = ALL, records: int = STEPS) -> dict[str, Any]:
     """What observers see of the records, once all have been drawn."""
-    network = prepared(unet)
+    network = prepared()
     calls = [data[at] for at in range(len(data)) if shown.shows(at // records, at % records)]
     calibrate(network, calls, progress=False)
     return seen(network)
@@ -83,26 +95,26 @@ def assert_same(found: dict[str, torch.Tensor], expected: dict[str, torch.Tensor
 
 @pytest.mark.parametrize("shown", [ALL, SOME])
 def test_they_see_what_the_records_would_have_shown_them(unet: nn.Module, shown: ShownCalls) -> None:
-    network, calls = prepared(unet), list[int]()
+    network, calls = prepared(), list[int]()
     network.register_forward_pre_hook(lambda module, args: calls.append(1))
     observing = InFlight(network, shown)
     data = collect(unet, observing=observing)
     assert observing.possible
     assert len(calls) == shown.calls
     assert "forward" not in vars(unet)
-    assert_same(seen(network), afterwards(unet, data, shown))
+    assert_same(seen(network), afterwards(data, shown))
 
 
 def test_the_last_call_of_a_trajectory_is_seen_whoever_counts_its_steps(unet: nn.Module) -> None:
     """Heun's method calls the network nearly twice as often as it has steps."""
-    observing = InFlight(network := prepared(unet), ShownCalls(1, 2, None, 2))
+    observing = InFlight(network := prepared(), ShownCalls(1, 2, None, 2))
     data = collect(unet, observing=observing, scheduler=HeunDiscreteScheduler(), num_samples=2, every=3)
     assert float(data[-1]["timestep"][0]) == 0
-    assert_same(seen(network), afterwards(unet, data, records=len(data)))
+    assert_same(seen(network), afterwards(data, records=len(data)))
 
 
 def test_where_timesteps_are_none_of_a_schedule_they_see_nothing_yet(unet: nn.Module) -> None:
-    observing = InFlight(network := prepared(unet), ALL)
+    observing = InFlight(network := prepared(), ALL)
     before = seen(network)
     collect(unet, observing=observing, scheduler=DDIMScheduler(num_train_timesteps=20))
     assert observing.possible is False
@@ -129,9 +141,9 @@ def test_goes_on_to_the_same_end(
     unet: nn.Module, lost: str, runs: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     records, statistics = tmp_path / "records", tmp_path / "statistics"
-    whole = InFlight(network := prepared(unet), SOME)
+    whole = InFlight(network := prepared(), SOME)
     data = collect(unet, observing=whole)
-    killed = InFlight(prepared(unet), SOME, statistics)
+    killed = InFlight(prepared(), SOME, statistics)
     with monkeypatch.context() as patch:
         patch.setattr(TrajectoryRecorder, "_see", killed_after(runs))
         with pytest.raises(KeyboardInterrupt):
@@ -140,22 +152,27 @@ def test_goes_on_to_the_same_end(
         (statistics / "statistics.safetensors").unlink(missing_ok=True)
     if lost == "records" and runs:
         (records / f"samples-{2 * (runs - 1):06d}" / "calibration.safetensors").unlink()
-    again = prepared(unet)
+    once_more = InFlight(prepared(), SOME, statistics)
+    with monkeypatch.context() as patch:
+        patch.setattr(TrajectoryRecorder, "_see", killed_after(0))  # goes over what is known, and is killed again
+        with pytest.raises(KeyboardInterrupt):
+            collect(unet, observing=once_more, resume_dir=records)
+    again = prepared()
     found = collect(unet, observing=InFlight(again, SOME, statistics), resume_dir=records)
     assert_same(seen(again), seen(network))
     assert [float(batch["sample"].sum()) for batch in found] == [float(batch["sample"].sum()) for batch in data]
 
 
 def test_statistics_of_other_trajectories_are_refused(unet: nn.Module, tmp_path: Path) -> None:
-    collect(unet, observing=InFlight(prepared(unet), SOME, tmp_path))
+    collect(unet, observing=InFlight(prepared(), SOME, tmp_path))
     with pytest.raises(ArtifactError, match="begun with another set of batches"):
-        collect(unet, observing=InFlight(prepared(unet), SOME, tmp_path), seed=6)
+        collect(unet, observing=InFlight(prepared(), SOME, tmp_path), seed=6)
     with pytest.raises(ArtifactError, match="begun with another set of batches"):
-        collect(unet, observing=InFlight(prepared(unet), ALL, tmp_path))
+        collect(unet, observing=InFlight(prepared(), ALL, tmp_path))
 
 
 def test_a_network_that_gives_no_numbers_is_left_as_it_was(unet: nn.Module) -> None:
-    observing = InFlight(prepared(unet), ALL)
+    observing = InFlight(prepared(), ALL)
     with torch.no_grad():
         unet.conv_out.bias.fill_(torch.nan)
     with pytest.raises(CalibrationError, match="the network gives NaN"):

@@ -44,12 +44,13 @@ def test_recorded_data_are_told_apart_by_the_timestep_behind_the_label() -> None
     assert len(list(data.batches(2))) == 4
 
 
-def test_only_the_first_calls_are_kept() -> None:
+def test_calls_are_kept_as_long_as_it_is_watched() -> None:
     network = LabelSecond()
-    with recording(network, limit=1) as calls:
+    with recording(network) as calls:
         network(X, C, T)
         network(X, C, t=T)
-    assert len(calls) == 1
+    network(X, C, T)
+    assert len(calls) == 2
     assert not network._forward_hooks
     assert not network._forward_pre_hooks
 
