@@ -23,6 +23,7 @@ from qdiff_fx.calibration.recorder import TrajectoryRecorder
 from qdiff_fx.errors import ArtifactError, CalibrationError
 from qdiff_fx.observers import Observer
 
+EXAMPLE = {"sample": torch.zeros(2, 1, 8, 8), "timestep": torch.tensor([500, 500])}
 RUNS, STEPS = 3, 4
 ALL = ShownCalls(RUNS, STEPS, None, 2)
 SOME = ShownCalls(RUNS, STEPS, 2 * STEPS, 2)
@@ -58,7 +59,7 @@ def unet() -> nn.Module:
 
 @cache
 def prepared_once() -> nn.Module:
-    return prepare_qdiff(make_unet(), None, {"sample": torch.randn(2, 1, 8, 8), "timestep": torch.tensor([500, 500])})
+    return prepare_qdiff(make_unet(), None, EXAMPLE)
 
 
 def prepared() -> nn.Module:
@@ -172,7 +173,7 @@ def test_statistics_of_other_trajectories_are_refused(unet: nn.Module, tmp_path:
 
 
 def test_a_network_that_gives_no_numbers_is_left_as_it_was(unet: nn.Module) -> None:
-    observing = InFlight(prepared(), ALL)
+    observing = InFlight(prepare_qdiff(unet, None, EXAMPLE), ALL)
     with torch.no_grad():
         unet.conv_out.bias.fill_(torch.nan)
     with pytest.raises(CalibrationError, match="the network gives NaN"):
