@@ -23,7 +23,7 @@ def artifact_cache(chosen: Path | None) -> Iterator[Path]:
 
 def artifact_folder(cache: Path, network: Network, contender: Contender) -> Path | None:
     """Where the contender's prepared network belongs; None when it needs none."""
-    return cache / network.name / contender.artifact if contender.artifact else None
+    return cache / network.folder / contender.artifact if contender.artifact else None
 
 
 def ensure_artifact(

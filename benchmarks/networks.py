@@ -20,6 +20,8 @@ from torch import nn
 from torch.utils._pytree import tree_map
 from torch.utils.flop_counter import FlopCounterMode
 
+from qdiff_fx.evaluation import predict
+
 SHARED_VARIABLE = "QDIFF_SHARED"
 WEIGHT_SEED = 0
 
@@ -77,6 +79,17 @@ class Network:
             inputs["added_cond_kwargs"] = {name: normal(*shape) for name, shape in self.added}
         return inputs
 
+    @property
+    def folder(self) -> str:
+        """Where what is prepared of it belongs; networks of the same weights share it."""
+        return self.name
+
+    def predict(
+        self, run: Callable[..., Any], sample: torch.Tensor, timestep: Any = None, **conditioning: Any
+    ) -> torch.Tensor:
+        """What the network, or what stands for it, makes of one step's inputs."""
+        return predict(run, sample, timestep, **conditioning)
+
     def work(self) -> Work:
         """The floating-point operations of one step, counted on tensors without storage."""
         inputs = tree_map(lambda tensor: tensor.to("meta"), self.inputs())
@@ -89,9 +102,12 @@ class Network:
 
 def get_network(name: str) -> Network:
     """The network of that name; raises ValueError with the known names."""
-    if name not in NETWORKS:
-        raise ValueError(f"unknown model {name!r}; known: {', '.join(NETWORKS)}")
-    return NETWORKS[name]
+    from benchmarks.decoders import DECODERS  # which are networks themselves
+
+    known = {**NETWORKS, **DECODERS}
+    if name not in known:
+        raise ValueError(f"unknown model {name!r}; known: {', '.join(known)}")
+    return known[name]
 
 
 def shared_folder() -> Path:
@@ -128,7 +144,7 @@ def _digits(meta: bool) -> nn.Module:
     return unet.to("meta") if meta else unet
 
 
-def _random(make: Callable[[], Any]) -> Callable[[bool], nn.Module]:
+def randomly(make: Callable[[], Any]) -> Callable[[bool], nn.Module]:
     """A builder that fills the network with random weights, skipping the slow default initialisation."""
 
     def build(meta: bool) -> nn.Module:
@@ -248,12 +264,12 @@ NETWORKS = {
     for network in (
         Network("anime", _anime, batch=4, sample_shape=(3, 64, 64), num_train_timesteps=300),
         Network("anime-b1", _anime, batch=1, sample_shape=(3, 64, 64), num_train_timesteps=300),
-        Network("cifar10", _random(_cifar10), batch=4, sample_shape=(3, 32, 32)),
-        Network("cifar10-b1", _random(_cifar10), batch=1, sample_shape=(3, 32, 32)),
-        Network("sd15", _random(_sd15), 2, (4, 64, 64), context_shape=(77, 768), together=3),
+        Network("cifar10", randomly(_cifar10), batch=4, sample_shape=(3, 32, 32)),
+        Network("cifar10-b1", randomly(_cifar10), batch=1, sample_shape=(3, 32, 32)),
+        Network("sd15", randomly(_sd15), 2, (4, 64, 64), context_shape=(77, 768), together=3),
         Network("digits", _digits, batch=4, sample_shape=(1, 32, 32), context_shape=(4, 64)),
-        Network("sd-tiny", _random(_sd_tiny), 2, (4, 16, 16), context_shape=(8, 32)),
-        Network("sdxl", _random(_sdxl), 2, (4, 128, 128), (77, 2048), together=1, dtype=HALF, added=SDXL_ADDED),
-        Network("sdxl-tiny", _random(_sdxl_tiny), 2, (4, 16, 16), (8, 32), dtype=HALF, added=SDXL_TINY_ADDED),
+        Network("sd-tiny", randomly(_sd_tiny), 2, (4, 16, 16), context_shape=(8, 32)),
+        Network("sdxl", randomly(_sdxl), 2, (4, 128, 128), (77, 2048), together=1, dtype=HALF, added=SDXL_ADDED),
+        Network("sdxl-tiny", randomly(_sdxl_tiny), 2, (4, 16, 16), (8, 32), dtype=HALF, added=SDXL_TINY_ADDED),
     )
 }

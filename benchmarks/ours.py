@@ -14,7 +14,6 @@ from torch import nn
 from benchmarks.contender import Batch, Predict
 from benchmarks.networks import Network
 from benchmarks.variants import DEFAULT_VARIANT, make_config, reconstruction_of
-from qdiff_fx.evaluation import predict
 
 OURS = ("reference", "native", "inductor", "x86", "qnnpack")
 DTYPES = {"f32": torch.float32, "f16": torch.float16, "bf16": torch.bfloat16}
@@ -45,4 +44,4 @@ class Ours:
         from qdiff_fx import load_qdiff
 
         options: dict[str, Any] = {"compute_dtype": DTYPES[self.dtype]} if self.dtype else {}
-        return partial(predict, load_qdiff(folder, backend=self.backend, **options))
+        return partial(network.predict, load_qdiff(folder, backend=self.backend, **options))

@@ -12,7 +12,6 @@ from torch import nn
 
 from benchmarks.contender import Batch, Predict
 from benchmarks.networks import Network
-from qdiff_fx.evaluation import predict
 
 Hint = Literal["f32", "bf16"]
 Preset = Literal["float", "default", "transformer"]
@@ -39,7 +38,7 @@ class OpenVINO:
     def prepare(self, unet: nn.Module, network: Network, batches: Iterable[Batch], folder: Path) -> None:
         import openvino
 
-        model = openvino.convert_model(_export(unet, network.inputs()))
+        model = openvino.convert_model(_export(unet, network))
         if self.preset != "float":
             model = _quantize(model, self.preset, batches)
         folder.mkdir(parents=True, exist_ok=True)
@@ -56,8 +55,9 @@ class OpenVINO:
         compiled = openvino.Core().compile_model(folder / MODEL_FILE, "CPU", settings)
         request = compiled.create_infer_request()
 
-        def step(sample: torch.Tensor, timestep: Any, **conditioning: torch.Tensor) -> torch.Tensor:
-            batch = {"sample": sample, "timestep": timestep, **conditioning}
+        def step(sample: torch.Tensor, timestep: Any = None, **conditioning: torch.Tensor) -> torch.Tensor:
+            given = {} if timestep is None else {"timestep": timestep}
+            batch = {"sample": sample, **given, **conditioning}
             request.infer(_arrays(batch), share_inputs=True)
             return torch.from_numpy(request.get_output_tensor().data.copy())
 
@@ -67,18 +67,18 @@ class OpenVINO:
 class _Positional(nn.Module):
     """The network with positional tensor inputs and a tensor output: what an exporter likes best."""
 
-    def __init__(self, unet: nn.Module, conditioning: list[str]):
+    def __init__(self, unet: nn.Module, network: Network, names: list[str]):
         super().__init__()
-        self.unet, self.conditioning = unet, conditioning
+        self.unet, self.network, self.names = unet, network, names
 
-    def forward(self, sample: torch.Tensor, timestep: torch.Tensor, *rest: torch.Tensor) -> torch.Tensor:
-        return predict(self.unet, sample, timestep, **dict(zip(self.conditioning, rest, strict=True)))
+    def forward(self, *inputs: torch.Tensor) -> torch.Tensor:
+        return self.network.predict(self.unet, **dict(zip(self.names, inputs, strict=True)))
 
 
-def _export(unet: nn.Module, inputs: dict[str, torch.Tensor]) -> torch.export.ExportedProgram:
-    conditioning = [name for name in inputs if name not in ("sample", "timestep")]
+def _export(unet: nn.Module, network: Network) -> torch.export.ExportedProgram:
+    inputs = network.inputs()
     with torch.no_grad():
-        return torch.export.export(_Positional(unet, conditioning), tuple(inputs.values()), strict=False)
+        return torch.export.export(_Positional(unet, network, list(inputs)), tuple(inputs.values()), strict=False)
 
 
 def _quantize(model: Any, preset: Preset, batches: Iterable[Batch]) -> Any:
@@ -91,9 +91,9 @@ def _quantize(model: Any, preset: Preset, batches: Iterable[Batch]) -> Any:
 
 def _arrays(batch: Batch) -> list[Any]:
     """The inputs in their order, as numpy arrays; a scalar timestep is repeated for every image."""
-    images = batch["sample"].shape[0]
     values = dict(batch)
-    values["timestep"] = torch.as_tensor(batch["timestep"]).expand(images).contiguous()
+    if "timestep" in batch:
+        values["timestep"] = torch.as_tensor(batch["timestep"]).expand(batch["sample"].shape[0]).contiguous()
     return [value.numpy() for value in values.values()]
 
 

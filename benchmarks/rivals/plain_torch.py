@@ -12,7 +12,6 @@ from torch import nn
 
 from benchmarks.contender import Batch, Predict
 from benchmarks.networks import Network
-from qdiff_fx.evaluation import predict
 
 
 @dataclass(frozen=True)
@@ -33,9 +32,9 @@ class PlainTorch:
         unet: Any = network.build(False).to(self.dtype)
         run = torch.compile(unet) if self.compiled else unet
 
-        def step(sample: torch.Tensor, timestep: Any, **conditioning: torch.Tensor) -> torch.Tensor:
+        def step(sample: torch.Tensor, timestep: Any = None, **conditioning: torch.Tensor) -> torch.Tensor:
             cast = {name: tensor.to(self.dtype) for name, tensor in conditioning.items()}
-            return predict(run, sample.to(self.dtype), timestep, **cast).float()
+            return network.predict(run, sample.to(self.dtype), timestep, **cast).float()
 
         return step
 

@@ -1,0 +1,92 @@
+"""The decoders that are measured: from latents to a picture, with no timestep anywhere."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from diffusers import AutoencoderKL
+from torch import nn
+
+from benchmarks.networks import Network, randomly, shared_module
+from qdiff_fx.sampling.prediction import prediction_of
+
+
+@dataclass(frozen=True)
+class Decoder(Network):
+    """A decoder and the latents of one picture.
+
+    Attributes:
+        weights: what decoders of the same weights share; its name by default.
+    """
+
+    weights: str = ""
+
+    @property
+    def folder(self) -> str:
+        return self.weights or self.name
+
+    def inputs(self, seed: int = 0) -> dict[str, Any]:
+        """Unit-normal latents."""
+        generator = torch.Generator().manual_seed(seed)
+        return {"sample": torch.randn(self.batch, *self.sample_shape, generator=generator)}
+
+    def predict(
+        self, run: Callable[..., Any], sample: torch.Tensor, timestep: Any = None, **conditioning: Any
+    ) -> torch.Tensor:
+        return prediction_of(run(sample))
+
+
+class _OfLatents(nn.Module):
+    """A decoder whose only argument has the name that latents have here."""
+
+    def __init__(self, decoder: nn.Module):
+        super().__init__()
+        self.decoder = decoder
+
+    def forward(self, sample: torch.Tensor) -> torch.Tensor:
+        picture: torch.Tensor = self.decoder(sample)
+        return picture
+
+
+def _taef2(meta: bool) -> nn.Module:
+    module = shared_module("taef2")
+    if not meta:
+        return _OfLatents(module.load_decoder())
+    with torch.device("meta"):
+        return _OfLatents(module.build_decoder())
+
+
+def _vae(**changes: Any) -> Any:
+    """The decoder of Stable Diffusion 1.5 (49.5 M parameters)."""
+    channels = changes.get("block_out_channels", (128, 256, 512, 512))
+    config: dict[str, Any] = {
+        "latent_channels": 4,
+        "block_out_channels": channels,
+        "down_block_types": ("DownEncoderBlock2D",) * len(channels),
+        "up_block_types": ("UpDecoderBlock2D",) * len(channels),
+        "layers_per_block": 2,
+        "norm_num_groups": 32,
+    }
+    autoencoder: Any = AutoencoderKL(**(config | changes))
+    return autoencoder.decoder
+
+
+def _vae_tiny() -> Any:
+    """Its layout at a thousandth of its size, to try the machinery on."""
+    return _vae(block_out_channels=(8, 16), layers_per_block=1, norm_num_groups=4)
+
+
+TINY_LATENTS = 32
+
+DECODERS = {
+    decoder.name: decoder
+    for decoder in (
+        Decoder("taef2-256", _taef2, 1, (TINY_LATENTS, 32, 32), weights="taef2"),
+        Decoder("taef2-512", _taef2, 1, (TINY_LATENTS, 64, 64), weights="taef2"),
+        Decoder("vae-sd15", randomly(_vae), 1, (4, 64, 64), together=3),
+        Decoder("vae-tiny", randomly(_vae_tiny), 1, (4, 8, 8)),
+    )
+}
