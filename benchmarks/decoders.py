@@ -54,9 +54,9 @@ class _OfLatents(nn.Module):
 def _taef2(meta: bool) -> nn.Module:
     module = shared_module("taef2")
     if not meta:
-        return _OfLatents(module.load_decoder())
+        return _OfLatents(module.load_decoder()).eval()
     with torch.device("meta"):
-        return _OfLatents(module.build_decoder())
+        return _OfLatents(module.build_decoder()).eval()
 
 
 def _vae(**changes: Any) -> Any:

@@ -25,6 +25,7 @@ import torch
 import typer
 from safetensors.torch import save_file
 
+from benchmarks.memory import peak_rss_bytes
 from benchmarks.networks import WEIGHT_SEED, Network, fill_tensor, get_network
 from benchmarks.output import Column, number, print_table, write_json
 from benchmarks.rivals.openvino import OpenVINO, Preset
@@ -76,7 +77,7 @@ class Costs:
         wall, processor = time.perf_counter(), time.process_time()
         result = work()
         seconds, spent = time.perf_counter() - wall, time.process_time() - processor
-        self.rows.append(CostRow(phase, seconds, spent, self.step and spent / self.step, peak_memory()))
+        self.rows.append(CostRow(phase, seconds, spent, self.step and spent / self.step, peak_rss_bytes()))
         return result
 
     def add_up(self, phase: str, *, after: str) -> None:
@@ -84,13 +85,7 @@ class Costs:
         last = next(index for index, row in enumerate(self.rows) if row.phase == after)
         some = self.rows[last + 1 :]
         seconds, spent = sum(row.seconds for row in some), sum(row.processor for row in some)
-        self.rows.append(CostRow(phase, seconds, spent, self.step and spent / self.step, peak_memory()))
-
-
-def peak_memory() -> int:
-    """Bytes, the largest resident set of this process so far."""
-    status = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
-    return int(status["VmHWM"].split()[0]) * 1024
+        self.rows.append(CostRow(phase, seconds, spent, self.step and spent / self.step, peak_rss_bytes()))
 
 
 def quantize(network: Network, weight_bits: int, rows: int, rounding: WeightRounding, costs: Costs) -> None:

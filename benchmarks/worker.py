@@ -12,7 +12,6 @@ import argparse
 import gc
 import json
 import os
-import resource
 import sys
 import time
 from collections.abc import Iterator
@@ -25,6 +24,7 @@ import torch
 from benchmarks.artifacts import artifact_folder, ensure_artifact
 from benchmarks.contender import Batch, Predict
 from benchmarks.lineup import get_contender
+from benchmarks.memory import peak_rss_bytes, resident_rss_bytes
 from benchmarks.networks import get_network
 
 
@@ -67,20 +67,6 @@ def serve(predict: Predict, inputs: Batch, requests: TextIO, answers: TextIO) ->
         _answer(answers, seconds=_timed(predict, inputs), idle_cpu_seconds=idle_cpu)
         idle_since = time.process_time()
     _answer(answers, peak_rss_bytes=peak_rss_bytes(), resident_rss_bytes=resident_rss_bytes())
-
-
-def peak_rss_bytes() -> int:
-    """The largest resident set this process ever had."""
-    unit = 1 if sys.platform == "darwin" else 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
-
-
-def resident_rss_bytes() -> int | None:
-    """The resident set now; None where the system does not tell."""
-    statistics = Path("/proc/self/statm")
-    if not statistics.is_file():
-        return None
-    return int(statistics.read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
 
 
 def _timed(predict: Predict, inputs: Batch) -> float:
