@@ -28,7 +28,7 @@ from qdiff_fx.networks import PreparedUNet
 from qdiff_fx.sources import SampleRequest, resolve
 from qdiff_fx.weight_rounding import jobs
 from qdiff_fx.workflow.job import Job
-from qdiff_fx.workflow.run import prepare
+from qdiff_fx.workflow.phases import prepare
 
 CALIBRATED, JUDGED = 1, (2, 3)
 POSITIONS = (0.5, 1, 2, 3, 6)

@@ -75,7 +75,11 @@ _HOMES = {
 }
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
 # What diffusers looks for here when it loads a pipeline that was saved; not for others.
-_COMPONENTS = {"DigitEmbedding": "bundled.modules"}
+_COMPONENTS = {
+    "DigitEmbedding": "bundled.modules",
+    "QuantizedAutoencoderKL": "networks.autoencoder",
+    "QuantizedAutoencoderTiny": "networks.autoencoder",
+}
 
 
 def __getattr__(name: str) -> Any:

@@ -204,7 +204,10 @@ def _dtype(model: nn.Module) -> torch.dtype:
 def _json_config(config: Any) -> dict[str, Any]:
     """The entries of a network's config that JSON can hold, tuples as lists."""
     if not isinstance(config, Mapping):
-        return {}
+        of_transformers = getattr(config, "to_dict", None)
+        known = of_transformers() if callable(of_transformers) and not isinstance(config, type) else {}
+        # Where it was loaded from is nobody's business.
+        config = {name: value for name, value in known.items() if not name.startswith("_")}
     kept = {str(key): _json_value(value) for key, value in config.items()}
     return {key: value for key, value in kept.items() if value is not _NOT_JSON}
 

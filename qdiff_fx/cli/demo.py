@@ -27,7 +27,7 @@ from qdiff_fx.report.sheet import save_sheet
 from qdiff_fx.sources import DigitsSource, SampleRequest, Source
 from qdiff_fx.storage.artifact import artifact_bytes
 from qdiff_fx.workflow.job import Job, WorkFolder
-from qdiff_fx.workflow.run import build_kernels, decide, draw, prepare, save
+from qdiff_fx.workflow.phases import build_kernels, decide, draw, prepare, save
 
 FLOAT = "FP32"
 WEIGHT_BITS = {"W8A8": 8, "W4A8": 4}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any, get_args
@@ -26,6 +27,7 @@ from qdiff_fx.cli.options import (
     load_source,
 )
 from qdiff_fx.cli.output import Output, speaking_for_all
+from qdiff_fx.cli.parts import check_pipeline_target, parse_parts, pipeline_figures, report_pipeline
 from qdiff_fx.cli.rules import parse_rule
 from qdiff_fx.cli.schedule_file import read_schedule
 from qdiff_fx.config import QDiffConfig, SplitPolicy, WeightRounding
@@ -43,6 +45,8 @@ from qdiff_fx.workflow.amounts import parse_bytes, parse_rows, parse_seconds
 from qdiff_fx.workflow.estimate import Estimate
 from qdiff_fx.workflow.job import Job
 from qdiff_fx.workflow.one_call import MOST_SAMPLES
+from qdiff_fx.workflow.phases import Decided
+from qdiff_fx.workflow.pipeline import DonePipeline, quantize_pipeline
 from qdiff_fx.workflow.run import Done
 from qdiff_fx.workflow.run import quantize as run_job
 
@@ -121,9 +125,17 @@ def quantize(
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Time a step, say what everything will take, and stop there.")
     ] = False,
+    parts: Annotated[
+        str | None,
+        typer.Option(
+            "--parts",
+            metavar="LIST|all",
+            help="unet,vae,text,encoder: save the whole pipeline, with these parts of it quantized; vae=w4a8 says how.",
+        ),
+    ] = None,
     json: Json = None,
 ) -> None:
-    """Quantize a network and save it as one self-contained folder."""
+    """Quantize a network, or the parts of a pipeline, and save it as one self-contained folder."""
     given = {
         "weight_bits": weight_bits,
         "act_bits": act_bits,
@@ -142,14 +154,19 @@ def quantize(
     count = MOST_SAMPLES if budget and open_ else samples
     placed = None if schedule is None else read_schedule(schedule)
     request = SampleRequest(count, steps if placed is None else len(placed), seed, schedule=placed)
-    job = Job(config, request, every, parse_rows(rows), backend, learning, seconds, at_most=open_)
+    network, others = (True, ()) if parts is None else parse_parts(parts)
+    job = Job(config, request, every, parse_rows(rows), backend, learning, seconds, open_, others, network)
     cap = None if memory is None else parse_bytes(memory, "--memory")
-    check_target(out)
+    if parts is None:
+        check_target(out)
+    else:
+        check_pipeline_target(out)
     with started_together() as workers, speaking_for_all(workers):
         output = Output(json, silent=not workers.leads)
         # A dry run leaves nothing behind.
         folders = {} if dry_run else {"resume_dir": resume, "samples_dir": calibration}
-        _run((source, prompt, prompts), job, out, output, workers, dry_run, memory_bytes=cap, **folders)
+        whole = parts is not None
+        _run((source, prompt, prompts), job, out, output, workers, dry_run, whole, memory_bytes=cap, **folders)
 
 
 def _run(
@@ -159,6 +176,7 @@ def _run(
     output: Output,
     workers: Workers,
     dry_run: bool,
+    whole: bool,
     **more: Any,
 ) -> None:
     announced: list[tuple[Estimate, Job]] = []
@@ -175,30 +193,37 @@ def _run(
             origin.scheduler_for(job.request)  # another scheduler's schedule is refused before the hours of work
         if origin.takes_prompts and not any(named[1:]):
             output.note("no --prompts: calibrating on captions that come with the package")
-        done = run_job(origin, job, out, announce=announce, workers=workers, progress=progress, **more)
+        run: Callable[..., Done | DonePipeline | None] = quantize_pipeline if whole else run_job
+        done = run(origin, job, out, announce=announce, workers=workers, progress=progress, **more)
     if not workers.leads:
         return
     ((estimate, job),) = announced
     if done is None:
         output.figures({"source": origin.identifier, "estimate": estimate_figures(estimate, job)})
         return
-    _report(done, out, output)
+    decided = done.decided or Decided(None, None)
+    _report(decided, output)
+    if isinstance(done, Done):
+        output.show(float_layers_table(done.quantized.explain().rows, "quantized"))
+        output.show(f"wrote {out}: {megabytes(artifact_bytes(out))}")
+        figures = _figures(done.quantized, out)
+    else:
+        report_pipeline(done, out, output)
+        figures = pipeline_figures(done, out, origin.identifier)
     output.show(taken_table(estimate, progress.taken))
-    figures = _figures(done.quantized, out) | {"estimate": estimate_figures(estimate, job, progress.taken)}
-    if done.decided.rounding is not None:
-        figures["rounding"] = {"to_nearest": done.decided.rounding.refused, "short": done.decided.rounding.short}
-    if done.decided.reconstruction is not None:
-        figures["reconstruction"] = [unit.to_json() for unit in done.decided.reconstruction.units]
+    figures["estimate"] = estimate_figures(estimate, job, progress.taken)
+    if decided.rounding is not None:
+        figures["rounding"] = {"to_nearest": decided.rounding.refused, "short": decided.rounding.short}
+    if decided.reconstruction is not None:
+        figures["reconstruction"] = [unit.to_json() for unit in decided.reconstruction.units]
     output.figures(figures)
 
 
-def _report(done: Done, out: Path, output: Output) -> None:
-    if done.decided.rounding is not None:
-        _report_rounding(done.decided.rounding, output)
-    if done.decided.reconstruction is not None:
-        output.show(reconstruction_line(done.decided.reconstruction))
-    output.show(float_layers_table(done.quantized.explain().rows, "quantized"))
-    output.show(f"wrote {out}: {megabytes(artifact_bytes(out))}")
+def _report(decided: Decided, output: Output) -> None:
+    if decided.rounding is not None:
+        _report_rounding(decided.rounding, output)
+    if decided.reconstruction is not None:
+        output.show(reconstruction_line(decided.reconstruction))
 
 
 def _report_rounding(found: RoundingReport, output: Output) -> None:

@@ -13,9 +13,9 @@ from qdiff_fx.sources import DIGITS, SampleRequest, Source
 STEPS = 25
 
 
-def request_of(quantized: QuantizedUNet, count: int, steps: int | None, seed: int) -> SampleRequest:
+def request_of(quantized: QuantizedUNet | None, count: int, steps: int | None, seed: int) -> SampleRequest:
     """So many images, by as many uniform steps; where none are given, by the steps that the folder keeps."""
-    if steps is None and quantized.schedule is not None:
+    if steps is None and quantized is not None and quantized.schedule is not None:
         return SampleRequest(count, len(quantized.schedule), seed, schedule=quantized.schedule)
     return SampleRequest(count, steps or STEPS, seed)
 

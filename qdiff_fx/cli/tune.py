@@ -33,7 +33,7 @@ from qdiff_fx.sources import SampleRequest
 from qdiff_fx.tuning import DEFAULT_BITS, Budget, Tuned, share_sensitivity, tune
 from qdiff_fx.workflow.amounts import parse_bytes, parse_seconds, parse_share
 from qdiff_fx.workflow.job import Job, WorkFolder
-from qdiff_fx.workflow.run import build_kernels, draw, prepare
+from qdiff_fx.workflow.phases import build_kernels, draw, prepare
 from qdiff_fx.workflow.shared import calibrate_together
 
 MOST_NOISE = 10

@@ -12,6 +12,7 @@ from qdiff_fx.atomic import write_text
 from qdiff_fx.errors import ArtifactError, ConfigError
 from qdiff_fx.integrations.model_card import model_card
 from qdiff_fx.networks import QuantizedUNet
+from qdiff_fx.sources.parts import all_quantized
 from qdiff_fx.storage.artifact import artifact_bytes, save_artifact
 from qdiff_fx.storage.component import network_in, save_component
 from qdiff_fx.storage.hub import HUB_ID
@@ -51,7 +52,7 @@ def push_to_hub(
     """
     if not HUB_ID.fullmatch(repository):
         raise ConfigError(f"{repository!r} is not the name of a repository", where="repository", fix="Write owner/name")
-    component, network = _network_of(quantized)
+    component, network, others = _network_of(quantized)
     with TemporaryDirectory() as above:
         folder = Path(above) / "repository"
         artifact = network.to_artifact()
@@ -59,30 +60,42 @@ def push_to_hub(
             artifact = replace(artifact, source=base_model)  # where it lay on this machine is nobody's business
         if component:
             quantized.save_pretrained(folder)
-            save_component(artifact, folder / component)
-        else:
+        if not component:
             save_artifact(artifact, folder)
-        size = artifact_bytes(network_in(folder / component))
+        elif "." not in component:  # what is inside an autoencoder does not record where it comes from
+            save_component(artifact, folder / component)
         card = model_card(
-            network, repository, component=component, size=size, base_model=base_model, license=license, figures=figures
+            network,
+            repository,
+            component=component,
+            others=others,
+            size=artifact_bytes(_saved_in(folder, component)),
+            base_model=base_model,
+            license=license,
+            figures=figures,
         )
         write_text(folder / CARD, card)
         return _upload(folder, repository, private, token, revision, create_pr, commit_message)
 
 
-def _network_of(quantized: Any) -> tuple[str, QuantizedUNet]:
-    """The network, and what its pipeline calls it."""
+def _saved_in(folder: Path, component: str) -> Path:
+    outer, _, inside = component.partition(".")
+    return folder / outer / f"{inside}.qdiff" if inside else network_in(folder / outer)
+
+
+def _network_of(quantized: Any) -> tuple[str, QuantizedUNet, list[str]]:
+    """The network that denoises, or the first there is; what its pipeline calls it; and the other quantized ones."""
     if isinstance(quantized, QuantizedUNet):
-        return "", quantized
-    components = getattr(quantized, "components", {})
-    found = {name: each for name, each in components.items() if isinstance(each, QuantizedUNet)}
+        return "", quantized, []
+    found = all_quantized(quantized)
     if not found:
         raise ConfigError(
             f"there is no quantized network in a {type(quantized).__name__}",
             where="push_to_hub",
             fix="Quantize it first: qdiff_fx.quantize(pipe)",
         )
-    return next(iter(found.items()))
+    first, *others = found
+    return first, found[first], others
 
 
 def _upload(

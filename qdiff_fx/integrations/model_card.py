@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from qdiff_fx.ir.facts import whole_layer
 from qdiff_fx.networks import QuantizedUNet
@@ -19,6 +19,7 @@ def model_card(
     repository: str,
     *,
     component: str = "",
+    others: Sequence[str] = (),
     size: int | None = None,
     base_model: str = "",
     license: str = "",
@@ -29,6 +30,7 @@ def model_card(
     Args:
         repository: "owner/name", for the lines that load it.
         component: name of the network in the pipeline that the repository holds; empty where it is the network alone.
+        others: quantized networks of the pipeline beside it.
         size: of the network's files, in bytes.
         base_model: repository of the float model.
         license: its identifier on the hub. What was quantized keeps the license of what it was made from.
@@ -37,7 +39,7 @@ def model_card(
     parts = [
         _front_matter(base_model, license, bool(component), network),
         f"# {repository.rpartition('/')[2]}",
-        _what_it_is(network, component, base_model),
+        _what_it_is(network, component, others, base_model),
         _loading(repository, component),
         _bits(network, size),
         _measured(figures or {}),
@@ -60,13 +62,15 @@ def _front_matter(base_model: str, license: str, pipeline: bool, network: Quanti
     return "\n".join(["---", *lines, "---"])
 
 
-def _what_it_is(network: QuantizedUNet, component: str, base_model: str) -> str:
+def _what_it_is(network: QuantizedUNet, component: str, others: Sequence[str], base_model: str) -> str:
     config, (integer, in_float) = network.qconfig, network.explain().counts
     whole = f"A diffusion pipeline whose `{component}` is" if component else "The network of a diffusion model,"
+    also = f" So are, with bits of their own, {', '.join(f'`{each}`' for each in others)}." if others else ""
     made = f" It was made from `{base_model}`." if base_model else ""
     return (
         f"{whole} quantized to W{config.weight_bits}A{config.act_bits} with qdiff_fx: {integer} of "
-        f"{integer + in_float} layers run on integers, on a CPU.{made} Nothing in it is code, and nothing is unpickled."
+        f"{integer + in_float} layers run on integers, on a CPU.{also}{made} Nothing in it is code, and nothing is "
+        "unpickled."
     )
 
 

@@ -8,7 +8,6 @@ network has: that is loaded for it, with the network that is there already.
 from __future__ import annotations
 
 import importlib.util
-import json
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -19,8 +18,8 @@ from torch import nn
 from qdiff_fx.config import QDiffConfig
 from qdiff_fx.errors import ArtifactError, ConfigError, QDiffError
 from qdiff_fx.sampling.denoiser import NAMES, denoiser_of
+from qdiff_fx.storage.pipeline_index import INDEX, check_is_data
 
-INDEX = "model_index.json"
 OTHERWISE = (
     "Load the whole pipeline with PipelineQuantizationConfig(quant_mapping={'unet': QDiffConfig(...)}), or load it in "
     "float and call qdiff_fx.quantize"
@@ -78,7 +77,7 @@ class QDiffQuantizer(DiffusersQuantizer):
                 fix="Load it in float and call qdiff_fx.quantize",
             )
         pipe = pipeline_around(model, self._files[0].parent)
-        become(model, denoiser_of(quantize(pipe, self._config)))
+        become(model, denoiser_of(quantize(pipe, self._config, parts="unet")))
 
     @property
     def is_serializable(self) -> bool:
@@ -96,8 +95,7 @@ def pipeline_around(network: nn.Module, folder: Path) -> Any:
         ArtifactError: there is none, or it brings code.
         ConfigError: the network is none that is quantized.
     """
-    index = folder.parent / INDEX
-    if not index.is_file():
+    if not (folder.parent / INDEX).is_file():
         raise ArtifactError("there is no pipeline around it to sample with", where=str(folder), fix=OTHERWISE)
     if folder.name not in NAMES:
         raise ConfigError(
@@ -105,28 +103,11 @@ def pipeline_around(network: nn.Module, folder: Path) -> Any:
             where="quantization_config",
             fix=OTHERWISE,
         )
-    check_is_data(index)
+    check_is_data(folder.parent)
     from diffusers import DiffusionPipeline
 
     parameter = next(network.parameters())
     return DiffusionPipeline.from_pretrained(folder.parent, torch_dtype=parameter.dtype, **{folder.name: network})
-
-
-def check_is_data(index: Path) -> None:
-    """Raises ArtifactError where loading the pipeline would execute something that lies beside it."""
-    try:
-        described = json.loads(index.read_text(encoding="utf-8"))
-        components = {name: each[0] for name, each in described.items() if isinstance(each, list) and len(each) == 2}
-        pipeline = described.get("_class_name")
-    except (OSError, ValueError, AttributeError) as error:
-        raise ArtifactError(f"it cannot be read ({error})", where=str(index)) from error
-    brought = [each for each, library in components.items() if (index.parent / each / f"{library}.py").exists()]
-    if not isinstance(pipeline, str) or brought:
-        raise ArtifactError(
-            f"{brought[0] if brought else 'the pipeline'} brings code of its own, which is not executed for this",
-            where=str(index),
-            fix="Load it in float and call qdiff_fx.quantize",
-        )
 
 
 def become(network: nn.Module, quantized: nn.Module) -> None:

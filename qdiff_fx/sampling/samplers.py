@@ -15,6 +15,7 @@ from torch import nn
 from qdiff_fx.errors import CalibrationError
 from qdiff_fx.sampling.denoiser import denoiser_of
 from qdiff_fx.sampling.guidance import Guidance
+from qdiff_fx.sampling.listener import is_listened_to
 from qdiff_fx.sampling.loop import accepted_options, denoise
 from qdiff_fx.sampling.prediction import predict
 
@@ -69,8 +70,9 @@ class PipelineSampler:
         self._accepted = inspect.signature(type(pipeline).__call__).parameters
         self._arguments: dict[str, Any] = {"num_inference_steps": num_inference_steps}
         # Nobody looks at the images: skip the decoder. Those that hand out arrays, as of depths, may know no latents.
-        kind = self._accepted.get("output_type")
-        if getattr(pipeline, "vae", None) is not None and (kind is None or kind.default == "pil"):
+        kind, vae = self._accepted.get("output_type"), getattr(pipeline, "vae", None)
+        unheard = vae is not None and not is_listened_to(getattr(vae, "decoder", None))
+        if unheard and (kind is None or kind.default == "pil"):
             self._arguments["output_type"] = "latent"
         if guidance_scale is not None:
             self._arguments["guidance_scale"] = guidance_scale

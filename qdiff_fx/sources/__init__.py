@@ -7,6 +7,7 @@ from pathlib import Path
 
 from qdiff_fx.sources.base import Source, SourceError
 from qdiff_fx.sources.digits import DIGITS, DigitsSource
+from qdiff_fx.sources.drawing import DrawingSource
 from qdiff_fx.sources.pipeline import load_pipeline
 from qdiff_fx.sources.python_file import PythonFileSource
 from qdiff_fx.sources.recorded import RecordedSource
@@ -45,6 +46,7 @@ def resolve(identifier: str, prompts: Sequence[str] = ()) -> Source:
 __all__ = [
     "DIGITS",
     "DigitsSource",
+    "DrawingSource",
     "PythonFileSource",
     "RecordedSource",
     "SampleRequest",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from typing import Any, TypeVar
 
@@ -25,6 +25,7 @@ from qdiff_fx.sampling.denoiser import denoiser_name
 from qdiff_fx.sampling.recorder import as_trajectory, recording, watching
 from qdiff_fx.sampling.samplers import length_of_schedule
 from qdiff_fx.schedules import schedule_of, with_schedule, without_schedule
+from qdiff_fx.sources.parts import Part, put_parts
 from qdiff_fx.sources.request import SampleRequest
 
 Found = TypeVar("Found")
@@ -59,14 +60,24 @@ class Source:
             raise SourceError(error.what, where=identifier, fix=error.fix) from error
         self.identifier, self.pipe, self.prompts = identifier, pipe, tuple(prompts) or captions()
         self.unet: nn.Module = getattr(pipe, self._name)
-        if isinstance(self.unet, (PreparedUNet, QuantizedUNet)):
-            raise SourceError(
-                f"its {self._name} is a {type(self.unet).__name__} already", where=identifier, fix="Give the float one"
-            )
+        self._check()
         self.unet.eval()
         self.num_train_timesteps: int = length_of_schedule(pipe.scheduler) or QDiffConfig.num_train_timesteps
         self.progress = False
         self._takes = inspect.signature(type(pipe).__call__).parameters
+
+    def _check(self) -> None:
+        if isinstance(self.unet, (PreparedUNet, QuantizedUNet)):
+            raise SourceError(
+                f"its {self._name} is a {type(self.unet).__name__} already",
+                where=self.identifier,
+                fix="Give the float one",
+            )
+
+    @property
+    def name(self) -> str:
+        """What the pipeline calls its network."""
+        return self._name
 
     @torch.no_grad()
     def sample(self, unet: nn.Module, request: SampleRequest) -> torch.Tensor:
@@ -82,9 +93,12 @@ class Source:
             self.pipe.scheduler = own
         return torch.from_numpy(np.ascontiguousarray(images)).permute(0, 3, 1, 2) * 2 - 1
 
-    def put(self, network: nn.Module) -> None:
-        """Into the pipeline, in the place of its own network."""
-        setattr(self.pipe, self._name, network)
+    def quantized(self, network: QuantizedUNet | None, parts: Mapping[Part, QuantizedUNet]) -> Any:
+        """The pipeline itself, with these in the place of its own networks."""
+        if network is not None:
+            setattr(self.pipe, self._name, network)
+        put_parts(self.pipe, parts)
+        return self.pipe
 
     def labels(self, request: SampleRequest) -> torch.Tensor | None:
         """The class (N,) each image is asked to show; ``None`` where classes mean nothing."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Callable, Mapping
+from copy import copy
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -17,6 +18,21 @@ from qdiff_fx.sources import SampleRequest, Source
 
 CHOICE = "choice"
 ALL_ROWS = 1 << 62
+
+
+@dataclass(frozen=True)
+class WantedPart:
+    """A part of a pipeline beside the network that denoises.
+
+    Attributes:
+        word: which, see `qdiff_fx.sources.parts`.
+        config: what to quantize of it, and how.
+        by_name: somebody named it: that it cannot be quantized is an error then. Else it stays in float.
+    """
+
+    word: str
+    config: QDiffConfig
+    by_name: bool = False
 
 
 @dataclass(frozen=True)
@@ -34,6 +50,8 @@ class Job:
         reconstruction: learn rounding and step sizes besides.
         budget: seconds that it may take; the request's trajectories are then the most there may be.
         at_most: the request's trajectories are the most there may be, also without a budget: as many as are enough.
+        parts: what else of the pipeline is quantized, on what the same trajectories show.
+        network: whether the network that denoises is quantized at all, or its parts only.
     """
 
     config: QDiffConfig
@@ -44,6 +62,8 @@ class Job:
     reconstruction: ReconstructionConfig | None = None
     budget: float | None = None
     at_most: bool = False
+    parts: tuple[WantedPart, ...] = ()
+    network: bool = True
 
     def __post_init__(self) -> None:
         if self.rows is not None and self.rows < 1:
@@ -68,6 +88,9 @@ class Job:
             "budget": str(self.budget),
             "number of samples at most": str(self.at_most),
         }
+        if self.parts:
+            parts = {each.word: each.config.to_json() for each in self.parts}
+            found["parts"] = json.dumps([self.network, parts], sort_keys=True)
         return found
 
 
@@ -110,6 +133,12 @@ class WorkFolder:
         report = found[1]
         request = replace(job.request, count=report["samples"])
         return replace(job, budget=None, at_most=False, request=request, rows=report["rows"])
+
+    def of(self, part: str) -> WorkFolder:
+        """The one of a part of the pipeline, inside this one. What it holds says itself what it belongs to."""
+        found = copy(self)
+        found.folder = None if self.folder is None else self.folder / "parts" / part
+        return found
 
     @property
     def samples(self) -> Path | None:

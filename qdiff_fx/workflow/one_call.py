@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator, Sequence
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import partial
 from pathlib import Path
@@ -11,56 +12,66 @@ from typing import Any, TypeVar, cast
 
 from torch import nn
 
-from qdiff_fx.api import convert_qdiff
 from qdiff_fx.calibration import CalibrationData
 from qdiff_fx.config import QDiffConfig
 from qdiff_fx.errors import ConfigError
 from qdiff_fx.networks import PreparedUNet, QuantizedUNet
 from qdiff_fx.progress import Progress
 from qdiff_fx.schedules import schedule_of
-from qdiff_fx.sources import RecordedSource, SampleRequest, Source
+from qdiff_fx.sources import DrawingSource, RecordedSource, SampleRequest, Source
+from qdiff_fx.sources.parts import UNET, check_words
 from qdiff_fx.storage.hub import HUB_ID
 from qdiff_fx.workflow.amounts import parse_seconds
-from qdiff_fx.workflow.job import Job, WorkFolder
+from qdiff_fx.workflow.convert import converted
+from qdiff_fx.workflow.job import Job, WantedPart, WorkFolder
 from qdiff_fx.workflow.overall import Overall
+from qdiff_fx.workflow.parts import config_of, wanted_parts
 from qdiff_fx.workflow.run import calibrated
 from qdiff_fx.workflow.screen import make_screen
 
 MOST_SAMPLES, SAMPLES = 128, 8
 """Trajectories that a budget chooses at most, as many as the paper has for Stable Diffusion; and without a budget."""
-STEPS = 25
+STEPS, BITS = 25, "w4a8"
 Given = TypeVar("Given")
 Data = CalibrationData | Sequence[str] | None
+Bits = str | QDiffConfig | Mapping[str, str | QDiffConfig]
+Parts = str | Sequence[str] | None
 
 
 def quantize(
     pipe_or_unet: Given,
-    bits: str | QDiffConfig = "w4a8",
+    bits: Bits = BITS,
     data: Data = None,
     budget: str | float | None = "30min",
     backend: str = "native",
     *,
+    parts: Parts = None,
     steps: int = STEPS,
     seed: int = 0,
     progress: bool | Progress = True,
 ) -> Given:
-    """Calibrate a pipeline's UNet on its own trajectories, round its weights, and put the result in its place.
+    """Calibrate a pipeline's networks on its own trajectories, round their weights, and put the results in their place.
 
     Args:
         pipe_or_unet: a pipeline, or its UNet together with `data` that were recorded.
-        bits: "w4a8", "w8a8", or a configuration.
+        bits: "w4a8", "w8a8", or a configuration: of the UNet. Or one for each part, {"unet": "w4a8", "vae": "w4a8"};
+            those that are not mentioned have 8-bit weights, and text encoders inputs of 16 bits.
         data: prompts; or the network's own inputs, from `collect_calibration_data` or `calibrating`. None: captions
             that come with the package, for pipelines that take prompts.
         budget: the time it may take, "30min" or seconds; as many trajectories and rows as fit are used. None: eight
             trajectories at most, and as many of their rows as a network of its size needs.
         backend: what it is to run on.
+        parts: which networks, "unet,vae" or a list of them: "unet", whatever the pipeline calls the network that
+            denoises; "vae", the decoder of its autoencoder; "text", its text encoders; "encoder", that of the
+            autoencoder. None: the first three, where they can be; what cannot stays in float, and a warning says why.
+            With `data` that were recorded, the UNet alone.
         steps: of the sampler, while it is recorded; those of its schedule where it has one, see `with_schedule`.
         seed: of the noise.
         progress: show how far it is, or report to this.
     Returns:
-        The same pipeline with a quantized UNet, or the quantized UNet. Where anything fails the pipeline is as it was.
+        The same pipeline with quantized networks, or the quantized UNet. Where anything fails it is as it was.
     Raises:
-        ConfigError: bits, budget or data that can never work.
+        ConfigError: bits, budget, data or parts that can never work.
         SourceError: a pipeline that does not say what to draw, or has no UNet.
         QDiffError: whatever else is wrong, in words.
     """
@@ -68,23 +79,31 @@ def quantize(
     schedule = schedule_of(getattr(pipe_or_unet, "scheduler", None))
     steps = steps if schedule is None else len(schedule)
     request = SampleRequest(SAMPLES if seconds is None else MOST_SAMPLES, steps, seed, schedule=schedule)
-    owner, source, request = _source(pipe_or_unet, data, request)
-    job = Job(_config(bits), request, backend=backend, budget=seconds, at_most=source.draws)
-    with _shown(progress) as shown:
-        quantized = quantized_source(source, job, shown)
-    quantized.schedule = schedule
+    config, others = _configs(bits)
+    network, wanted = _wanted(pipe_or_unet, data, parts, others)
+    owner, source, request = _source(pipe_or_unet, data, request, network)
+    job = Job(config, request, backend=backend, budget=seconds, at_most=source.draws, parts=wanted, network=network)
+    with _shown(progress) as shown, _with_its_bars(source.pipe):
+        found = calibrated(source, job, WorkFolder(None, source, job), progress=shown)
+        assert found is not None, "nobody was there to stop it"
+        quantized, others_quantized = converted(found, backend, source.identifier, shown)
+    for line in found.left.values():
+        warnings.warn(line, stacklevel=2)
+    if quantized is not None:
+        quantized.schedule = schedule
     if owner is None:
         return cast(Given, quantized)
-    owner.put(quantized)
+    owner.quantized(quantized, others_quantized)
     return pipe_or_unet
 
 
-def quantized_source(source: Source, job: Job, progress: bool | Progress) -> QuantizedUNet:
-    """The job, in memory."""
-    with _with_its_bars(source.pipe):
-        found = calibrated(source, job, WorkFolder(None, source, job), progress=progress)
-    assert found is not None, "nobody was there to stop it"
-    return convert_qdiff(found.prepared, backend=job.backend, source=source.identifier)
+def _configs(bits: Bits) -> tuple[QDiffConfig, dict[str, QDiffConfig]]:
+    """That of the network that denoises, and those of other parts that are given."""
+    if not isinstance(bits, Mapping):
+        return _config(bits), {}
+    named = {check_words([word])[0]: each for word, each in bits.items()}
+    network = _config(named.pop(UNET, BITS))
+    return network, {word: config_of(each) if isinstance(each, str) else _config(each) for word, each in named.items()}
 
 
 def _config(bits: object) -> QDiffConfig:
@@ -95,9 +114,28 @@ def _config(bits: object) -> QDiffConfig:
     return QDiffConfig.of_bits(bits)
 
 
-def _source(given: Any, data: Data, request: SampleRequest) -> tuple[Source | None, Source, SampleRequest]:
+def _wanted(
+    given: Any, data: Data, parts: Parts, configs: Mapping[str, QDiffConfig]
+) -> tuple[bool, tuple[WantedPart, ...]]:
+    """Whether the network that denoises is quantized, and what else."""
+    words = [each.strip() for each in parts.split(",")] if isinstance(parts, str) else parts
+    alone = isinstance(given, nn.Module) or isinstance(data, CalibrationData)
+    network, wanted = wanted_parts([UNET] if alone and words is None else words, configs)
+    if alone and (wanted or not network):
+        what = "a network alone has no" if isinstance(given, nn.Module) else "its recorded inputs say nothing about"
+        names = [each.word for each in wanted] or [UNET]
+        raise ConfigError(
+            f"{what} {' or '.join(names)}", where="parts", fix="Give the pipeline, and prompts or nothing as data"
+        )
+    return network, wanted
+
+
+def _source(
+    given: Any, data: Data, request: SampleRequest, network: bool = True
+) -> tuple[Source | None, Source, SampleRequest]:
     """Whoever gets the result in the network's place, where what is calibrated on comes from, and how much of it."""
-    owner = None if isinstance(given, nn.Module) else Source(_identifier(given), given, _prompts(data))
+    kind = Source if network else DrawingSource
+    owner = None if isinstance(given, nn.Module) else kind(_identifier(given), given, _prompts(data))
     if isinstance(given, (QuantizedUNet, PreparedUNet)):
         raise ConfigError(f"it is a {type(given).__name__} already", where="quantize", fix="Give the float network")
     if isinstance(data, CalibrationData):

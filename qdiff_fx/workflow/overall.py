@@ -76,6 +76,16 @@ class Overall:
         self._expected: dict[str, float] = {}
         self._before: dict[str, Taken] = {}
         self._current: _Running | None = None
+        self._part = ""
+
+    @contextmanager
+    def of(self, part: str) -> Iterator[None]:
+        """Phases inside the block are that part's: "vae.decoder: rounding"."""
+        before, self._part = self._part, f"{part}: "
+        try:
+            yield
+        finally:
+            self._part = before
 
     def expect(self, seconds: Mapping[str, float]) -> None:
         """What the phases to come are estimated to take, by name."""
@@ -87,6 +97,7 @@ class Overall:
 
         A phase inside another one belongs to it: of its reports only notes are shown. One of the same name is the same.
         """
+        name = self._part + name
         if self._current is not None:
             same = name == self._current.name
             if same:

@@ -15,7 +15,8 @@ from diffusers import AutoencoderKL, DiffusionPipeline, PipelineQuantizationConf
 from qdiff_fx import QDiffConfig, QuantizedUNet
 from qdiff_fx.config import QuantMethod
 from qdiff_fx.errors import ArtifactError, ConfigError, QDiffError
-from qdiff_fx.integrations.quantizer import QDiffQuantizer, become, check_is_data, pipeline_around
+from qdiff_fx.integrations.quantizer import QDiffQuantizer, become, pipeline_around
+from qdiff_fx.storage.pipeline_index import check_is_data
 from qdiff_fx.workflow import one_call
 
 CONFIG = QDiffConfig(weight_bits=4, timestep_bins=2)
@@ -119,7 +120,7 @@ def test_code_beside_it_is_not_executed(float_pipeline: Any, saved: Path, where:
     assert not ran.exists()
     (saved / "model_index.json").write_text("[]")
     with pytest.raises(ArtifactError, match="it cannot be read"):
-        check_is_data(saved / "model_index.json")
+        check_is_data(saved)
 
 
 def test_whoever_holds_the_network_holds_the_quantized_one(float_pipeline: Any, quantized_pipeline: Any) -> None:

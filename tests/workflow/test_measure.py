@@ -10,7 +10,7 @@ from qdiff_fx.config import QDiffConfig
 from qdiff_fx.observers import Observer
 from qdiff_fx.sources import SampleRequest, resolve
 from qdiff_fx.workflow.job import Job
-from qdiff_fx.workflow.run import prepare_and_measure
+from qdiff_fx.workflow.phases import prepare_and_measure
 
 CUSTOM = Path(__file__).parents[2] / "examples" / "custom_unet.py"
 

@@ -15,7 +15,7 @@ from qdiff_fx import CalibrationData, QDiffConfig, QuantizedUNet, collect_calibr
 from qdiff_fx.bundled.captions import captions
 from qdiff_fx.errors import CalibrationError, ConfigError, QDiffError
 from qdiff_fx.sources import SampleRequest
-from qdiff_fx.workflow import one_call
+from qdiff_fx.workflow import convert, one_call
 
 QUIET = {"steps": 2, "progress": False}
 
@@ -180,7 +180,7 @@ def test_a_failure_leaves_the_pipeline_as_it_was(pipe: DDIMPipeline, monkeypatch
     def failing(*_: Any, **__: Any) -> Any:
         raise QDiffError("no more memory")
 
-    monkeypatch.setattr(one_call, "convert_qdiff", failing)
+    monkeypatch.setattr(convert, "convert_qdiff", failing)
     unet, expected = pipe.unet, sees(pipe.unet)
     with pytest.raises(QDiffError, match="no more memory"):
         qdiff_fx.quantize(pipe, budget=None, **QUIET)
