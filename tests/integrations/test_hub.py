@@ -13,9 +13,10 @@ import torch
 from diffusers import DDIMScheduler, DDPMPipeline, DiffusionPipeline, UNet2DModel
 from fake_hub import FakeHub, serving, talk_to
 
-from qdiff_fx import load_qdiff, push_to_hub, save_qdiff
+from qdiff_fx import load_qdiff, push_to_hub, quantize, save_qdiff
 from qdiff_fx.errors import ArtifactError, ConfigError
 from qdiff_fx.integrations.model_card import model_card
+from qdiff_fx.networks.autoencoder import QuantizedAutoencoderKL
 from qdiff_fx.sources import resolve
 
 INPUTS = {
@@ -155,6 +156,22 @@ def test_a_pipeline_is_pushed_and_loaded_by_diffusers(hub: FakeHub, quantized_pi
     assert torch.equal(answer(again.unet), answer(quantized_pipeline.unet))
     alone = load_qdiff("owner/pipe", subfolder="unet", cache_dir=tmp_path / "fresh", local_files_only=True)
     assert torch.equal(answer(alone), answer(quantized_pipeline.unet))
+
+
+def test_a_pipeline_is_pushed_with_all_its_parts(hub: FakeHub, quantized_pipeline: Any, tmp_path: Path) -> None:
+    pipe = copy.copy(quantized_pipeline)
+    quantize(pipe, data=["a fish"], budget=None, steps=2, progress=False, parts="vae,text")
+    push_to_hub(pipe, "owner/whole", token="hf_test")
+    card = hub.files("owner/whole")["README.md"].decode()
+    assert "A diffusion pipeline whose `unet` is quantized to W4A8" in card
+    assert "So are, with bits of their own, `text_encoder`, `vae.decoder`." in card
+    loaded = DiffusionPipeline.from_pretrained("owner/whole", cache_dir=tmp_path / "fresh")
+    latents = torch.ones(1, 4, 8, 8)
+    assert torch.equal(loaded.vae.decode(latents).sample, pipe.vae.decode(latents).sample)
+    ids = torch.ones(1, 24, dtype=torch.long)
+    assert torch.equal(loaded.text_encoder(ids)[0], pipe.text_encoder(ids)[0])
+    vae = QuantizedAutoencoderKL.from_pretrained("owner/whole", subfolder="vae", cache_dir=tmp_path / "vae")
+    assert torch.equal(vae.decode(latents).sample, pipe.vae.decode(latents).sample)
 
 
 def test_a_repository_with_float16_alone_is_a_source(hub: FakeHub, tmp_path: Path) -> None:

@@ -89,6 +89,11 @@ def test_nan_in_the_middle_is_said(quantized_pipeline: Any) -> None:
         quantized_pipeline.vae.decode(latents)
 
 
+def test_what_a_text_encoder_was_not_captured_with_is_said(quantized_pipeline: Any) -> None:
+    with pytest.raises(InputError, match="'output_hidden_states': the network has no such argument"):
+        image(quantized_pipeline, clip_skip=1)
+
+
 def test_half_precision_and_two_text_encoders(few: Few) -> None:
     expected = image(tiny_xl())
     pipe = few(tiny_xl().to(torch.float16), parts="vae,text")
