@@ -12,6 +12,7 @@ from zoo import conditional, noise, prompt, unconditional
 
 from qdiff_fx import QDiffConfig, calibrate, convert_qdiff, load_qdiff, prepare_qdiff, save_qdiff
 from qdiff_fx.errors import InputError, QDiffError
+from qdiff_fx.networks.lora import WithLora
 from qdiff_fx.signature.missing import WHY_NOT, MissingError
 
 
@@ -110,11 +111,14 @@ class TestHooks:
 
 class TestMissing:
     @pytest.mark.parametrize("name", sorted(WHY_NOT))
-    def test_what_diffusers_asks_for_is_one_sentence_and_a_way_out(self, quantized, name):
-        assert not hasattr(quantized, name)
-        with pytest.raises(MissingError, match=f"QuantizedUNet: there is no '{name}': ") as raised:
-            getattr(quantized, name)
-        assert raised.value.fix
+    def test_what_diffusers_asks_for_is_one_sentence_and_a_way_out(self, prepared, quantized, name):
+        for network in (prepared, quantized):
+            if name in dir(WithLora) and network is quantized:
+                continue
+            assert not hasattr(network, name)
+            with pytest.raises(MissingError, match=f"{type(network).__name__}: there is no '{name}': ") as raised:
+                getattr(network, name)
+            assert raised.value.fix
 
     def test_so_is_anything_else(self, quantized):
         with pytest.raises(AttributeError, match="there is no 'down_blocks': it is a graph, not the modules"):

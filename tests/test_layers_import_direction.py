@@ -25,6 +25,7 @@ LAYERS = (
     "kernels",
     "observers",
     "passes",
+    "lora",
     "backends",
     "storage",
     "networks",

@@ -17,7 +17,12 @@ from qdiff_fx.backends.common.memory import release_unused
 from qdiff_fx.backends.common.options import checked_options, choose_options
 from qdiff_fx.config import QDiffConfig
 from qdiff_fx.errors import ConfigError, InputError
+from qdiff_fx.ir.edit import copy_graph
+from qdiff_fx.lora import Adapters
+from qdiff_fx.networks.lora import WithLora
 from qdiff_fx.networks.state import GRAPH_DIGEST, WithState, in_words
+from qdiff_fx.passes.framework import run_passes
+from qdiff_fx.passes.low_rank import AddLowRank
 from qdiff_fx.quant.digest import digest_tensor
 from qdiff_fx.schedule import Schedule
 from qdiff_fx.signature import CallSignature
@@ -32,7 +37,7 @@ from qdiff_fx.storage.pickled import from_files, to_files
 from qdiff_fx.storage.sealed import lowering
 
 
-class QuantizedUNet(WithState):
+class QuantizedUNet(WithLora, WithState):
     """The quantized network: called like the original, running on one backend.
 
     It is saved and loaded whole (``save_qdiff``, ``load_qdiff``): ``load_state_dict`` takes its own state only.
@@ -65,12 +70,27 @@ class QuantizedUNet(WithState):
         self.qconfig, self.backend, self.source, self.schedule = qconfig, backend, source, schedule
         chosen = get_backend(backend)
         self.options = checked_options(chosen, options)
-        self._lowered: Lowered = chosen.lower(graph_module, self.options, release=release)
-        # A list hides the module from nn.Module: its tensors are views of the q/dq graph's, or packed copies.
-        self._run = [self._lowered.module]
-        self._held = HeldMemory(self._run)
+        self._run_on(chosen.lower(graph_module, self.options, release=release))
         if release:
             self._modules["graph_module"] = nn.Module()  # in place of tensors whose memory is gone
+
+    def _run_on(self, lowered: Lowered) -> None:
+        self._lowered = lowered
+        # A list hides the module from nn.Module: its tensors are views of the q/dq graph's, or packed copies.
+        self._run = [lowered.module]
+        self._held = HeldMemory(self._run)
+
+    def _take_adapters(self, adapters: Adapters) -> None:
+        branches = adapters.branches()
+        if branches or self._adapters.branches():
+            # Read for this alone, where it is not in memory: lowering frees its weights again.
+            graph = self.graph_module if self.reload is None else self.reload()
+            chosen, alone = get_backend(self.backend), self.reload is not None
+            if branches:
+                graph = copy_graph(graph)
+                run_passes(graph, [AddLowRank(branches)])
+            self._run_on(chosen.lower(graph, self.options, release=alone and chosen.frees_weights))
+        self._adapters = adapters
 
     @torch.no_grad()
     def forward(self, *args: Any, **kwargs: Any) -> Any:
@@ -197,13 +217,22 @@ class QuantizedUNet(WithState):
         """What diffusers notes about a model once it is loaded; the network's configuration stays what it was."""
 
     def to_artifact(self) -> Artifact:
-        """What of it is saved."""
+        """What of it is saved. Raises ConfigError where a LoRA is on: that is not."""
+        if self.active_adapters():
+            raise ConfigError(
+                f"the LoRA {self.active_adapters()[0]!r} is beside it, and would be lost",
+                where="save",
+                fix="Call disable_lora() or unload_lora() first, and load it again beside what was saved",
+            )
+        return self._artifact()
+
+    def _artifact(self) -> Artifact:
         return Artifact(self.graph_module, self.signature, self.qconfig, self.source, self.schedule)
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Raises ArtifactError where it cannot be saved."""
-        files = to_files(partial(save_artifact, self.to_artifact()))
-        return _read_quantized, (files, self.backend, self.options)
+        files = to_files(partial(save_artifact, self._artifact()))
+        return _read_quantized, (files, self.backend, self.options, self._adapters)
 
     def explain(self, *, verbose: bool = False) -> Explanation:
         """Every weight layer and attention: bits, scales, kernel, or why it is in float.
@@ -237,9 +266,11 @@ class QuantizedUNet(WithState):
             options = choose_options(get_backend(backend), chosen)
         elif chosen:
             raise ConfigError("options are given twice", where="with_backend", fix="Pass an object or names, not both")
-        return QuantizedUNet(
+        other = QuantizedUNet(
             self.graph_module, self.signature, self.qconfig, backend, options, self.source, self.schedule
         )
+        other._take_adapters(self._adapters)
+        return other
 
     def _forward_flat(self, tensors: list[torch.Tensor]) -> tuple[torch.Tensor, ...]:
         run = self._run[0]
@@ -288,8 +319,12 @@ def _read_graph_again(folder: Path, digest: str) -> fx.GraphModule:
     return read_again(folder, digest).graph_module
 
 
-def _read_quantized(files: Mapping[str, bytes], backend: str, options: BackendOptions) -> QuantizedUNet:
+def _read_quantized(
+    files: Mapping[str, bytes], backend: str, options: BackendOptions, adapters: Adapters
+) -> QuantizedUNet:
     found = from_files(files, load_artifact)
-    return QuantizedUNet(
+    network = QuantizedUNet(
         found.graph_module, found.signature, found.config, backend, options, found.source, found.schedule
     )
+    network._take_adapters(adapters)
+    return network

@@ -6,8 +6,11 @@ from qdiff_fx.errors import QDiffError
 
 AGAIN = "Do it to the float network, and prepare and convert that again"
 _ATTENTION = "attention is a part of its graph, and runs on kernels of its own"
-_LORA = "its weights are integers, which a LoRA cannot be added to"
-_FUSED = "Load and fuse the LoRA into the float network (fuse_lora, unload_lora_weights), and quantize that"
+_FIXED = "its layers are those it was captured with"
+_BESIDE = (
+    "Load a LoRA beside the quantized network (load_lora_adapter, set_adapters); or load and fuse it into the float "
+    "one (fuse_lora, unload_lora_weights), and quantize that"
+)
 _IP_ADAPTER = "the image's keys and values are a part of its graph, or not, since it was captured"
 _NO_MODULES = (
     "it is a graph, not the modules of the network it was captured from",
@@ -37,7 +40,7 @@ WHY_NOT: dict[str, tuple[str, str]] = {
         ("load_lora_adapter", "save_lora_adapter", "add_adapter", "set_adapter", "set_adapters", "delete_adapters")
         + ("enable_adapters", "disable_adapters", "active_adapters", "enable_lora", "disable_lora", "fuse_lora")
         + ("unfuse_lora", "unload_lora", "load_attn_procs", "save_attn_procs", "enable_lora_hotswap"),
-        (_LORA, _FUSED),
+        (_FIXED, _BESIDE),
     ),
     **dict.fromkeys(
         ("_load_ip_adapter_weights", "_load_ip_adapter_loras", "encoder_hid_proj"),
