@@ -55,6 +55,7 @@ SCALES = where(lambda row: row.noop is NoOp.BY_ONE)
 MULTIPLICATIONS = SCALES & overloads("aten.mul")
 DIVISIONS = SCALES & overloads("aten.div")
 FILLS = overloads("aten.masked_fill")
+LIMITS = overloads("aten.tanh") | overloads("aten.clamp")
 SOFTMAXES = spellings(*select(lambda row: row.name == "aten.softmax.int"))
 DROPOUTS = where(lambda row: row.noop is NoOp.SWITCHED_OFF)
 
@@ -75,6 +76,7 @@ __all__ = [
     "DIVISIONS",
     "DROPOUTS",
     "FILLS",
+    "LIMITS",
     "LINEAR",
     "MOVES_CODES",
     "MULTIPLICATIONS",

@@ -14,11 +14,11 @@ from qdiff_fx.ir.facts import is_sample
 
 # What a tensor goes through on the way from the network's input to a layer, or from a layer to the prediction.
 MOVES = ops.ALIASES | ops.COPIES | ops.CASTS | ops.RESHAPES | ops.PADS | ops.PERMUTATIONS
-SCALINGS = ops.AFFINE
+SCALINGS = ops.AFFINE | ops.LIMITS  # decoders limit latents, and pictures
 
 
 def reads_sample(layer: fx.Node) -> bool:
-    """Whether a layer's input is the image being denoised, moved, cast or scaled at most."""
+    """Whether a layer's input is the image being denoised, moved, cast, scaled or limited at most."""
     current = _observed(layer.args[0])
     while is_op(current, *MOVES, *SCALINGS):
         tensors = [node for node in current.all_input_nodes if isinstance(any_value(node), torch.Tensor)]
@@ -29,7 +29,7 @@ def reads_sample(layer: fx.Node) -> bool:
 
 
 def makes_prediction(layer: fx.Node) -> bool:
-    """Whether a layer's result is what the network returns, moved, cast, scaled or added to at most."""
+    """Whether a layer's result is what the network returns, moved, cast, scaled, limited or added to at most."""
     readers = list(layer.users)
     while readers:
         reader = readers.pop()
