@@ -20,6 +20,10 @@ from qdiff_fx.signature.memory import HeldMemory, handed_out
 from qdiff_fx.signature.missing import missing
 
 _CHECK_OF_DIFFUSERS = "maybe_raise_or_warn"
+_MODELS_OF_OTHERS = {
+    "ModelMixin": "diffusers.models.modeling_utils",
+    "PreTrainedModel": "transformers.modeling_utils",
+}
 
 
 class Config(Mapping[str, Any]):
@@ -81,12 +85,12 @@ class DropIn(WithoutHooksInside):
 
     @property  # type: ignore[misc]  # that nobody can set
     def __class__(self) -> type[Any]:
-        """To the function of diffusers that checks what `from_pretrained` is given, one of its models too."""
-        asking, models = sys._getframe(1), sys.modules.get("diffusers.models.modeling_utils")
-        if models is None or asking.f_code.co_name != _CHECK_OF_DIFFUSERS:
+        """To the function of diffusers that checks what `from_pretrained` is given, a model of theirs too."""
+        if sys._getframe(1).f_code.co_name != _CHECK_OF_DIFFUSERS:
             return type(self)
         ours: Any = type(self)
-        return _also(ours, models.ModelMixin)
+        there = {name: sys.modules.get(module) for name, module in _MODELS_OF_OTHERS.items()}
+        return _also(ours, *(getattr(module, name) for name, module in there.items() if module is not None))
 
     def __getattr__(self, name: str) -> Any:
         """Only for what is not there: diffusers and people ask for what a network of theirs has."""
@@ -173,6 +177,6 @@ def answer(graph_module: nn.Module, signature: CallSignature, call: BoundCall) -
 
 
 @functools.cache
-def _also(ours: Any, theirs: Any) -> type[Any]:
-    """A class that is a subclass of both, of which nothing is ever made."""
-    return type(ours.__name__, (ours, theirs), {})
+def _also(*kinds: Any) -> type[Any]:
+    """A class that is a subclass of all, by the name of the first, of which nothing is ever made."""
+    return type(kinds[0].__name__, kinds, {})

@@ -81,6 +81,14 @@ def test_parts_are_loaded_by_themselves(saved: Path, quantized_pipeline: Any) ->
         QuantizedAutoencoderTiny.from_pretrained(saved / "vae")
 
 
+def test_parts_are_given_to_a_float_pipeline(saved: Path, tmp_path: Path, quantized_pipeline: Any) -> None:
+    tiny_pipeline().save_pretrained(tmp_path)
+    networks = {name: load_qdiff(saved, subfolder=name) for name in ("unet", "text_encoder")}
+    vae = QuantizedAutoencoderKL.from_pretrained(saved, subfolder="vae")
+    pipe = DiffusionPipeline.from_pretrained(tmp_path, vae=vae, **networks)
+    assert np.array_equal(image(pipe), image(quantized_pipeline))
+
+
 def test_the_tiny_decoder_with_its_encoder(tmp_path: Path) -> None:
     pipe = tiny_pipeline(vae=tiny_decoder())
     quiet = {"steps": 2, "budget": None, "progress": False}
