@@ -21,7 +21,7 @@ def export_qdiff(quantized: QuantizedUNet, file: str | os.PathLike[str]) -> Path
     """Write a quantized network for other runtimes, as the q/dq graph that the "reference" backend runs.
 
     Args:
-        quantized: on whatever backend.
+        quantized: on whatever backend. LoRAs that are on are written as layers in float.
         file: ``x.onnx``: an ONNX model (opset 21) with QuantizeLinear and DequantizeLinear, and weights of four bits
             where their codes fit; needs ``pip install 'qdiff_fx[onnx]'``. ``x.pt2``: a program of `torch.export` with
             `quantized_decomposed` operators, which `torch.export.load` reads.
@@ -48,7 +48,7 @@ def export_qdiff(quantized: QuantizedUNet, file: str | os.PathLike[str]) -> Path
             where=str(target),
             fix="pip install 'qdiff_fx[onnx]'",
         )
-    program = exported_program(quantized.graph_module, quantized.signature)
+    program = exported_program(quantized.computed_graph(), quantized.signature)
     if target.suffix == PROGRAM:
         with replacing_file(target) as draft, draft.open("wb") as stream:
             torch.export.save(program, stream)

@@ -22,7 +22,7 @@ from qdiff_fx.lora import Adapters
 from qdiff_fx.networks.lora import WithLora
 from qdiff_fx.networks.state import GRAPH_DIGEST, WithState, in_words
 from qdiff_fx.passes.framework import run_passes
-from qdiff_fx.passes.low_rank import AddLowRank
+from qdiff_fx.passes.low_rank import AddLowRank, LowRank
 from qdiff_fx.quant.digest import digest_tensor
 from qdiff_fx.schedule import Schedule
 from qdiff_fx.signature import CallSignature
@@ -86,9 +86,7 @@ class QuantizedUNet(WithLora, WithState):
             # Read for this alone, where it is not in memory: lowering frees its weights again.
             graph = self.graph_module if self.reload is None else self.reload()
             chosen, alone = get_backend(self.backend), self.reload is not None
-            if branches:
-                graph = copy_graph(graph)
-                run_passes(graph, [AddLowRank(branches)])
+            graph = _with_branches(graph, branches)
             self._run_on(chosen.lower(graph, self.options, release=alone and chosen.frees_weights))
         self._adapters = adapters
 
@@ -226,6 +224,10 @@ class QuantizedUNet(WithLora, WithState):
             )
         return self._artifact()
 
+    def computed_graph(self) -> fx.GraphModule:
+        """The q/dq graph together with the LoRAs that are on: what is run."""
+        return _with_branches(self.graph_module, self._adapters.branches())
+
     def _artifact(self) -> Artifact:
         return Artifact(self.graph_module, self.signature, self.qconfig, self.source, self.schedule)
 
@@ -313,6 +315,14 @@ class QuantizedUNet(WithLora, WithState):
         if position is None or self.qconfig.act_granularity != "timestep" or tensors[position].numel() < 2:
             return []
         return self.qconfig.schedule.split(tensors[position])
+
+
+def _with_branches(graph: fx.GraphModule, branches: Mapping[str, LowRank]) -> fx.GraphModule:
+    if not branches:
+        return graph
+    copied = copy_graph(graph)
+    run_passes(copied, [AddLowRank(branches)])
+    return copied
 
 
 def _read_graph_again(folder: Path, digest: str) -> fx.GraphModule:

@@ -17,6 +17,7 @@ from qdiff_fx import (
     QuantizedUNet,
     calibrate,
     convert_qdiff,
+    export_qdiff,
     load_qdiff,
     prepare_qdiff,
     round_weights,
@@ -164,6 +165,15 @@ def test_copies_and_other_backends_have_it_too(folder: Path) -> None:
         twin.unload_lora()
         assert not torch.equal(outputs(twin), expected)
     assert torch.equal(outputs(network), expected)
+
+
+def test_what_is_exported_holds_it(folder: Path, tmp_path: Path) -> None:
+    network = load_qdiff(folder, "reference")
+    before = outputs(network)
+    network.load_lora_adapter(lora())
+    program = torch.export.load(export_qdiff(network, tmp_path / "net.pt2")).module()
+    found = torch.cat([program(batch["sample"], batch["timestep"])[0] for batch in BATCHES])
+    assert sqnr(outputs(network), found) > sqnr(outputs(network), before) + GAIN
 
 
 def test_it_is_not_saved_and_saving_says_so(folder: Path, tmp_path: Path) -> None:
