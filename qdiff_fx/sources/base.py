@@ -93,6 +93,11 @@ class Source:
             self.pipe.scheduler = own
         return torch.from_numpy(np.ascontiguousarray(images)).permute(0, 3, 1, 2) * 2 - 1
 
+    @torch.no_grad()
+    def run(self, request: SampleRequest) -> None:
+        """Draw with the float network, for what somebody sees meanwhile."""
+        self._call(request)
+
     def quantized(self, network: QuantizedUNet | None, parts: Mapping[Part, QuantizedUNet]) -> Any:
         """The pipeline itself, with these in the place of its own networks."""
         if network is not None:

@@ -16,6 +16,7 @@ from safetensors import safe_open
 from qdiff_fx.atomic import entries
 from qdiff_fx.errors import ArtifactError, QDiffError, printable
 from qdiff_fx.storage.fields import Fields
+from qdiff_fx.storage.pipeline_index import INDEX
 from qdiff_fx.storage.strict_json import parse_json, read_text
 
 MAPPED_BYTES = 64 << 20
@@ -54,6 +55,12 @@ def read_manifest(path: Path, kind: FolderKind) -> dict[str, Any]:
         ArtifactError: the folder is something else, incomplete, damaged, or of a newer version.
     """
     file = path / kind.manifest
+    if not file.is_file() and (path / INDEX).is_file():
+        raise ArtifactError(
+            "it is the folder of a pipeline, not of one network",
+            where=str(path),
+            fix=f"Name one in it: {path / 'unet'}",
+        )
     if not file.is_file():
         found = f"is not a saved {kind.noun}: it has no {kind.manifest}" if path.is_dir() else "does not exist"
         raise ArtifactError(f"the folder {found}", where=str(path), fix=f"Give a folder written by {kind.writer}")

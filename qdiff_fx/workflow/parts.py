@@ -126,7 +126,7 @@ class OtherParts:
             with self._heard.listening():
                 return self._source.example_inputs(EXAMPLES)
         with self._heard.listening():
-            self._source.sample(self._source.unet, SampleRequest(1, EXAMPLE_STEPS))
+            self._source.run(SampleRequest(1, EXAMPLE_STEPS))
         return self._source.example_inputs(EXAMPLES)
 
     def prepare(self, progress: bool | Progress) -> None:

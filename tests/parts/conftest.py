@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,17 @@ sys.path.insert(0, str(Path(__file__).parent))
 from whole import QUIET, tiny_pipeline  # noqa: E402
 
 import qdiff_fx  # noqa: E402
+from qdiff_fx import QDiffConfig  # noqa: E402
+from qdiff_fx.workflow import measure  # noqa: E402
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _untimed() -> Iterator[None]:
+    """What things take is not what is tested here."""
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(measure, "SECONDS", 1e-3)
+        patched.setattr(measure, "measure_rates", lambda act_range: measure.Rates(*[1e9] * len(fields(measure.Rates))))
+        yield
 
 
 @pytest.fixture
@@ -22,7 +34,7 @@ def float_pipeline() -> Any:
 
 
 @pytest.fixture(scope="session")
-def quantized_pipeline() -> Any:
+def quantized_pipeline(_untimed: None) -> Any:
     """W8A8, and every other part by its own recipe. Not to be changed."""
     return qdiff_fx.quantize(tiny_pipeline(), "w8a8", ["a fish", "two birds"], **QUIET)
 
@@ -40,4 +52,5 @@ def few(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Any]:
     from qdiff_fx.workflow import one_call
 
     monkeypatch.setattr(one_call, "SAMPLES", 2)
-    return lambda pipe, *given, **more: qdiff_fx.quantize(pipe, *given, **{**QUIET, **more})
+    nearest = QDiffConfig(weight_rounding="nearest", timestep_bins=2)
+    return lambda pipe, **more: qdiff_fx.quantize(pipe, **{"bits": nearest, **QUIET, **more})

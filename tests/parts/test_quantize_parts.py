@@ -8,10 +8,9 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from diffusers import AutoencoderKL, DDIMPipeline, UNet2DModel
+from diffusers import AutoencoderKL, AutoPipelineForImage2Image, DDIMPipeline, UNet2DModel
 from whole import image, psnr, sqnr, tiny_decoder, tiny_pipeline, tiny_xl
 
-import qdiff_fx
 from qdiff_fx import QuantizedUNet, collect_calibration_data
 from qdiff_fx.errors import CalibrationError, CaptureError, ConfigError, InputError, QDiffError
 from qdiff_fx.networks.autoencoder import QuantizedAutoencoderKL, QuantizedAutoencoderTiny
@@ -110,7 +109,7 @@ def test_half_precision_and_two_text_encoders(few: Few) -> None:
 
 def test_the_tiny_decoder_and_its_encoder_where_they_are_named(few: Few) -> None:
     own = tiny_decoder()
-    pipe = few(tiny_pipeline(vae=own), {"vae": "w8a8", "encoder": "w6a8"}, parts=["vae", "encoder"])
+    pipe = few(tiny_pipeline(vae=own), bits={"vae": "w8a8", "encoder": "w6a8"}, parts=["vae", "encoder"])
     assert isinstance(pipe.vae, QuantizedAutoencoderTiny)
     assert pipe.vae.encoder.qconfig.weight_bits == 6
     assert pipe.vae.dtype == torch.float32
@@ -121,6 +120,9 @@ def test_the_tiny_decoder_and_its_encoder_where_they_are_named(few: Few) -> None
         encoded = own.encode(picture).latents
     assert sqnr(picture, pipe.vae.decode(latents).sample) > 25
     assert sqnr(encoded, pipe.vae.encode(picture).latents) > 15
+    from_image = AutoPipelineForImage2Image.from_pipe(pipe)
+    drawn = from_image("a fish", image=picture, num_inference_steps=4, output_type="np").images
+    assert np.isfinite(drawn).all()
 
 
 @pytest.mark.parametrize(
@@ -162,9 +164,9 @@ def test_recorded_inputs_of_the_network_say_nothing_about_others(few: Few, float
         float_pipeline, num_samples=2, num_inference_steps=2, seed=0, inputs={"prompt": ["a", "b"]}, progress=False
     )
     with pytest.raises(ConfigError, match="parts: its recorded inputs say nothing about vae"):
-        few(float_pipeline, "w8a8", data, parts="unet,vae")
+        few(float_pipeline, data=data, parts="unet,vae")
     with pytest.raises(ConfigError, match="parts: a network alone has no vae"):
-        few(float_pipeline.unet, "w8a8", data, parts="unet,vae")
+        few(float_pipeline.unet, data=data, parts="unet,vae")
 
 
 def test_another_autoencoder_stays_in_float_or_is_refused(few: Few) -> None:
@@ -235,7 +237,7 @@ def test_a_failure_leaves_the_pipeline_as_it_was(
 
 def test_the_network_alone(few: Few, float_pipeline: Any) -> None:
     before = dict(float_pipeline.components)
-    qdiff_fx.quantize(float_pipeline, "w8a8", ["a"], steps=2, budget=None, progress=False, parts="unet")
+    few(float_pipeline, parts="unet")
     assert isinstance(float_pipeline.unet, QuantizedUNet)
     assert float_pipeline.vae is before["vae"]
     assert float_pipeline.text_encoder is before["text_encoder"]

@@ -77,6 +77,8 @@ def test_parts_are_loaded_by_themselves(saved: Path, quantized_pipeline: Any) ->
     assert torch.equal(decoder(latents), quantized_pipeline.vae.decoder(latents))
     with pytest.raises(ConfigError, match="quantized already"):
         QuantizedAutoencoderKL.from_pretrained(saved / "vae", quantization_config=object())
+    with pytest.raises(ArtifactError, match="it is the folder of a pipeline.*Name one in it: .*unet"):
+        load_qdiff(saved)
     with pytest.raises(ArtifactError, match="it holds a quantized AutoencoderKL, not a AutoencoderTiny"):
         QuantizedAutoencoderTiny.from_pretrained(saved / "vae")
 
