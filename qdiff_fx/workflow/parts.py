@@ -28,7 +28,7 @@ from qdiff_fx.workflow.estimate import PhaseEstimate, estimate
 from qdiff_fx.workflow.job import Job, WantedPart, WorkFolder
 from qdiff_fx.workflow.measure import Costs, measure
 from qdiff_fx.workflow.overall import Overall
-from qdiff_fx.workflow.phases import EXAMPLES, decide
+from qdiff_fx.workflow.phases import EXAMPLES, decide, draw
 from qdiff_fx.workflow.shared import calibrate_together
 
 HEARD = "parts"
@@ -185,6 +185,14 @@ class OtherParts:
         if not self._ready:
             return nullcontext()
         return self._heard.listening(None if folder.samples is None else self._kept_in(folder.samples, job))
+
+    def draw(self, job: Job, folder: WorkFolder, progress: bool | Progress, workers: Workers) -> None:
+        """Images, where the network that denoises is not quantized: for what the others are called with on the way."""
+        if self._heard.latents is not None:
+            draw(self._source, job, folder, progress, workers)
+            return
+        with phase(progress, "sampling", None, "prompt"):  # which ends where denoising begins
+            self._source.example_inputs(job.request.count)
 
     def _kept_in(self, samples: Path, job: Job) -> Path:
         """A folder of its own for all that decides what is heard."""

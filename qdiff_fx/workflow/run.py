@@ -18,7 +18,7 @@ from qdiff_fx.workflow.job import Job, WorkFolder
 from qdiff_fx.workflow.measure import Costs
 from qdiff_fx.workflow.overall import Overall
 from qdiff_fx.workflow.parts import FEW_TRAJECTORIES, OtherParts
-from qdiff_fx.workflow.phases import Decided, build_kernels, decide, draw, draw_watched, prepare_and_measure, save
+from qdiff_fx.workflow.phases import Decided, build_kernels, decide, draw_watched, prepare_and_measure, save
 from qdiff_fx.workflow.shared import calibrate_together
 
 
@@ -128,7 +128,7 @@ def calibrated(
         decided = None
         with others.listening(settled, folder):
             if prepared is None or costs is None:
-                draw(source, settled, folder, progress, workers)
+                others.draw(settled, folder, progress, workers)
             else:
                 data, seen = draw_watched(source, prepared, settled, costs, folder, progress, workers)
         if prepared is not None and costs is not None:

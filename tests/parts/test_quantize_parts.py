@@ -88,6 +88,16 @@ def test_nan_in_the_middle_is_said(quantized_pipeline: Any) -> None:
         quantized_pipeline.vae.decode(latents)
 
 
+def test_text_encoders_alone_need_no_images(few: Few, float_pipeline: Any) -> None:
+    calls = []
+    float_pipeline.unet.register_forward_hook(lambda *_: calls.append(1))
+    few(float_pipeline, data=["a fish", "two birds"], parts="text")
+    assert isinstance(float_pipeline.text_encoder, QuantizedUNet)
+    assert not isinstance(float_pipeline.unet, QuantizedUNet)
+    assert not calls
+    assert psnr(image(tiny_pipeline()), image(float_pipeline)) > 30
+
+
 def test_what_a_text_encoder_was_not_captured_with_is_said(quantized_pipeline: Any) -> None:
     with pytest.raises(InputError, match="'output_hidden_states': the network has no such argument"):
         image(quantized_pipeline, clip_skip=1)
