@@ -42,7 +42,7 @@ class WithQuantizedNetworks(Base):
     def device(self) -> torch.device:
         return next(iter(networks_inside(self).values())).device
 
-    def save_pretrained(self, save_directory: str | os.PathLike[str], **ignored: Any) -> None:
+    def save_pretrained(self, save_directory: str | os.PathLike[str]) -> None:
         """Write it as the component of a pipeline, which `pipe.save_pretrained` calls: see `storage/autoencoder.py`.
 
         Raises:
@@ -73,7 +73,8 @@ class WithQuantizedNetworks(Base):
         cache_dir: str | os.PathLike[str] | None = None,
         token: str | bool | None = None,
         local_files_only: bool = False,
-        **ignored: Any,
+        device_map: Any = None,
+        **of_diffusers: Any,
     ) -> Self:
         """Load what `save_pretrained` wrote, as `DiffusionPipeline.from_pretrained` does; nothing in it is executed.
 
@@ -83,12 +84,19 @@ class WithQuantizedNetworks(Base):
             quantization_config: only None: it is quantized already.
             backend: what its networks run on.
             subfolder, revision, cache_dir, token, local_files_only: see `storage.hub.located`.
+            device_map: only the processor.
+            of_diffusers: how it reads weights of its own kind, which says nothing about these.
         Raises:
             ArtifactError: it is missing, damaged, or something else.
-            ConfigError: it would be quantized twice.
+            ConfigError: it would be quantized twice, or is to be somewhere else.
         """
         if quantization_config is not None:
             raise ConfigError("it is quantized already", where=str(name), fix="Leave its quantization_config out")
+        places = device_map.values() if isinstance(device_map, Mapping) else [device_map]
+        if elsewhere := [each for each in places if each is not None and str(each) != "cpu"]:
+            raise ConfigError(
+                f"it cannot be put on {elsewhere[0]!r}", where="device_map", fix="Leave it out, or say cpu"
+            )
         hub: dict[str, Any] = {"revision": revision, "cache_dir": cache_dir, "token": token}
         folder = located(name, FILES, subfolder=subfolder, local_files_only=local_files_only, **hub)
         saved = read_autoencoder(folder, {each.__name__: _arguments(each) for each in map(_base, KINDS)})

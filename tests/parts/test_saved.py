@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import pickle
 import shutil
 import subprocess
 import sys
 import textwrap
 from collections.abc import Callable
+from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
@@ -77,6 +79,11 @@ def test_parts_are_loaded_by_themselves(saved: Path, quantized_pipeline: Any) ->
     assert torch.equal(decoder(latents), quantized_pipeline.vae.decoder(latents))
     with pytest.raises(ConfigError, match="quantized already"):
         QuantizedAutoencoderKL.from_pretrained(saved / "vae", quantization_config=object())
+    with pytest.raises(ConfigError, match="device_map: it cannot be put on 'cuda'"):
+        QuantizedAutoencoderKL.from_pretrained(saved / "vae", device_map={"": "cuda"})
+    for twin in (deepcopy(vae), pickle.loads(pickle.dumps(vae))):
+        half = latents.half()
+        assert torch.equal(twin.decode(half).sample, vae.decode(half).sample)
     with pytest.raises(ArtifactError, match="it is the folder of a pipeline.*Name one in it: .*unet"):
         load_qdiff(saved)
     with pytest.raises(ArtifactError, match="it holds a quantized AutoencoderKL, not a AutoencoderTiny"):
