@@ -30,8 +30,8 @@ from qdiff_fx.evaluation import psnr_db
 
 OF_TRAINED, OF_RANDOM = "native-w8a8-secondorder,native-w4a8-secondorder", "native,native-w4a8"
 PIXELS_PER_LATENT = 8
-CALIBRATED_AT = 256
-PLACES = (0.0, 1.0)
+CALIBRATED_AT = {256: (0.0, 1.0), 512: (0.5,)}
+"""Size of the pictures, and which squares of each."""
 
 
 @dataclass(frozen=True)
@@ -70,7 +70,8 @@ class Judge:
 
     @torch.no_grad()
     def batches(self) -> list[Batch]:
-        pictures = load_pictures(self._calibrate, CALIBRATED_AT, PLACES)
+        sizes = CALIBRATED_AT.items()
+        pictures = (picture for size, places in sizes for picture in load_pictures(self._calibrate, size, places))
         return [{"sample": self._encoder(picture)} for picture in pictures]
 
     @torch.no_grad()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -33,10 +33,25 @@ class Decoder(Network):
         generator = torch.Generator().manual_seed(seed)
         return {"sample": torch.randn(self.batch, *self.sample_shape, generator=generator)}
 
+    def pieces(self, batches: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+        """Small squares of latents, drawn: a step costs what its largest picture does."""
+        generator = torch.Generator().manual_seed(0)
+        latents = [each for batch in batches for each in batch["sample"].split(1)]
+        drawn = [_square(latents[i % len(latents)], generator) for i in range(PIECES)]
+        return [{"sample": torch.cat(some)} for some in zip(*[iter(drawn)] * PIECES_AT_ONCE, strict=True)]
+
     def predict(
         self, run: Callable[..., Any], sample: torch.Tensor, timestep: Any = None, **conditioning: Any
     ) -> torch.Tensor:
         return prediction_of(run(sample))
+
+
+PIECES, PIECES_AT_ONCE, PIECE_SIZE = 64, 8, 8
+
+
+def _square(latents: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
+    top, left = (int(torch.randint(size - PIECE_SIZE + 1, (), generator=generator)) for size in latents.shape[2:])
+    return latents[..., top : top + PIECE_SIZE, left : left + PIECE_SIZE]
 
 
 class _OfLatents(nn.Module):

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import importlib.util
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
@@ -83,6 +83,10 @@ class Network:
     def folder(self) -> str:
         """Where what is prepared of it belongs; networks of the same weights share it."""
         return self.name
+
+    def pieces(self, batches: Sequence[Mapping[str, Any]]) -> Sequence[Mapping[str, Any]]:
+        """What of the calibration data reconstruction learns from: all of it."""
+        return batches
 
     def predict(
         self, run: Callable[..., Any], sample: torch.Tensor, timestep: Any = None, **conditioning: Any

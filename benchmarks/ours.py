@@ -37,7 +37,7 @@ class Ours:
         from qdiff_fx import convert_qdiff, save_qdiff
 
         config = make_config(self.variant, network.num_train_timesteps)
-        prepared = decided(unet, config, network.inputs(), batches, reconstruction_of(self.variant))
+        prepared = decided(unet, config, network.inputs(), batches, reconstruction_of(self.variant), network.pieces)
         save_qdiff(convert_qdiff(prepared, backend="reference"), folder)
 
     def load(self, network: Network, folder: Path) -> Predict:

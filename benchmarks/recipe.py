@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 from torch import nn
 
@@ -19,9 +19,14 @@ from qdiff_fx import (
 
 
 def decided(
-    unet: nn.Module, config: QDiffConfig, example: Batch, batches: Iterable[Batch], preset: str = ""
+    unet: nn.Module,
+    config: QDiffConfig,
+    example: Batch,
+    batches: Iterable[Batch],
+    preset: str = "",
+    pieces: Callable[[Sequence[Batch]], Sequence[Batch]] = lambda batches: batches,
 ) -> PreparedUNet:
-    """Calibrated, rounded and, with a preset's name, reconstructed."""
+    """Calibrated, rounded and, with a preset's name, reconstructed on the pieces of what it was calibrated on."""
     batches = batches if isinstance(batches, Sequence) else list(batches)
     # Layer outputs too: backends that quantize them share the saved network with those that do not.
     prepared = prepare_qdiff(unet, config, example, output_quantizers=True)
@@ -29,5 +34,5 @@ def decided(
     if config.weight_rounding == "second_order":
         round_weights(prepared, batches, progress=False)
     if preset:
-        reconstruct(prepared, batches, ReconstructionConfig.preset(preset), progress=False)
+        reconstruct(prepared, pieces(batches), ReconstructionConfig.preset(preset), progress=False)
     return prepared

@@ -106,10 +106,21 @@ def grow(sample: torch.Tensor) -> torch.Tensor:
 def test_the_psnr_is_that_of_pictures_in_0_to_1(pictures: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(benchmark, "shared_module", lambda name: SimpleNamespace(load_encoder=lambda: shrink))
     judge = benchmark.Judge(pictures)
-    assert [batch["sample"].shape for batch in judge.batches()] == [(1, 3, 32, 32)] * 4
+    assert [batch["sample"].shape[2:] for batch in judge.batches()] == [(32, 32)] * 4 + [(64, 64)] * 2
     decoder = Decoder("test", lambda meta: grow, 1, (3, 4, 4))
     psnrs = list(judge.psnrs(decoder, lambda sample: grow(sample) + 0.01))
     assert psnrs == pytest.approx([40.0, 40.0], abs=1e-3)
+
+
+def test_pieces_are_squares_of_the_latents() -> None:
+    decoder = DECODERS["vae-tiny"]
+    latents = torch.arange(4.0 * 12 * 9).reshape(1, 4, 12, 9)
+    batches = [{"sample": latents}, {"sample": latents + 1000}]
+    pieces, again = ([piece["sample"] for piece in decoder.pieces(batches)] for _ in range(2))
+    assert [piece.shape for piece in pieces] == [(8, 4, 8, 8)] * 8
+    assert all(torch.isin(piece, torch.cat([latents, latents + 1000])).all() for piece in pieces)
+    assert not torch.equal(pieces[0], pieces[1])
+    assert all(map(torch.equal, pieces, again))
 
 
 PEAKS = {ANCHOR: 1000, "native": 400}

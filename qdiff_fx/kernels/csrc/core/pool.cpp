@@ -14,8 +14,9 @@ namespace qdiff {
 namespace {
 
 constexpr size_t kMostWaiting = size_t{256} << 20;
-// What may wait beyond what was in use at once at most: pieces of different sizes do not replace each other.
-constexpr size_t kSpare = size_t{64} << 20;
+// Pieces of different sizes do not replace each other, so there are more of them than were in use at once. As much as this is
+// no matter; and beyond what was in use at once at most, so much.
+constexpr size_t kNoMatter = size_t{256} << 20, kSpare = size_t{32} << 20;
 
 void* allocate(size_t bytes) {
   void* memory = bytes < kLeastPages ? std::aligned_alloc(64, bytes) : take_pages(bytes);
@@ -42,7 +43,8 @@ class Pool {
         waiting_.erase(std::next(found).base());
         return memory;
       }
-      gone = leave(most_ + kSpare - used_);
+      const size_t most = std::max(kNoMatter, most_ + kSpare);
+      gone = leave(most - used_);
     }
     for (const Piece& each : gone) release(each.memory, each.bytes);
     try {
