@@ -14,6 +14,7 @@ from qdiff_fx.errors import QDiffError
 
 _OF_DIFFUSERS, _REGISTRY = "diffusers.hooks.", "diffusers.hooks.hooks"
 _MOVES_WEIGHTS = "AlignDevicesHook"
+_LORA_OF_TEXT = "_load_lora_into_text_encoder"
 
 
 class WithoutHooksInside(nn.Module):
@@ -50,6 +51,13 @@ class WithoutHooksInside(nn.Module):
 
     def _check_who_asks(self, frame: FrameType) -> None:
         module = str(frame.f_globals.get("__name__", ""))
+        if frame.f_code.co_name == _LORA_OF_TEXT:
+            raise QDiffError(
+                "a LoRA cannot be loaded into it: it is a text encoder that is one graph",
+                where=type(self).__name__,
+                fix="Load and fuse the LoRA into the float one (fuse_lora, unload_lora_weights), and quantize that; or "
+                "leave text encoders in float: parts='unet,vae'",
+            )
         if module.startswith(_OF_DIFFUSERS) and module != _REGISTRY:
             raise QDiffError(
                 f"{frame.f_code.co_name} of diffusers finds no blocks to put its hooks on: it is one graph",

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from diffusers import AutoencoderKL, AutoPipelineForImage2Image, DDIMPipeline, UNet2DModel
+from diffusers.loaders import lora_base
 from whole import image, psnr, sqnr, tiny_decoder, tiny_pipeline, tiny_xl
 
 from qdiff_fx import QuantizedUNet, collect_calibration_data
@@ -101,6 +102,16 @@ def test_text_encoders_alone_need_no_images(few: Few, float_pipeline: Any) -> No
 def test_what_a_text_encoder_was_not_captured_with_is_said(quantized_pipeline: Any) -> None:
     with pytest.raises(InputError, match="'output_hidden_states': the network has no such argument"):
         image(quantized_pipeline, clip_skip=1)
+
+
+def test_a_lora_for_a_quantized_text_encoder_is_refused(
+    quantized_pipeline: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(lora_base, "USE_PEFT_BACKEND", True)  # which is asked for afterwards only
+    layer = "text_encoder.text_model.encoder.layers.0.self_attn.q_proj"
+    weights = {f"{layer}.lora_A.weight": torch.ones(2, 32), f"{layer}.lora_B.weight": torch.ones(32, 2)}
+    with pytest.raises(QDiffError, match="a LoRA cannot be loaded into it: it is a text encoder.*parts='unet,vae'"):
+        type(quantized_pipeline).load_lora_into_text_encoder(weights, None, quantized_pipeline.text_encoder)
 
 
 def test_half_precision_and_two_text_encoders(few: Few) -> None:
