@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 import torch
+from safetensors.torch import load, save
+from torch import Tensor
 
 from qdiff_fx.errors import ConfigError
 from qdiff_fx.lora.adapter import Adapter
 from qdiff_fx.passes.low_rank import LowRank
+
+DESCRIPTION, TENSORS = "lora.json", "lora.safetensors"
 
 
 @dataclass(frozen=True)
@@ -84,6 +89,30 @@ class Adapters:
     def switched(self, enabled: bool) -> Adapters:
         """With those that are chosen on, or off."""
         return replace(self, enabled=enabled)
+
+    def to_files(self) -> dict[str, bytes]:
+        """All of it as JSON and tensors, for networks that are pickled; nothing where there are none."""
+        if not self.known:
+            return {}
+        tensors: dict[str, Tensor] = {}
+        for at, adapter in enumerate(self.known.values()):
+            for number, each in enumerate(adapter.layers.values()):
+                tensors |= {f"{at}.{number}.down": each.down, f"{at}.{number}.up": each.up.contiguous()}
+        known = [[name, list(adapter.layers)] for name, adapter in self.known.items()]
+        description = {"known": known, "weights": dict(self.weights), "enabled": self.enabled}
+        return {DESCRIPTION: json.dumps(description).encode(), TENSORS: save(tensors)}
+
+    @staticmethod
+    def of_files(files: Mapping[str, bytes]) -> Adapters:
+        """What `to_files` gave."""
+        if not files:
+            return Adapters()
+        description, tensors = json.loads(files[DESCRIPTION]), load(files[TENSORS])
+        known = {}
+        for at, (name, paths) in enumerate(description["known"]):
+            pairs = (LowRank(tensors[f"{at}.{i}.down"], tensors[f"{at}.{i}.up"]) for i in range(len(paths)))
+            known[name] = Adapter(dict(zip(paths, pairs, strict=True)))
+        return Adapters(known, description["weights"], description["enabled"])
 
     def _check(self, names: Sequence[str]) -> None:
         unknown = sorted(set(names) - set(self.known))

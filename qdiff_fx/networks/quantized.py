@@ -6,6 +6,7 @@ import os
 from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, cast
 
 import torch
@@ -35,6 +36,8 @@ from qdiff_fx.storage.component import FILES, network_in, save_component
 from qdiff_fx.storage.hub import located
 from qdiff_fx.storage.pickled import from_files, to_files
 from qdiff_fx.storage.sealed import lowering
+
+NO_FILES: Mapping[str, bytes] = MappingProxyType({})
 
 
 class QuantizedUNet(WithLora, WithState):
@@ -234,7 +237,7 @@ class QuantizedUNet(WithLora, WithState):
     def __reduce__(self) -> tuple[Any, ...]:
         """Raises ArtifactError where it cannot be saved."""
         files = to_files(partial(save_artifact, self._artifact()))
-        return _read_quantized, (files, self.backend, self.options, self._adapters)
+        return _read_quantized, (files, self.backend, self.options, self._adapters.to_files())
 
     def explain(self, *, verbose: bool = False) -> Explanation:
         """Every weight layer and attention: bits, scales, kernel, or why it is in float.
@@ -330,11 +333,11 @@ def _read_graph_again(folder: Path, digest: str) -> fx.GraphModule:
 
 
 def _read_quantized(
-    files: Mapping[str, bytes], backend: str, options: BackendOptions, adapters: Adapters
+    files: Mapping[str, bytes], backend: str, options: BackendOptions, loras: Mapping[str, bytes] = NO_FILES
 ) -> QuantizedUNet:
     found = from_files(files, load_artifact)
     network = QuantizedUNet(
         found.graph_module, found.signature, found.config, backend, options, found.source, found.schedule
     )
-    network._take_adapters(adapters)
+    network._take_adapters(Adapters.of_files(loras))
     return network
