@@ -26,6 +26,8 @@ FORMAT = "qdiff_fx calibration data"
 VERSION = 1
 TIMESTEP, FINGERPRINT = "timestep_argument", "fingerprint"
 """In the metadata of what was recorded: which argument is the timestep, and digests of what it depends on."""
+GOLDEN = (5**0.5 - 1) / 2
+"""Steps of it around a circle leave no part of that out for long: where to begin at each timestep."""
 
 
 class CalibrationData(Sequence[Batch]):
@@ -207,7 +209,6 @@ class CalibrationData(Sequence[Batch]):
         return {id(tensor): tensor for record in self._records for tensor in record.tensors.values()}
 
 
-GOLDEN = (5**0.5 - 1) / 2
 _STARTS = {"first": 0.0, "middle": 0.5, "last": 1.0}
 
 

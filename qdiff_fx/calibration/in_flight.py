@@ -17,6 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from qdiff_fx.calibration.data import GOLDEN
 from qdiff_fx.calibration.kept import KeptStatistics
 from qdiff_fx.calibration.plan import CollectionPlan
 from qdiff_fx.calibration.record import Record
@@ -25,8 +26,6 @@ from qdiff_fx.calibration.run import check_batch
 from qdiff_fx.calibration.schedule import is_settled, schedule_of, timesteps_of
 from qdiff_fx.observers import Observer
 from qdiff_fx.quant.digest import digest
-
-GOLDEN = (5**0.5 - 1) / 2
 
 
 @dataclass(frozen=True)
