@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, fx
 
 from qdiff_fx.errors import ConfigError
-from qdiff_fx.ir.annotations import fact, nodes_with, put, require
+from qdiff_fx.ir.annotations import any_value, fact, nodes_with, put, require
 from qdiff_fx.ir.edit import add_buffer, insert_call, insert_get_attr, is_op
 from qdiff_fx.ir.facts import Part, QuantizedLayer, whole_layer
 from qdiff_fx.passes.framework import Change, Pass, PassReport
@@ -94,7 +94,7 @@ class AddLowRank(Pass):
 def _check(path: str, layer: fx.Node, branch: LowRank, down: Tensor) -> None:
     weight = layer.args[1]
     assert isinstance(weight, fx.Node)
-    shape = tuple(weight.meta["val"].shape)
+    shape = tuple(any_value(weight).shape)
     grouped = len(layer.args) > 6 and layer.args[6] != 1
     fits = tuple(down.shape[1:]) == shape[1:] and branch.up.shape[0] == shape[0] and branch.up.shape[1] == len(down)
     if grouped or not fits:
