@@ -68,12 +68,14 @@ class QuantizedUNet(WithLora, WithState):
         schedule: Schedule | None = None,
         *,
         release: bool = False,
+        adapters: Adapters = WithLora._adapters,
     ):
         super().__init__(graph_module, signature)
         self.qconfig, self.backend, self.source, self.schedule = qconfig, backend, source, schedule
         chosen = get_backend(backend)
         self.options = checked_options(chosen, options)
-        self._run_on(chosen.lower(graph_module, self.options, release=release))
+        self._adapters = adapters
+        self._run_on(chosen.lower(_with_branches(graph_module, adapters.branches()), self.options, release=release))
         if release:
             self._modules["graph_module"] = nn.Module()  # in place of tensors whose memory is gone
 
@@ -271,11 +273,10 @@ class QuantizedUNet(WithLora, WithState):
             options = choose_options(get_backend(backend), chosen)
         elif chosen:
             raise ConfigError("options are given twice", where="with_backend", fix="Pass an object or names, not both")
-        other = QuantizedUNet(
-            self.graph_module, self.signature, self.qconfig, backend, options, self.source, self.schedule
+        known = (self.source, self.schedule)
+        return QuantizedUNet(
+            self.graph_module, self.signature, self.qconfig, backend, options, *known, adapters=self._adapters
         )
-        other._take_adapters(self._adapters)
-        return other
 
     def _forward_flat(self, tensors: list[torch.Tensor]) -> tuple[torch.Tensor, ...]:
         run = self._run[0]
@@ -336,8 +337,5 @@ def _read_quantized(
     files: Mapping[str, bytes], backend: str, options: BackendOptions, loras: Mapping[str, bytes] = NO_FILES
 ) -> QuantizedUNet:
     found = from_files(files, load_artifact)
-    network = QuantizedUNet(
-        found.graph_module, found.signature, found.config, backend, options, found.source, found.schedule
-    )
-    network._take_adapters(Adapters.of_files(loras))
-    return network
+    known, adapters = (found.source, found.schedule), Adapters.of_files(loras)
+    return QuantizedUNet(found.graph_module, found.signature, found.config, backend, options, *known, adapters=adapters)
