@@ -13,6 +13,7 @@ from torch import fx
 from qdiff_fx.config import QDiffConfig
 from qdiff_fx.errors import CalibrationError
 from qdiff_fx.networks.state import DECIDED_DIGEST, GRAPH_DIGEST, WithState, in_words
+from qdiff_fx.networks.uncompiled import uncompiled
 from qdiff_fx.observers import Observer
 from qdiff_fx.passes.framework import PassReport
 from qdiff_fx.passes.quantize.convert import reannotate
@@ -62,6 +63,7 @@ class PreparedUNet(WithState):
 
     _way_out = "Prepare it from the weights and with the configuration of that state, or use load_prepared"
 
+    @uncompiled
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """Same arguments and result as the original network's forward."""
         with in_words("the prepared network"):

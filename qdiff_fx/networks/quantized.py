@@ -22,6 +22,7 @@ from qdiff_fx.ir.edit import copy_graph
 from qdiff_fx.lora import Adapters
 from qdiff_fx.networks.lora import WithLora
 from qdiff_fx.networks.state import GRAPH_DIGEST, WithState, in_words
+from qdiff_fx.networks.uncompiled import uncompiled
 from qdiff_fx.passes.framework import run_passes
 from qdiff_fx.passes.low_rank import AddLowRank, LowRank
 from qdiff_fx.quant.digest import digest_tensor
@@ -95,6 +96,7 @@ class QuantizedUNet(WithLora, WithState):
             self._run_on(chosen.lower(graph, self.options, release=alone and chosen.frees_weights))
         self._adapters = adapters
 
+    @uncompiled
     @torch.no_grad()
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """Same arguments and result as the original network's forward. Not differentiable.
