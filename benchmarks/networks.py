@@ -210,6 +210,11 @@ def _sd15(**changes: Any) -> Any:
     return UNet2DConditionModel(**(config | changes))
 
 
+def _sd_turbo() -> Any:
+    """The configuration of SD-Turbo, which is Stable Diffusion 2.1's (866 M parameters)."""
+    return _sd15(cross_attention_dim=1024, attention_head_dim=(5, 10, 20, 20), use_linear_projection=True)
+
+
 def _sd_tiny() -> Any:
     """The layout of Stable Diffusion 1.5 at a thousandth of its size, to try the machinery on."""
     return _sd15(
@@ -271,6 +276,7 @@ NETWORKS = {
         Network("cifar10", randomly(_cifar10), batch=4, sample_shape=(3, 32, 32)),
         Network("cifar10-b1", randomly(_cifar10), batch=1, sample_shape=(3, 32, 32)),
         Network("sd15", randomly(_sd15), 2, (4, 64, 64), context_shape=(77, 768), together=3),
+        Network("sd-turbo", randomly(_sd_turbo), 1, (4, 64, 64), context_shape=(77, 1024), together=3),
         Network("digits", _digits, batch=4, sample_shape=(1, 32, 32), context_shape=(4, 64)),
         Network("sd-tiny", randomly(_sd_tiny), 2, (4, 16, 16), context_shape=(8, 32)),
         Network("sdxl", randomly(_sdxl), 2, (4, 128, 128), (77, 2048), together=1, dtype=HALF, added=SDXL_ADDED),

@@ -20,8 +20,8 @@ from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 from benchmarks.networks import get_network
 
 LETTERS = len(string.ascii_lowercase)
-LAYERS_OF_WIDTH = {768: 12}
-"""Of text encoders, by the width of the UNet's conditioning: CLIP ViT-L/14's. Others have one."""
+LAYERS_OF_WIDTH = {768: 12, 1024: 23}
+"""Of text encoders, by the width of the UNet's conditioning: CLIP ViT-L/14's and SD-Turbo's. Others have one."""
 CHANNELS_OF_LATENTS = {64: (128, 256, 512, 512)}
 """Of decoders, by the size of their latents: Stable Diffusion's. Others have one level."""
 

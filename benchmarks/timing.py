@@ -34,14 +34,19 @@ class Stepper(Protocol):
 
     name: str
 
-    def step(self) -> dict[str, float]: ...
+    def step(self) -> dict[str, Any]: ...
 
 
 @dataclass
 class Timings:
-    """Steps of one backend in the order they were taken; an error ends them."""
+    """Steps of one backend in the order they were taken; an error ends them.
+
+    Attributes:
+        answers: all that was said of each.
+    """
 
     seconds: list[float] = field(default_factory=list)
+    answers: list[dict[str, Any]] = field(default_factory=list)
     idle_cpu_seconds: float = 0.0
     error: str = ""
 
@@ -68,6 +73,7 @@ def interleave(
             except WorkerError as error:
                 timing.error = str(error)
                 continue
+            timing.answers.append(answer)
             timing.seconds.append(answer["seconds"])
             timing.idle_cpu_seconds += answer["idle_cpu_seconds"]
             on_step(worker.name)
@@ -75,13 +81,28 @@ def interleave(
 
 
 class Worker:
-    """A `benchmarks.worker` process: started, asked for steps, stopped."""
+    """A `benchmarks.worker` process: started, asked for steps, stopped.
 
-    def __init__(self, model: str, name: str, cache: Path, *, threads: int, warmup: int = 2):
+    Args:
+        program: another module that answers as that one does.
+        options: of the program, where it is to answer; by default how often it is to warm up.
+    """
+
+    def __init__(
+        self,
+        model: str,
+        name: str,
+        cache: Path,
+        *,
+        threads: int,
+        warmup: int = 2,
+        program: str = "benchmarks.worker",
+        options: Sequence[str] | None = None,
+    ):
         self.name = name
-        self._command = [sys.executable, "-m", "benchmarks.worker", model, name, "--cache", str(cache.resolve())]
+        self._command = [sys.executable, "-m", program, model, name, "--cache", str(cache.resolve())]
         self._environment = os.environ | {"OMP_NUM_THREADS": str(threads)}
-        self._warmup = warmup
+        self._options = ["--warmup", str(warmup)] if options is None else options
         self._process: subprocess.Popen[str] | None = None
         self._log: IO[str] | None = None
 
@@ -93,12 +114,12 @@ class Worker:
         finally:
             self.close()
 
-    def start(self) -> dict[str, float]:
+    def start(self) -> dict[str, Any]:
         """Load and warm up; returns ``load_seconds`` and ``first_step_seconds``. Raises WorkerError."""
-        self._launch("--warmup", str(self._warmup))
+        self._launch(*self._options)
         return self._read()
 
-    def step(self) -> dict[str, float]:
+    def step(self) -> dict[str, Any]:
         return self._ask("step")
 
     def stop(self) -> dict[str, int]:

@@ -10,17 +10,14 @@ from __future__ import annotations
 
 import argparse
 import gc
-import json
-import os
 import sys
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, TextIO
+from typing import TextIO
 
 import torch
 
+from benchmarks.answers import answer, claim_stdout, telling_errors
 from benchmarks.artifacts import artifact_folder, ensure_artifact
 from benchmarks.contender import Batch, Predict
 from benchmarks.lineup import get_contender
@@ -30,12 +27,12 @@ from benchmarks.networks import get_network
 
 def main() -> None:
     options = _parse()
-    answers = _claim_stdout()
+    answers = claim_stdout()
     with telling_errors(answers):
         network, contender = get_network(options.model), get_contender(options.backend)
         if options.prepare:
             ensure_artifact(options.cache, network, contender)
-            _answer(answers, prepared=True)
+            answer(answers, prepared=True)
             return
         started = time.perf_counter()
         predict = contender.load(network, artifact_folder(options.cache, network, contender) or Path())
@@ -43,18 +40,8 @@ def main() -> None:
         inputs = network.inputs()
         warmups = [_timed(predict, inputs) for _ in range(max(options.warmup, 1))]
         gc.collect()
-        _answer(answers, load_seconds=loaded - started, first_step_seconds=warmups[0])
+        answer(answers, load_seconds=loaded - started, first_step_seconds=warmups[0])
         serve(predict, inputs, sys.stdin, answers)
-
-
-@contextmanager
-def telling_errors(answers: TextIO) -> Iterator[None]:
-    """An exception is answered in one line, then raised."""
-    try:
-        yield
-    except Exception as error:
-        _answer(answers, error=f"{type(error).__name__}: {error}")
-        raise
 
 
 def serve(predict: Predict, inputs: Batch, requests: TextIO, answers: TextIO) -> None:
@@ -64,9 +51,9 @@ def serve(predict: Predict, inputs: Batch, requests: TextIO, answers: TextIO) ->
         if request.strip() != "step":
             break
         idle_cpu = time.process_time() - idle_since
-        _answer(answers, seconds=_timed(predict, inputs), idle_cpu_seconds=idle_cpu)
+        answer(answers, seconds=_timed(predict, inputs), idle_cpu_seconds=idle_cpu)
         idle_since = time.process_time()
-    _answer(answers, peak_rss_bytes=peak_rss_bytes(), resident_rss_bytes=resident_rss_bytes())
+    answer(answers, peak_rss_bytes=peak_rss_bytes(), resident_rss_bytes=resident_rss_bytes())
 
 
 def _timed(predict: Predict, inputs: Batch) -> float:
@@ -74,18 +61,6 @@ def _timed(predict: Predict, inputs: Batch) -> float:
         started = time.perf_counter()
         predict(**inputs)
         return time.perf_counter() - started
-
-
-def _claim_stdout() -> TextIO:
-    """The original standard output for ourselves; everybody else's prints go to standard error."""
-    answers = os.fdopen(os.dup(1), "w", buffering=1)
-    os.dup2(2, 1)
-    return answers
-
-
-def _answer(answers: TextIO, **fields: Any) -> None:
-    answers.write(json.dumps(fields) + "\n")
-    answers.flush()
 
 
 def _parse() -> argparse.Namespace:

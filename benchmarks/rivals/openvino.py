@@ -12,10 +12,10 @@ from torch import nn
 
 from benchmarks.contender import Batch, Predict
 from benchmarks.networks import Network
+from benchmarks.rivals.compiled import MODEL_FILE, compiled
 
 Hint = Literal["f32", "bf16"]
 Preset = Literal["float", "default", "transformer"]
-MODEL_FILE = "model.xml"
 
 
 @dataclass(frozen=True)
@@ -45,15 +45,7 @@ class OpenVINO:
         openvino.save_model(model, folder / MODEL_FILE, compress_to_fp16=False)
 
     def load(self, network: Network, folder: Path) -> Predict:
-        import openvino
-
-        settings = {
-            "INFERENCE_PRECISION_HINT": self.hint,
-            "INFERENCE_NUM_THREADS": torch.get_num_threads(),
-            "PERFORMANCE_HINT": "LATENCY",
-        }
-        compiled = openvino.Core().compile_model(folder / MODEL_FILE, "CPU", settings)
-        request = compiled.create_infer_request()
+        request = compiled(folder / MODEL_FILE, {"INFERENCE_PRECISION_HINT": self.hint}).create_infer_request()
 
         def step(sample: torch.Tensor, timestep: Any = None, **conditioning: torch.Tensor) -> torch.Tensor:
             given = {} if timestep is None else {"timestep": timestep}

@@ -9,8 +9,9 @@ from pathlib import Path
 import pytest
 import torch
 
+from benchmarks.answers import telling_errors
 from benchmarks.timing import Worker, WorkerError, interleave
-from benchmarks.worker import serve, telling_errors
+from benchmarks.worker import serve
 
 
 class FakeStepper:

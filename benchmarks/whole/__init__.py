@@ -1,0 +1,1 @@
+"""Whole images by whole pipelines: what `benchmarks.whole_image` compares."""
