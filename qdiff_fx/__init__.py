@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from qdiff_fx.integrations.hub import push_to_hub
     from qdiff_fx.networks import PreparedUNet, QuantizedUNet, merge_prepared
     from qdiff_fx.reconstruction import Reconstruction, ReconstructionConfig, reconstruct
+    from qdiff_fx.sampling.guidance_until import guidance_until
     from qdiff_fx.schedules import Schedule, optimize_schedule, with_schedule
     from qdiff_fx.tuning import Tuned, tune
     from qdiff_fx.weight_rounding import round_weights
@@ -43,6 +44,7 @@ __all__ = [
     "collect_calibration_data",
     "convert_qdiff",
     "export_qdiff",
+    "guidance_until",
     "load_prepared",
     "load_qdiff",
     "merge_prepared",
@@ -67,6 +69,7 @@ _HOMES = {
     "integrations.hub": ("push_to_hub",),
     "networks": ("PreparedUNet", "QuantizedUNet", "merge_prepared"),
     "reconstruction": ("Reconstruction", "ReconstructionConfig", "reconstruct"),
+    "sampling.guidance_until": ("guidance_until",),
     "schedules": ("Schedule", "optimize_schedule", "with_schedule"),
     "tuning": ("Tuned", "tune"),
     "weight_rounding": ("round_weights",),

@@ -16,6 +16,7 @@ from torch import nn
 
 from qdiff_fx.bundled.modules import IMAGE_SIZE, NULL_LABEL
 from qdiff_fx.sampling.guidance import Guidance
+from qdiff_fx.sampling.guidance_until import guided_steps
 from qdiff_fx.sampling.loop import accepted_options, denoise
 
 DEFAULT_GUIDANCE = 2.5
@@ -50,6 +51,7 @@ class DigitsPipeline(DiffusionPipeline):
         latents: torch.Tensor | None = None,
         output_type: str = "pt",
         return_dict: bool = True,
+        guidance_until: float = 1.0,
     ) -> DigitsOutput | tuple[Any]:
         """Draw one image per label.
 
@@ -62,6 +64,7 @@ class DigitsPipeline(DiffusionPipeline):
             output_type: "pt" for a tensor (B, 1, 32, 32) in [-1, 1], the range of the model and the digit
                 classifier; "np" for an array (B, 32, 32, 1) in [0, 1]; "pil" for a list of grey images.
             return_dict: return a `DigitsOutput` rather than a tuple.
+            guidance_until: the share of the steps that are guided; the others run the conditional half alone.
         """
         if output_type not in OUTPUT_TYPES:
             raise ValueError(f"output_type must be one of {OUTPUT_TYPES}, got {output_type!r}")
@@ -85,13 +88,15 @@ class DigitsPipeline(DiffusionPipeline):
         # Guidance overshoots at the noisy end, where DDIM clips its estimate of the image; the noise must then be
         # taken from the clipped estimate, or the two disagree and samples drift to other digits.
         options = accepted_options(self.scheduler, generator=generator, use_clipped_model_output=True)
+        halves = {len(context): context, len(targets): context[-len(targets) :]}
         sample = denoise(
-            lambda noisy, t: self.unet(noisy, t, encoder_hidden_states=context).sample,
+            lambda noisy, t: self.unet(noisy, t, encoder_hidden_states=halves[len(noisy)]).sample,
             self.scheduler,
             sample,
             guidance=guidance,
             step_options=options,
             timesteps=self.progress_bar(self.scheduler.timesteps),
+            guided=guided_steps(guidance_until, len(self.scheduler.timesteps)),
         )
         images = _convert(sample.clamp(-1.0, 1.0), output_type)
         return DigitsOutput(images=images) if return_dict else (images,)

@@ -52,11 +52,14 @@ def sample(
     seed: Seed = 0,
     prompts: Prompts = None,
     prompt: Prompt = None,
+    guidance_until: Annotated[
+        float, typer.Option("--guidance-until", metavar="SHARE", help="Guide so much of the steps, then no more.")
+    ] = 1.0,
 ) -> None:
     """Draw images with a saved network, or with a saved pipeline, into one PNG sheet."""
     output = Output()
     check_writable_file(out)
-    asked = _Asked(folder, count, compare, source, backend, steps, seed, prompts, prompt)
+    asked = _Asked(folder, count, compare, source, backend, steps, seed, prompts, prompt, guidance_until)
     rows = _of_pipeline(asked, output) if (folder / INDEX).is_file() else _of_network(asked, output)
     output.show(f"wrote {save_sheet(rows, out)}")
 
@@ -74,6 +77,7 @@ class _Asked:
     seed: int
     prompts: Path | None
     prompt: list[str] | None
+    guidance_until: float
 
 
 def _of_pipeline(asked: _Asked, output: Output) -> dict[str, torch.Tensor]:
@@ -87,7 +91,7 @@ def _of_pipeline(asked: _Asked, output: Output) -> dict[str, torch.Tensor]:
     if given and not origin.takes_prompts:
         raise ConfigError(f"{type(origin.pipe).__name__} takes no prompts", where="--prompt", fix="Leave it out")
     network = origin.unet if isinstance(origin.unet, QuantizedUNet) else None
-    request = request_of(network, asked.count or len(given) or 1, asked.steps, asked.seed)
+    request = request_of(network, asked.count or len(given) or 1, asked.steps, asked.seed, asked.guidance_until)
     rows = {}
     if asked.compare:
         output.note(f"drawing with {asked.source}")
@@ -102,7 +106,7 @@ def _of_pipeline(asked: _Asked, output: Output) -> dict[str, torch.Tensor]:
 def _of_network(asked: _Asked, output: Output) -> dict[str, torch.Tensor]:
     quantized = load_qdiff(asked.folder, backend=asked.backend)
     origin = source_of(quantized, asked.folder, asked.source, output, asked.prompt, asked.prompts)
-    request = request_of(quantized, asked.count or COUNT, asked.steps, asked.seed)
+    request = request_of(quantized, asked.count or COUNT, asked.steps, asked.seed, asked.guidance_until)
     if request.schedule is not None:
         output.note(f"taking {request.steps} placed steps in place of {request.schedule.out_of}")
     rows = {}

@@ -13,11 +13,13 @@ from qdiff_fx.sources import DIGITS, SampleRequest, Source
 STEPS = 25
 
 
-def request_of(quantized: QuantizedUNet | None, count: int, steps: int | None, seed: int) -> SampleRequest:
+def request_of(
+    quantized: QuantizedUNet | None, count: int, steps: int | None, seed: int, guidance_until: float = 1.0
+) -> SampleRequest:
     """So many images, by as many uniform steps; where none are given, by the steps that the folder keeps."""
-    if steps is None and quantized is not None and quantized.schedule is not None:
-        return SampleRequest(count, len(quantized.schedule), seed, schedule=quantized.schedule)
-    return SampleRequest(count, steps or STEPS, seed)
+    schedule = quantized.schedule if steps is None and quantized is not None else None
+    taken = len(schedule) if schedule is not None else steps or STEPS
+    return SampleRequest(count, taken, seed, schedule=schedule, guidance_until=guidance_until)
 
 
 def source_of(

@@ -30,6 +30,7 @@ def denoise(
     guidance: Guidance = UNGUIDED,
     step_options: Mapping[str, Any] = NO_OPTIONS,
     timesteps: Iterable[Tensor] | None = None,
+    guided: int | None = None,
 ) -> Tensor:
     """From a noisy sample (N, C, H, W), scaled as the scheduler wants it, to where the scheduler ends.
 
@@ -38,8 +39,11 @@ def denoise(
         scheduler: a diffusers scheduler with its timesteps set; it is changed by its own steps.
         step_options: further arguments of ``scheduler.step``.
         timesteps: the scheduler's own, in something that shows progress, say.
+        guided: steps after which guidance ends: the network is then called with the conditional rows alone. None: all.
     """
-    for timestep in scheduler.timesteps if timesteps is None else timesteps:
+    for step, timestep in enumerate(scheduler.timesteps if timesteps is None else timesteps):
+        if step == guided:
+            guidance = UNGUIDED
         noisy = scheduler.scale_model_input(guidance.doubled(sample), timestep)
         predicted = guidance.combined(network(noisy, timestep))
         sample = scheduler.step(predicted, timestep, sample, **step_options).prev_sample

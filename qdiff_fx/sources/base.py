@@ -22,6 +22,7 @@ from qdiff_fx.networks import PreparedUNet, QuantizedUNet
 from qdiff_fx.progress import Progress
 from qdiff_fx.sampling import Trajectory
 from qdiff_fx.sampling.denoiser import denoiser_name
+from qdiff_fx.sampling.guidance_until import guidance_until
 from qdiff_fx.sampling.recorder import as_trajectory, recording, watching
 from qdiff_fx.sampling.samplers import length_of_schedule
 from qdiff_fx.schedules import schedule_of, with_schedule, without_schedule
@@ -194,12 +195,18 @@ class Source:
 
     def _call(self, request: SampleRequest) -> Any:
         """What the pipeline returns, with images (N, H, W, C) in [0, 1] where it draws such."""
-        given = {
+        given: dict[str, Any] = {
             "batch_size": request.count,
             "num_inference_steps": request.steps,
             "generator": request.generators(),
             "output_type": "np",
         }
+        if request.guidance_until != 1:
+            given |= self._guidance(request.guidance_until)
         arguments = {name: value for name, value in given.items() if name in self._takes}
         self.pipe.set_progress_bar_config(disable=not self.progress, leave=False, desc="denoising")
         return self.pipe(**arguments, **self.subjects(request))
+
+    def _guidance(self, share: float) -> dict[str, Any]:
+        own = guidance_until.__name__
+        return {own: share} if own in self._takes else guidance_until(share, self.pipe)

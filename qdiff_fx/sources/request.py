@@ -25,6 +25,7 @@ class SampleRequest:
         seed: which series.
         first: number of the first image within the series.
         schedule: the steps themselves, in place of the sampler's own.
+        guidance_until: the share of the steps that are guided, where the pipeline guides.
     """
 
     count: int
@@ -32,6 +33,7 @@ class SampleRequest:
     seed: int = 0
     first: int = 0
     schedule: Schedule | None = None
+    guidance_until: float = 1.0
 
     def __post_init__(self) -> None:
         for name in ("count", "steps"):

@@ -100,6 +100,7 @@ def test_a_folders_own_steps_are_taken_unless_others_are_asked_for(tmp_path):
     quantized.schedule = SCHEDULE
     assert request_of(quantized, 2, None, 0) == SampleRequest(2, 3, schedule=SCHEDULE)
     assert request_of(quantized, 2, 10, 0) == SampleRequest(2, 10)
+    assert request_of(quantized, 2, None, 0, 0.5) == SampleRequest(2, 3, schedule=SCHEDULE, guidance_until=0.5)
 
 
 class TestCommands:
