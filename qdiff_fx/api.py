@@ -85,14 +85,14 @@ def prepare_qdiff(
         require_plain(model)
     _check_tensors(model)
     captured = capture(model, inputs)
-    if weights is not None:
-        # Of half precision nobody is to hold what is widened below; what tracing leaves behind holds it in circles.
-        del model
-        gc.collect()
-    fixed = captured.signature.fixed_sizes
+    signature, fixed = captured.signature, captured.signature.fixed_sizes
     if fixed:
         warnings.warn(_fixed_in_words(fixed), FixedSizeWarning, stacklevel=2)
     graph = copy_graph(captured.module)  # what was captured may be prepared again
+    if weights is not None:
+        # Of half precision nobody is to hold what is widened below; what tracing leaves behind holds it in circles.
+        del model, captured
+        gc.collect()
     reports = run_passes(
         graph,
         [
@@ -107,7 +107,7 @@ def prepare_qdiff(
     )
     check_weights(graph)
     left = PassReport("Capture", refused=tuple(Refusal(where, "", why) for where, why in fixed.items()))
-    return PreparedUNet(graph, captured.signature, config, [left, *reports] if fixed else reports)
+    return PreparedUNet(graph, signature, config, [left, *reports] if fixed else reports)
 
 
 def _fixed_in_words(fixed: Mapping[str, str]) -> str:

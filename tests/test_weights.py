@@ -19,18 +19,19 @@ SHARDS = 3
 
 
 PREPARES = """
-import resource, sys, torch
+import sys, torch
+from benchmarks.memory import peak_rss_bytes
 from qdiff_fx import prepare_qdiff
 def network(layers, width):
     return torch.nn.Sequential(*(torch.nn.Linear(width, width) for _ in range(layers))).half().eval()
 def inputs(width):
     return {"input": torch.zeros(2, width, dtype=torch.half)}
 prepare_qdiff(network(2, 8), example_inputs=inputs(8))
-before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+before = peak_rss_bytes()
 with torch.device("meta"):
     model = network(60, 1448)
 prepared = prepare_qdiff(model, example_inputs=inputs(1448), weights=sys.argv[1])
-print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
+print(peak_rss_bytes() - before)
 """
 
 
@@ -107,7 +108,7 @@ def test_weights_are_in_memory_once(tmp_path):
     state = {f"{index}.{name}": tensor for index in range(60) for name, tensor in layer.items()}
     folder = saved(state, tmp_path / "checkpoint")
     done = subprocess.run([sys.executable, "-c", PREPARES, folder], capture_output=True, text=True, check=True)
-    assert int(done.stdout) / 1024 < 60 * 8 + 64
+    assert int(done.stdout) / 2**20 < 60 * 8 + 64
 
 
 @pytest.mark.parametrize("place", [".", "model.safetensors.index.json"])
