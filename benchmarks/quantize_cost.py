@@ -9,15 +9,18 @@ samples and both of its presets. It needs the `bench` extra.
 
 ``python -m benchmarks.quantize_cost --model sdxl --shards build/sdxl`` prepares a network that is built without weights
 from shards, which are written there first (random ones). Run it twice: the second time nothing but that is in memory.
+With ``--saved DIR`` it goes on to a saved network, as cheaply as can be (small latents, one batch, nearest codes);
+``python -m benchmarks.startup --models sdxl --saved DIR`` measures what that takes to run.
 """
 
 from __future__ import annotations
 
+import gc
 import json as jsonlib
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Annotated, TypeVar, cast
 
@@ -29,11 +32,22 @@ from benchmarks.memory import peak_rss_bytes
 from benchmarks.networks import WEIGHT_SEED, Network, fill_tensor, get_network
 from benchmarks.output import Column, number, print_table, write_json
 from benchmarks.rivals.openvino import OpenVINO, Preset
-from qdiff_fx import QDiffConfig, calibrate, convert_qdiff, prepare_qdiff, round_weights, save_qdiff
+from qdiff_fx import (
+    PreparedUNet,
+    QDiffConfig,
+    QuantizedUNet,
+    calibrate,
+    convert_qdiff,
+    prepare_qdiff,
+    round_weights,
+    save_qdiff,
+)
 from qdiff_fx.config import WeightRounding
 from qdiff_fx.passes.quantize.measure import measure
 
 SHARD_BYTES = 1 << 30
+SMALLER = 4
+"""What of the height and the width of latents a network is shown that is measured for its weights' memory alone."""
 NNCF_SAMPLES = 300
 """The default of `nncf.quantize`'s subset_size."""
 T = TypeVar("T")
@@ -139,12 +153,32 @@ def spread_batches(network: Network, rows: int) -> Iterator[dict[str, torch.Tens
         yield {**inputs, "timestep": torch.full_like(inputs["timestep"], timestep)}
 
 
-def prepare_from(shards: Path, network: Network, costs: Costs) -> None:
+def prepare_from(shards: Path, network: Network, costs: Costs, config: QDiffConfig | None = None) -> PreparedUNet:
     """A network without weights, and its random ones in shards."""
     if not shards.is_dir():
         write_shards(network, shards)
     costs.measured("import and build", lambda: network.build(True))
-    costs.measured("prepare", lambda: prepare_qdiff(network.build(True), None, network.inputs(), weights=shards))
+    return costs.measured(
+        "prepare", lambda: prepare_qdiff(network.build(True), config, network.inputs(), weights=shards)
+    )
+
+
+def save_from(shards: Path, network: Network, weight_bits: int, costs: Costs, saved: Path) -> None:
+    """From there to a saved network: what it computes means nothing, its sizes are those of a real one."""
+    channels, height, width = network.sample_shape
+    small = replace(network, sample_shape=(channels, height // SMALLER, width // SMALLER))
+    quantized = _quantized_from(shards, small, weight_bits, costs)
+    gc.collect()  # the float weights, which nothing but circles holds by now
+    costs.measured("save", lambda: save_qdiff(quantized, saved))
+
+
+def _quantized_from(shards: Path, network: Network, weight_bits: int, costs: Costs) -> QuantizedUNet:
+    config = QDiffConfig(
+        weight_bits=weight_bits, num_train_timesteps=network.num_train_timesteps, weight_rounding="nearest"
+    )
+    prepared = prepare_from(shards, network, costs, config)
+    costs.measured("calibrate, one batch", lambda: calibrate(prepared, [network.inputs()], progress=False))
+    return costs.measured("convert", lambda: convert_qdiff(prepared, "reference"))
 
 
 def write_shards(network: Network, folder: Path) -> None:
@@ -181,6 +215,7 @@ def main(
     by: Annotated[str, typer.Option(help="Who quantizes: us, or nncf.")] = "us",
     samples: Annotated[int, typer.Option(min=1, help="Batches that NNCF is shown.")] = NNCF_SAMPLES,
     shards: Annotated[Path | None, typer.Option(help="Prepare from weights here, and nothing else.")] = None,
+    saved: Annotated[Path | None, typer.Option(help="Save what is made of them here.")] = None,
     json: Annotated[Path | None, typer.Option(help="Write the rows here.")] = None,
 ) -> None:
     """Quantize a network of random weights, and print what each phase took."""
@@ -191,8 +226,10 @@ def main(
         quantize_by_nncf(network, samples, costs)
     elif shards is None:
         quantize(network, weight_bits, rows, cast(WeightRounding, rounding), costs)
-    else:
+    elif saved is None:
         prepare_from(shards, network, costs)
+    else:
+        save_from(shards, network, weight_bits, costs, saved)
     print_table(f"{model}, {torch.get_num_threads()} threads", COLUMNS, costs.rows)
     if json:
         write_json([asdict(row) for row in costs.rows], json)

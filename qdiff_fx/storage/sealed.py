@@ -19,7 +19,7 @@ from qdiff_fx.storage.fields import Fields
 from qdiff_fx.storage.pipeline_index import INDEX
 from qdiff_fx.storage.strict_json import parse_json, read_text
 
-MAPPED_BYTES = 64 << 20
+MAPPED_BYTES = 16 << 20  # while it is loaded, so much of a file is in memory beside what was read of it
 
 
 @dataclass(frozen=True)

@@ -10,6 +10,7 @@ import torch
 
 from benchmarks.networks import Network, get_network
 from benchmarks.quantize_cost import Costs, main, prepare_from, write_shards
+from qdiff_fx import load_qdiff
 from qdiff_fx.capture.weights import with_weights
 
 
@@ -83,3 +84,14 @@ def test_preparing_from_shards_is_one_phase(network: Network, tmp_path: Path) ->
     prepare_from(tmp_path / "shards", network, costs)
     assert [row.phase for row in costs.rows] == ["import and build", "prepare"]
     assert all(row.peak > 0 for row in costs.rows)
+
+
+def test_what_is_saved_from_shards_runs_at_the_whole_size(network: Network, tmp_path: Path) -> None:
+    rows, saved = tmp_path / "rows.json", tmp_path / "saved"
+    main("tiny", weight_bits=4, shards=tmp_path / "shards", saved=saved, json=rows)
+    phases = [row["phase"] for row in json.loads(rows.read_text())]
+    assert phases == ["import and build", "prepare", "calibrate, one batch", "convert", "save"]
+    loaded = load_qdiff(saved)
+    bits = [layer.info.weight_bits for layer in loaded.explain().rows]
+    assert bits == [8, 8]  # the only layer, and what is left over of its input
+    assert loaded(**network.inputs()).shape == (2, 4, 8, 8)

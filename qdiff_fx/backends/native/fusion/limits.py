@@ -18,14 +18,15 @@ def input_parts(codes: Tensor) -> list[tuple[int, int]]:
 
     Of few enough weights, which is nearly always, the number alone tells that they need not be cut.
     """
+    return _halved(codes, 0, codes.shape[1])
 
-    def halved(first: int, last: int) -> list[tuple[int, int]]:
-        if last - first == 1 or not overflow(codes[:, first:last], bits=8):
-            return [(first, last)]
-        middle = first + -(-(last - first) // 2)
-        return [*halved(first, middle), *halved(middle, last)]
 
-    return halved(0, codes.shape[1])
+def _halved(codes: Tensor, first: int, last: int) -> list[tuple[int, int]]:
+    # No function inside the other: it would hold itself, and with itself the codes, until garbage is collected.
+    if last - first == 1 or not overflow(codes[:, first:last], bits=8):
+        return [(first, last)]
+    middle = first + -(-(last - first) // 2)
+    return [*_halved(codes, first, middle), *_halved(codes, middle, last)]
 
 
 @dataclass(frozen=True)

@@ -20,7 +20,7 @@ from qdiff_fx.ir.facts import layer_info, quantized_layers
 
 qdiff = torch.ops.qdiff
 AS_IT_IS = AsItIs()
-TRIM_EVERY = 32 << 20  # bytes freed: packed weights would otherwise take new memory beside what freed ones leave
+TRIM_EVERY = 8 << 20  # bytes freed: packed weights would otherwise take new memory beside what freed ones leave
 
 
 @dataclass(frozen=True)
