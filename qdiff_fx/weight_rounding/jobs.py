@@ -23,7 +23,7 @@ aten = torch.ops.aten
 PER_COLUMN = 2
 """Positions, pixels or tokens, that are looked at for every column of a weight; see docs/quality.md."""
 LEAST_POSITIONS = 8192
-MOST_COLUMNS, MOST_COLUMNS_OF_BYTES = 4608, 1152
+MOST_COLUMNS, MOST_COLUMNS_OF_BYTES = 2304, 1152
 """Of a second moment, for weights of fewer bits and of eight: one of more takes long, and what its parts have in common
 matters less than which rows are seen; see docs/quality.md."""
 

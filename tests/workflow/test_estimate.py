@@ -14,6 +14,7 @@ from qdiff_fx.config import QDiffConfig
 from qdiff_fx.errors import ConfigError
 from qdiff_fx.reconstruction import ReconstructionConfig
 from qdiff_fx.sources import SampleRequest
+from qdiff_fx.weight_rounding.jobs import MOST_COLUMNS
 from qdiff_fx.workflow.estimate import check_fits, estimate, fitted, flowing_bytes, recorded_rows
 from qdiff_fx.workflow.job import ALL_ROWS, Job
 from qdiff_fx.workflow.measure import Costs, LayerSize, Rates
@@ -127,7 +128,7 @@ def test_wide_layers_are_estimated_in_the_parts_they_are_rounded_in() -> None:
         found = estimate(replace(COSTS, layers=layers), JOB)
         return next((phase.seconds, phase.peak_bytes) for phase in found.phases if phase.name == "rounding")
 
-    one, two = rounding(4608), rounding(9216)
+    one, two = rounding(MOST_COLUMNS), rounding(2 * MOST_COLUMNS)
     assert one[0] < two[0] < 2.2 * one[0]
     assert one[1] == two[1]
 
