@@ -6,6 +6,7 @@ import os
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
 
+import torch
 from torch import Tensor
 
 from qdiff_fx.calibration.data import Batch
@@ -29,6 +30,8 @@ SENSED = 64
 """Samples that sensitivities are averaged over."""
 
 
+@torch.inference_mode(False)
+@torch.enable_grad()  # learning needs gradients, wherever it is called
 def reconstruct(
     prepared: PreparedUNet,
     data: Iterable[Batch],

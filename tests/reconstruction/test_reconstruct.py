@@ -93,6 +93,15 @@ def test_the_same_seed_gives_the_same_decisions_and_another_seed_others():
     assert any(not torch.equal(codes, layer_codes(other)[name]) for name, codes in layer_codes(first).items())
 
 
+@pytest.mark.parametrize("without_gradients", [torch.no_grad, torch.inference_mode])
+def test_it_learns_where_gradients_are_off(without_gradients):
+    expected, network, data = make_prepared(), make_prepared(), batches()
+    reconstruct(expected, data, QUICK, progress=False)
+    with without_gradients():
+        reconstruct(network, data, QUICK, progress=False)
+    assert network.decided == expected.decided
+
+
 @pytest.mark.parametrize("config", [QUICK, replace(QUICK, joint=False, objective="plain")], ids=["joint", "paper"])
 @pytest.mark.parametrize("killed_at", [0, 2, 5])
 def test_killed_and_resumed_ends_the_same(tmp_path, config, killed_at):
