@@ -1,6 +1,6 @@
 """An autoencoder with quantized networks inside, as a component of a pipeline's folder.
 
-    vae/config.json                      which autoencoder it is, and its configuration
+    vae/config.json                      which autoencoder it is, its configuration, and a digest of its weights
     vae/decoder.qdiff/                   a quantized network, as `save_qdiff` writes it; likewise encoder.qdiff/
     vae/float.qdiff/weights.safetensors  weights of all that is not quantized
 
@@ -23,15 +23,16 @@ from qdiff_fx.atomic import current, entries, replacing_folder
 from qdiff_fx.errors import ArtifactError
 from qdiff_fx.storage.artifact import KIND, Artifact, save_artifact
 from qdiff_fx.storage.fields import Fields
-from qdiff_fx.storage.sealed import read_tensors, reading
+from qdiff_fx.storage.sealed import check_file, file_digest, read_tensors, reading
 from qdiff_fx.storage.strict_json import read_json
 
 DESCRIPTION, FLOAT, WEIGHTS = "config.json", "float.qdiff", "weights.safetensors"
+FLOAT_WEIGHTS, DIGEST = f"{FLOAT}/{WEIGHTS}", "float_sha256"
 INSIDE = ("decoder", "encoder")
 """Networks of an autoencoder that are quantized."""
 FILES = (
     DESCRIPTION,
-    f"{FLOAT}/{WEIGHTS}",
+    FLOAT_WEIGHTS,
     *(f"{inside}.qdiff/{name}" for inside in INSIDE for name in (KIND.manifest, *KIND.files)),
 )
 LARGEST_COUNT = 1 << 16
@@ -85,7 +86,8 @@ def save_autoencoder(
             save_artifact(artifact, staging / f"{inside}.qdiff")
         (staging / FLOAT).mkdir()
         copies = {name: each.detach().cpu().clone().contiguous() for name, each in weights.items()}
-        save_file(copies, staging / FLOAT / WEIGHTS, metadata={"format": "pt"})
+        save_file(copies, staging / FLOAT_WEIGHTS, metadata={"format": "pt"})
+        description[DIGEST] = file_digest(staging / FLOAT_WEIGHTS)
         (staging / DESCRIPTION).write_text(json.dumps(description, indent=2) + "\n", encoding="utf-8")
     return target
 
@@ -109,7 +111,9 @@ def read_autoencoder(folder: Path, kinds: Mapping[str, Collection[str]]) -> Save
         networks = {inside: path / f"{inside}.qdiff" for inside in INSIDE if inside in fields.object("quantized")}
         if not networks:
             raise ArtifactError("it names no quantized network", where=fields.where, fix="Save the pipeline again")
-        return SavedAutoencoder(kind, config, networks, dict(read_tensors(path / FLOAT / WEIGHTS)))
+        if DIGEST in fields:  # the first folders of this kind have none
+            check_file(path, FLOAT_WEIGHTS, fields.text(DIGEST))
+        return SavedAutoencoder(kind, config, networks, dict(read_tensors(path / FLOAT_WEIGHTS)))
 
 
 def _plain(value: Any, name: str, where: str) -> Any:

@@ -80,7 +80,7 @@ def read_manifest(path: Path, kind: FolderKind) -> dict[str, Any]:
             f"{kind.manifest} is damaged: its checksum differs", where=str(path), fix="Copy or save it again"
         )
     for name in kind.files:
-        _check_file(path, name, fields.object("sha256").text(name))
+        check_file(path, name, fields.object("sha256").text(name))
     return manifest
 
 
@@ -179,7 +179,8 @@ def check_replaceable(target: Path, kind: FolderKind) -> None:
         )
 
 
-def _check_file(path: Path, name: str, digest: str) -> None:
+def check_file(path: Path, name: str, digest: str) -> None:
+    """Raises ArtifactError unless there is a file of that name in the folder, with that digest."""
     if not (path / name).is_file():
         found = "is not a file" if (path / name).exists() else "is missing"
         raise ArtifactError(f"{name} {found}", where=str(path), fix="Save the network again")

@@ -26,6 +26,7 @@ from qdiff_fx.errors import ArtifactError, ConfigError
 from qdiff_fx.networks.autoencoder import QuantizedAutoencoderKL, QuantizedAutoencoderTiny
 from qdiff_fx.sources import SampleRequest, SourceError
 from qdiff_fx.sources.pipeline import load_saved_pipeline
+from qdiff_fx.storage.sealed import file_digest
 
 Change = Callable[[dict[str, Any]], None]
 
@@ -134,6 +135,8 @@ def _set(name: str, value: Any) -> Change:
         (_set("up_block_types", ["__import__"]), "there is no AutoencoderKL of this configuration"),
         (_set("act_fn", 3), "there is no AutoencoderKL of this configuration"),
         (_set("use_quant_conv", False), "'quant_conv.bias' is no weight of it"),
+        (_set("float_sha256", 3), "float_sha256"),
+        (lambda data: data.pop("float_sha256"), ""),
         (_set("quantized", {}), "it names no quantized network"),
         (_set("quantized", {"encoder": {}, "decoder": {}}), "encoder.qdiff"),
         (_set("norm_num_groups", 2), ""),
@@ -158,19 +161,21 @@ def test_weights_from_somebody_else(copy: Path) -> None:
         ({**weights, "quant_conv.bias": torch.ones(8, dtype=torch.int64)}, "bias is torch.int64"),
     ):
         save_file(changed, file)
+        change(copy / "vae" / "config.json", _set("float_sha256", file_digest(file)))
         with pytest.raises(ArtifactError, match=message):
             QuantizedAutoencoderKL.from_pretrained(copy / "vae")
     file.unlink()
-    with pytest.raises(ArtifactError, match="vae"):
+    with pytest.raises(ArtifactError, match="vae.*float.qdiff/weights.safetensors is missing"):
         QuantizedAutoencoderKL.from_pretrained(copy / "vae")
     with pytest.raises(ArtifactError, match="there is no config.json"):
         QuantizedAutoencoderKL.from_pretrained(copy / "scheduler")
 
 
-def test_a_damaged_decoder_is_named(copy: Path) -> None:
-    weights = copy / "vae" / "decoder.qdiff" / "weights.safetensors"
+@pytest.mark.parametrize("part", ["decoder.qdiff", "float.qdiff"])
+def test_what_is_damaged_is_named(copy: Path, part: str) -> None:
+    weights = copy / "vae" / part / "weights.safetensors"
     weights.write_bytes(weights.read_bytes()[:-1] + b"?")
-    with pytest.raises(ArtifactError, match=r"decoder.qdiff.*weights.safetensors is damaged"):
+    with pytest.raises(ArtifactError, match=rf"{part}.*weights.safetensors is damaged"):
         load_saved_pipeline(copy)
 
 
