@@ -13,6 +13,7 @@ from qdiff_fx.calibration.data import Batch
 from qdiff_fx.calibration.nested import flatten
 from qdiff_fx.checkpoint import Checkpoint
 from qdiff_fx.errors import CalibrationError
+from qdiff_fx.networks.lora import WithLora
 from qdiff_fx.observers import Observer
 from qdiff_fx.quant.digest import digest
 
@@ -90,11 +91,15 @@ def digest_of(batches: Iterable[Batch]) -> str:
 
 
 def _state_of(network: nn.Module) -> Iterator[str | Tensor]:
-    """Weights, and what observers saw before."""
+    """Weights, the LoRAs beside them, and what observers saw before."""
     yield str(getattr(getattr(network, "graph_module", None), "graph", ""))
     for name, tensor in (*network.named_parameters(), *network.named_buffers()):
         yield name
         yield tensor
+    for path, branch in network.branches.items() if isinstance(network, WithLora) else ():
+        yield path
+        yield branch.down
+        yield branch.up
 
 
 def _contents(batches: Sequence[Batch]) -> Iterator[str | Tensor]:

@@ -13,12 +13,13 @@ from torch import Tensor
 
 from qdiff_fx.errors import ConfigError
 from qdiff_fx.lora import Adapters, read_adapter
+from qdiff_fx.passes.low_rank import LowRank
 
 
 class WithLora:
-    """A network that LoRAs can be loaded beside, without touching its integers; `pipe.load_lora_weights` calls this.
+    """A network that LoRAs can be loaded beside, without touching what it holds; `pipe.load_lora_weights` calls this.
 
-    Every change lowers the network again, which takes as long as loading it does.
+    Every change lowers a quantized network again, which takes as long as loading it does.
     """
 
     _adapters: Adapters = Adapters()
@@ -26,6 +27,11 @@ class WithLora:
     def _take_adapters(self, adapters: Adapters) -> None:
         """Run with these from now on, or raise and stay as it is."""
         raise NotImplementedError
+
+    @property
+    def branches(self) -> dict[str, LowRank]:
+        """What the LoRAs that are on add, by the paths of the layers."""
+        return self._adapters.branches()
 
     def load_lora_adapter(
         self,

@@ -12,23 +12,30 @@ from torch import fx
 
 from qdiff_fx.config import QDiffConfig
 from qdiff_fx.errors import CalibrationError
+from qdiff_fx.lora import Adapters
+from qdiff_fx.networks.lora import WithLora
 from qdiff_fx.networks.state import DECIDED_DIGEST, GRAPH_DIGEST, WithState, in_words
 from qdiff_fx.networks.uncompiled import uncompiled
 from qdiff_fx.observers import Observer
 from qdiff_fx.passes.framework import PassReport
+from qdiff_fx.passes.low_rank import with_branches
 from qdiff_fx.passes.quantize.convert import reannotate
 from qdiff_fx.passes.quantize.measure import fitting
 from qdiff_fx.passes.quantize.merge_observers import copy_with_observers, merge_observers
 from qdiff_fx.quant.digest import digest_tensor
 from qdiff_fx.quant.parameters import NOTHING, ParameterStore
 from qdiff_fx.signature import CallSignature
+from qdiff_fx.signature.dropin import answer
 from qdiff_fx.storage.parameters_json import parameters_to_json
 from qdiff_fx.storage.pickled import from_files, to_files
 from qdiff_fx.storage.prepared import PreparedArtifact, load_prepared_artifact, save_prepared_artifact
 
 
-class PreparedUNet(WithState):
+class PreparedUNet(WithLora, WithState):
     """The float network with observers in it: calling it computes the same and records activation statistics.
+
+    A LoRA beside it is for its observers: what they see of calls with it joins what they saw without. Rounding and
+    conversion are of the network alone, and nothing of the LoRA is saved.
 
     Its ``state_dict`` can be loaded into what was prepared from the same weights in the same way, and so brings back
     what the observers saw. What rounding or reconstruction decided is in ``save_prepared`` only.
@@ -51,6 +58,13 @@ class PreparedUNet(WithState):
     ):
         super().__init__(graph_module, signature)
         self._qconfig, self.reports, self.decided = qconfig, reports, decided
+        # A list hides the module from nn.Module: its tensors and observers are those of the graph.
+        self._beside_loras: list[fx.GraphModule] = []
+
+    def _take_adapters(self, adapters: Adapters) -> None:
+        branches = adapters.branches()
+        self._beside_loras = [with_branches(self.graph_module, branches)] if branches else []
+        self._adapters = adapters
 
     @property
     def qconfig(self) -> QDiffConfig:
@@ -66,8 +80,9 @@ class PreparedUNet(WithState):
     @uncompiled
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """Same arguments and result as the original network's forward."""
+        graph = self._beside_loras[0] if self._beside_loras else self.graph_module
         with in_words("the prepared network"):
-            return super().forward(*args, **kwargs)
+            return answer(graph, self.signature, self.signature.bind(args, kwargs))
 
     def _digests(self) -> dict[str, torch.Tensor]:
         graph = str(self.graph_module.graph)
@@ -92,7 +107,10 @@ class PreparedUNet(WithState):
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Raises ArtifactError where it cannot be saved."""
-        return _read_prepared, (to_files(partial(save_prepared_artifact, self.to_artifact())),)
+        return _read_prepared, (
+            to_files(partial(save_prepared_artifact, self.to_artifact())),
+            self._adapters.to_files(),
+        )
 
     def with_config(self, config: QDiffConfig) -> PreparedUNet:
         """The same network under other bits, ranges or rules, without a second pass over data.
@@ -164,5 +182,7 @@ def check_mergeable(a: PreparedUNet, b: PreparedUNet) -> None:
         )
 
 
-def _read_prepared(files: Mapping[str, bytes]) -> PreparedUNet:
-    return PreparedUNet.of_artifact(from_files(files, load_prepared_artifact))
+def _read_prepared(files: Mapping[str, bytes], loras: Mapping[str, bytes]) -> PreparedUNet:
+    network = PreparedUNet.of_artifact(from_files(files, load_prepared_artifact))
+    network._take_adapters(Adapters.of_files(loras))
+    return network

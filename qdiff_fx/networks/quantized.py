@@ -18,13 +18,11 @@ from qdiff_fx.backends.common.memory import release_unused
 from qdiff_fx.backends.common.options import checked_options, choose_options
 from qdiff_fx.config import QDiffConfig
 from qdiff_fx.errors import ConfigError, InputError
-from qdiff_fx.ir.edit import copy_graph
 from qdiff_fx.lora import Adapters
 from qdiff_fx.networks.lora import WithLora
 from qdiff_fx.networks.state import GRAPH_DIGEST, WithState, in_words
 from qdiff_fx.networks.uncompiled import uncompiled
-from qdiff_fx.passes.framework import run_passes
-from qdiff_fx.passes.low_rank import AddLowRank, LowRank
+from qdiff_fx.passes.low_rank import with_branches
 from qdiff_fx.quant.digest import digest_tensor
 from qdiff_fx.schedule import Schedule
 from qdiff_fx.signature import CallSignature
@@ -76,7 +74,7 @@ class QuantizedUNet(WithLora, WithState):
         chosen = get_backend(backend)
         self.options = checked_options(chosen, options)
         self._adapters = adapters
-        self._run_on(chosen.lower(_with_branches(graph_module, adapters.branches()), self.options, release=release))
+        self._run_on(chosen.lower(with_branches(graph_module, adapters.branches()), self.options, release=release))
         if release:
             self._modules["graph_module"] = nn.Module()  # in place of tensors whose memory is gone
 
@@ -92,7 +90,7 @@ class QuantizedUNet(WithLora, WithState):
             # Read for this alone, where it is not in memory: lowering frees its weights again.
             graph = self.graph_module if self.reload is None else self.reload()
             chosen, alone = get_backend(self.backend), self.reload is not None
-            graph = _with_branches(graph, branches)
+            graph = with_branches(graph, branches)
             self._run_on(chosen.lower(graph, self.options, release=alone and chosen.frees_weights))
         self._adapters = adapters
 
@@ -233,7 +231,7 @@ class QuantizedUNet(WithLora, WithState):
 
     def computed_graph(self) -> fx.GraphModule:
         """The q/dq graph together with the LoRAs that are on: what is run."""
-        return _with_branches(self.graph_module, self._adapters.branches())
+        return with_branches(self.graph_module, self._adapters.branches())
 
     def _artifact(self) -> Artifact:
         return Artifact(self.graph_module, self.signature, self.qconfig, self.source, self.schedule)
@@ -321,14 +319,6 @@ class QuantizedUNet(WithLora, WithState):
         if position is None or self.qconfig.act_granularity != "timestep" or tensors[position].numel() < 2:
             return []
         return self.qconfig.schedule.split(tensors[position])
-
-
-def _with_branches(graph: fx.GraphModule, branches: Mapping[str, LowRank]) -> fx.GraphModule:
-    if not branches:
-        return graph
-    copied = copy_graph(graph)
-    run_passes(copied, [AddLowRank(branches)])
-    return copied
 
 
 def _read_graph_again(folder: Path, digest: str) -> fx.GraphModule:

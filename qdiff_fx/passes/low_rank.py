@@ -1,9 +1,10 @@
-"""Add to what layers of a q/dq graph return a product of low rank: a LoRA beside integer weights.
+"""Add to what layers return a product of low rank: a LoRA beside integer weights, or beside those that are watched.
 
     y = W x + up (down x)
 
-It reads what the layer reads, its codes as numbers. What backends lower to integers stays theirs; the two thin layers
-beside it are in float. A layer that was split over a concatenation gets its part of `down` at every part.
+It reads what the layer reads: in a q/dq graph its codes as numbers, in an observed one what the observer saw. What
+backends lower to integers stays theirs; the two thin layers beside it are in float. A layer that was split over a
+concatenation gets its part of `down` at every part.
 """
 
 from __future__ import annotations
@@ -15,14 +16,15 @@ import torch
 from torch import Tensor, fx
 
 from qdiff_fx.errors import ConfigError
-from qdiff_fx.ir.annotations import any_value, fact, nodes_with, put, require
-from qdiff_fx.ir.edit import add_buffer, insert_call, insert_get_attr, is_op
-from qdiff_fx.ir.facts import Part, QuantizedLayer, whole_layer
-from qdiff_fx.passes.framework import Change, Pass, PassReport
+from qdiff_fx.ir.annotations import any_value, fact, nodes_with, put
+from qdiff_fx.ir.edit import add_buffer, copy_graph, insert_call, insert_get_attr, is_op
+from qdiff_fx.ir.facts import LayerPlan, Part, QuantizedLayer, whole_layer
+from qdiff_fx.passes.framework import Change, Pass, PassReport, run_passes
 from qdiff_fx.quant.qparams import LayerInfo
 
 aten = torch.ops.aten
 IN_FLOAT = "a LoRA, which stays as it was loaded"
+POINTWISE = ([1, 1], [0, 0], [1, 1], 1)  # of a convolution, written out as in every canonical graph
 WAY_OUT = "Fuse it into the float network (fuse_lora, unload_lora_weights), and quantize that"
 
 
@@ -37,6 +39,19 @@ class LowRank:
 
     down: Tensor
     up: Tensor
+
+
+def with_branches(gm: fx.GraphModule, branches: Mapping[str, LowRank]) -> fx.GraphModule:
+    """A copy with branches beside its layers, or the graph itself where there are none; observers are shared.
+
+    Raises:
+        ConfigError: see `AddLowRank`.
+    """
+    if not branches:
+        return gm
+    copied = copy_graph(gm)
+    run_passes(copied, [AddLowRank(branches)])
+    return copied
 
 
 class AddLowRank(Pass):
@@ -54,8 +69,8 @@ class AddLowRank(Pass):
     def run(self, gm: fx.GraphModule) -> PassReport:
         """Raises ConfigError for a path that is no layer's, or a branch that does not fit its layer."""
         changes, missing = [], set(self.branches)
-        for layer in nodes_with(gm, QuantizedLayer):
-            path = whole_layer(require(layer, QuantizedLayer).info.path)
+        for layer in (*nodes_with(gm, QuantizedLayer), *nodes_with(gm, LayerPlan)):
+            path = whole_layer(_info(layer).path)
             branch = self.branches.get(path)
             if branch is not None and is_op(layer, aten.linear.default, aten.conv2d.default):
                 missing.discard(path)
@@ -81,14 +96,21 @@ class AddLowRank(Pass):
             weights.append(insert_get_attr(gm, after, at, like=layer))
         linear = is_op(layer, aten.linear.default)
         target = aten.linear.default if linear else aten.conv2d.default
-        geometry = () if linear else (None, *layer.args[3:6])
-        thin = insert_call(gm.graph, after, target, (layer.args[0], weights[0], *geometry), like=layer)
-        added = insert_call(gm.graph, after, target, (thin, weights[1]), like=layer)
-        info = require(layer, QuantizedLayer).info
+        thin = insert_call(gm.graph, after, target, (layer.args[0], weights[0], None, *layer.args[3:]), like=layer)
+        pointwise = () if linear else POINTWISE
+        added = insert_call(gm.graph, after, target, (thin, weights[1], None, *pointwise), like=layer)
+        info = _info(layer)
         for node, what in ((thin, "down"), (added, "up")):
-            put(node, QuantizedLayer(LayerInfo(f"{info.path}.lora_{what}", info.kind, float_reason=IN_FLOAT)))
+            own = LayerInfo(f"{info.path}.lora_{what}", info.kind, float_reason=IN_FLOAT)
+            put(node, QuantizedLayer(own) if fact(layer, QuantizedLayer) else LayerPlan(own, {}))
         total = insert_call(gm.graph, after, aten.add.Tensor, (layer, added), like=layer)
         layer.replace_all_uses_with(total, delete_user_cb=lambda user: user is not total)
+
+
+def _info(layer: fx.Node) -> LayerInfo:
+    found = fact(layer, QuantizedLayer) or fact(layer, LayerPlan)
+    assert found is not None
+    return found.info
 
 
 def _check(path: str, layer: fx.Node, branch: LowRank, down: Tensor) -> None:

@@ -8,7 +8,7 @@ AGAIN = "Do it to the float network, and prepare and convert that again"
 _ATTENTION = "attention is a part of its graph, and runs on kernels of its own"
 _FIXED = "its layers are those it was captured with"
 _BESIDE = (
-    "Load a LoRA beside the quantized network (load_lora_adapter, set_adapters); or load and fuse it into the float "
+    "Load a LoRA beside the network (load_lora_adapter, set_adapters); or load and fuse it into the float "
     "one (fuse_lora, unload_lora_weights), and quantize that"
 )
 _IP_ADAPTER = "the image's keys and values are a part of its graph, or not, since it was captured"
