@@ -157,6 +157,8 @@ def main(
     picture: Annotated[Path | None, typer.Option("--picture")] = None,
 ) -> None:
     """Print every point as it is found."""
+    if unknown := set(only or ()) - set(CURVES):
+        raise typer.BadParameter(f"unknown curves {', '.join(sorted(unknown))}; known: {', '.join(CURVES)}")
     origin = resolve(source)
     job = Job(QDiffConfig(weight_bits=weight_bits), SampleRequest(samples, steps, CALIBRATED))
     prepared = prepare(origin, job, False)

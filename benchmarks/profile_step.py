@@ -188,8 +188,8 @@ def main(
     cache: Annotated[Path | None, typer.Option(help="Keep the prepared network here for later runs.")] = None,
 ) -> None:
     """Print where one step's milliseconds go, kind by kind."""
+    network, contender = get_network(model), get_contender(f"native-{variant}")
     with artifact_cache(cache) as folder:
-        network, contender = get_network(model), get_contender(f"native-{variant}")
         ensure_artifact(folder, network, contender)
         artifact = artifact_folder(folder, network, contender)
         assert artifact is not None

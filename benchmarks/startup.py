@@ -16,6 +16,7 @@ import sys
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from itertools import product
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -155,17 +156,17 @@ def main(
 ) -> None:
     """Print how long a new process takes to its first step, and its memory."""
     rows: list[StartRow] = []
+    networks = [get_network(model) for model in models.split(",")]
+    contenders = {variant: get_contender(f"native-{variant}") for variant in variants.split(",")}
     with artifact_cache(cache) as folder:
-        for model in models.split(","):
-            for variant in variants.split(","):
-                network, contender = get_network(model), get_contender(f"native-{variant}")
-                if saved is not None:
-                    rows += measure(network, variant, saved, rounds, steps, (COMPILED,))
-                    continue
-                ensure_artifact(folder, network, contender)
-                artifact = artifact_folder(folder, network, contender)
-                assert artifact is not None
-                rows += measure(network, variant, artifact, rounds, steps)
+        for network, (variant, contender) in product(networks, contenders.items()):
+            if saved is not None:
+                rows += measure(network, variant, saved, rounds, steps, (COMPILED,))
+                continue
+            ensure_artifact(folder, network, contender)
+            artifact = artifact_folder(folder, network, contender)
+            assert artifact is not None
+            rows += measure(network, variant, artifact, rounds, steps)
     print_table("start", COLUMNS, rows, f"median of {rounds} processes, of one where kernels are compiled")
     if json is not None:
         write_json([asdict(row) for row in rows], json)

@@ -33,7 +33,7 @@ blocks, spellings and arguments are captured and which layers run on integers; h
 integers, of all; a split layer counts once. SQNR is over a schedule, on inputs it was not calibrated on, of
 `reference` and of `native`, against the same network in float32. {machine}
 
-```
+```sh
 python -m benchmarks.coverage --out docs/coverage.md
 ```
 
