@@ -36,7 +36,7 @@ def _quantize(x: Any, scale: float, zero_point: int, quant_min: int, quant_max: 
 
 def _quantize_by_tensors(x: Any, scale: Any, zero_point: Any, quant_min: int, quant_max: int, dtype: Any) -> Any:
     kind = _kind(dtype)
-    codes = op.QuantizeLinear(x, op.Squeeze(scale), _as_codes(zero_point, kind))
+    codes = op.QuantizeLinear(x, _scalar(scale), _as_codes(zero_point, kind))
     return _clipped(codes, quant_min, quant_max, kind)
 
 
@@ -49,7 +49,7 @@ def _dequantize(
 def _dequantize_by_tensors(
     x: Any, scale: Any, zero_point: Any, quant_min: int, quant_max: int, dtype: Any, *, out_dtype: Any = None
 ) -> Any:
-    return op.DequantizeLinear(x, op.Squeeze(scale), _as_codes(zero_point, _kind(dtype)))
+    return op.DequantizeLinear(x, _scalar(scale), _as_codes(zero_point, _kind(dtype)))
 
 
 def _dequantize_channels(
@@ -76,7 +76,14 @@ def _clipped(codes: Any, low: int, high: int, kind: Any) -> Any:
 
 
 def _as_codes(zero_point: Any, kind: Any) -> Any:
-    return op.Cast(op.Squeeze(zero_point), to=int(onnx_ir.DataType.from_numpy(np.dtype(kind))))
+    return op.Cast(_scalar(zero_point), to=int(onnx_ir.DataType.from_numpy(np.dtype(kind))))
+
+
+def _scalar(gathered: Any) -> Any:
+    """One number without dimensions. By `Reshape`: what `Squeeze` leaves has a rank that not every runtime can tell."""
+    nothing: Any = onnx_ir.tensor(np.array([], dtype=np.int64))
+    shape: Any = op.Constant(value=nothing)
+    return op.Reshape(gathered, shape)
 
 
 def _number(value: float, kind: Any) -> Any:

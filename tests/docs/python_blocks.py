@@ -55,7 +55,12 @@ RUNS = (
         leaves=("unet-w4a8/qdiff.json",),
     ),
     Run("diffusers.md", 'quantize(pipe, "w4a8", prompts', FLOAT),
-    Run("diffusers.md", "calibrating(pipe)", {"pipe": "image_pipe", "pairs": "pairs"}),
+    Run(
+        "diffusers.md",
+        "calibrating(pipe)",
+        {"pipe": "image_pipe", "pairs": "pairs"},
+        edits={"image=image": "image=image, num_inference_steps=4"},
+    ),
     Run("diffusers.md", "PipelineQuantizationConfig", around=FOLDER),
     Run("diffusers.md", "optimize_schedule", FLOAT),
     Run("diffusers.md", "load_lora_weights", QUANTIZED, ("lora_file",)),

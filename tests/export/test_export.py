@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,8 @@ from qdiff_fx.quant.numerics import sqnr_db
 from qdiff_fx.sources import SampleRequest, resolve
 
 TIMESTEPS = (900, 480, 20)
+Network = Callable[..., torch.Tensor]
+Runtime = Callable[[Path], Network]
 
 
 def inputs(timestep: int, batch: int = 2, size: int = 8) -> dict[str, torch.Tensor]:
@@ -50,23 +53,41 @@ def model(network: QuantizedUNet, tmp_path_factory: pytest.TempPathFactory) -> P
     return export_qdiff(network, tmp_path_factory.mktemp("onnx") / "network.onnx")
 
 
-def run(file: Path, *tensors: torch.Tensor) -> torch.Tensor:
+def in_onnxruntime(file: Path) -> Network:
     session = onnxruntime.InferenceSession(file)
     names = [each.name for each in session.get_inputs()]
-    (found,) = session.run(None, {name: each.numpy() for name, each in zip(names, tensors, strict=True)})
-    return torch.from_numpy(found)
+
+    def run(*tensors: torch.Tensor) -> torch.Tensor:
+        (found,) = session.run(None, {name: each.numpy() for name, each in zip(names, tensors, strict=True)})
+        return torch.from_numpy(found)
+
+    return run
 
 
-@pytest.mark.parametrize(("timestep", "batch", "size"), [(900, 2, 8), (20, 1, 8), (480, 3, 12)])
-def test_onnx_computes_what_the_reference_does(
-    network: QuantizedUNet, model: Path, timestep: int, batch: int, size: int
-) -> None:
-    given = inputs(timestep, batch, size)
-    expected = network(**given)
-    assert sqnr_db(expected, run(model, *given.values())) > 40  # codes at the edge of two
-    # The timestep chooses scales.
-    other = run(model, given["x"], torch.full((batch,), 480 if timestep != 480 else 20))
-    assert sqnr_db(expected, other) < 30
+def in_openvino(file: Path) -> Network:
+    openvino = pytest.importorskip("openvino", reason="OpenVINO is not installed: pip install 'qdiff_fx[bench]'")
+    compiled = openvino.Core().compile_model(file, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
+
+    def run(*tensors: torch.Tensor) -> torch.Tensor:
+        found = compiled([each.numpy() for each in tensors])
+        return torch.from_numpy(found[0])
+
+    return run
+
+
+RUNTIMES = pytest.mark.parametrize("runtime", [in_onnxruntime, in_openvino])
+
+
+@RUNTIMES
+def test_onnx_computes_what_the_reference_does(network: QuantizedUNet, model: Path, runtime: Runtime) -> None:
+    run = runtime(model)
+    for timestep, batch, size in ((900, 2, 8), (20, 1, 8), (480, 3, 12)):
+        given = inputs(timestep, batch, size)
+        expected = network(**given)
+        assert sqnr_db(expected, run(*given.values())) > 40  # codes at the edge of two
+        # The timestep chooses scales.
+        other = run(given["x"], torch.full((batch,), 480 if timestep != 480 else 20))
+        assert sqnr_db(expected, other) < 30
 
 
 def test_the_model_is_standard_and_small(model: Path) -> None:
@@ -155,8 +176,8 @@ def test_from_the_command_line(network: QuantizedUNet, tmp_path: Path) -> None:
     assert sqnr_db(network(**given), found) > 60
 
 
-def fidelity_of_onnx(source: str, steps: int, folder: Path) -> tuple[float, float]:
-    """Mean ε SQNR of the reference and of ONNX Runtime, against the float network."""
+def fidelity_of_onnx(source: str, steps: int, folder: Path, runtime: Runtime) -> tuple[float, float]:
+    """Mean ε SQNR of the reference and of the exported network, against the float network."""
     origin = resolve(source)
     origin.progress = False
     data = origin.calibration_data(SampleRequest(2, steps, 1), every=1, progress=False)
@@ -164,30 +185,30 @@ def fidelity_of_onnx(source: str, steps: int, folder: Path) -> tuple[float, floa
     prepared = prepare_qdiff(origin.unet, config, data[0])
     calibrate(prepared, data, progress=False)
     network = convert_qdiff(prepared, "reference")
-    session = onnxruntime.InferenceSession(export_qdiff(network, folder / "network.onnx"))
+    exported = runtime(export_qdiff(network, folder / "network.onnx"))
     trajectory = origin.trajectory(SampleRequest(2, steps, 2))
 
     def predict(*args: Any, **kwargs: Any) -> tuple[torch.Tensor]:
-        tensors = network.signature.bind(args, kwargs).tensors
-        names = [each.name for each in session.get_inputs()]
-        (found,) = session.run(None, {name: each.numpy() for name, each in zip(names, tensors, strict=True)})
-        return (torch.from_numpy(found),)
+        return (exported(*network.signature.bind(args, kwargs).tensors),)
 
     means = [sum(found) / len(found) for found in (eps_sqnr(network, trajectory), eps_sqnr(predict, trajectory))]
+    print(f"{source}: reference {means[0]:.2f} dB, {runtime.__name__} {means[1]:.2f} dB")
     return means[0], means[1]
 
 
 @pytest.mark.slow
-def test_onnx_is_as_good_as_the_reference_on_digits(tmp_path: Path) -> None:
-    reference, exported = fidelity_of_onnx("digits", 6, tmp_path)
+@RUNTIMES
+def test_onnx_is_as_good_as_the_reference_on_digits(tmp_path: Path, runtime: Runtime) -> None:
+    reference, exported = fidelity_of_onnx("digits", 6, tmp_path, runtime)
     assert exported == pytest.approx(reference, abs=0.1)
 
 
 @pytest.mark.slow
 @pytest.mark.real_model
-def test_onnx_is_as_good_as_the_reference_on_a_trained_network(tmp_path: Path) -> None:
+@RUNTIMES
+def test_onnx_is_as_good_as_the_reference_on_a_trained_network(tmp_path: Path, runtime: Runtime) -> None:
     source = shared_folder() / "models" / "anime-ddpm-64" / "model.py"
     if not source.is_file():
         pytest.skip(f"the trained 63 M network is not at {source}")
-    reference, exported = fidelity_of_onnx(str(source), 6, tmp_path)
+    reference, exported = fidelity_of_onnx(str(source), 6, tmp_path, runtime)
     assert exported == pytest.approx(reference, abs=0.1)
