@@ -6,7 +6,7 @@ BIN := .venv/bin
 # Two workers of one thread each beat one worker of two on small tensors. A file stays in one: its fixtures are made once.
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile
 
-.PHONY: demo test test-all test-browser docs mutants golden sanitize fuzz faults lint format bench wheel wheel-aarch64 clean
+.PHONY: demo test test-all test-browser docs versions mutants golden sanitize fuzz faults lint format bench wheel wheel-aarch64 clean
 
 .venv/.ready: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
@@ -31,6 +31,10 @@ test-browser: .venv/.ready
 docs: .venv/.ready
 	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[docs]'
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+
+# The oldest and the newest versions that pyproject.toml claims, each in an environment of its own; takes gigabytes.
+versions: wheel
+	$(BIN)/python -m tests.versions dist/qdiff_fx-*.whl
 
 # Every result, to the bit, against what is recorded for this kind of processor; see tests/golden/__init__.py.
 golden: .venv/.ready
