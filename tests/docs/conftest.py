@@ -26,6 +26,11 @@ def prompts() -> list[str]:
 
 
 @pytest.fixture
+def prompt() -> str:
+    return TEXTS[0]
+
+
+@pytest.fixture
 def _few_steps(monkeypatch: pytest.MonkeyPatch) -> None:
     """What is quantized is calibrated on two trajectories of two steps, whatever the budget would allow."""
     monkeypatch.setattr("qdiff_fx.workflow.one_call.MOST_SAMPLES", 2)

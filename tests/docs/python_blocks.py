@@ -35,7 +35,7 @@ class Run:
     quick: bool = False
 
 
-FLOAT = {"pipe": "float_pipe", "prompts": "prompts"}
+FLOAT = {"pipe": "float_pipe", "prompts": "prompts", "prompt": "prompt"}
 QUANTIZED = {"pipe": "quantized_pipe"}
 FOLDER = ("pipeline_folder",)
 
@@ -82,6 +82,7 @@ RUNS = (
         quick=True,
     ),
     Run("steps.md", "optimize_schedule", FLOAT),
+    Run("steps.md", "guidance_until", {"pipe": "float_pipe", "prompt": "prompt"}),
 )
 
 
