@@ -36,7 +36,7 @@ def evaluate(
         output = Output(json, silent=not workers.leads)
         quantized = load_qdiff(folder, backend=backend)
         origin = source_of(quantized, folder, source, output, prompt, prompts)
-        request = request_of(quantized, images, steps, seed)
+        request = request_of(origin, quantized, images, steps, seed)
         fidelity = compare(quantized, origin, request, note=output.note, workers=workers)
     output.show(_table(fidelity, backend))
     output.show(float_layers_table(quantized.explain().rows, "on integers"))

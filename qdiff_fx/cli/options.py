@@ -43,7 +43,12 @@ ConfigFile = Annotated[
 Steps = Annotated[int, typer.Option("--steps", min=1, help="Denoising steps.")]
 OwnSteps = Annotated[
     int | None,
-    typer.Option("--steps", min=1, help="Denoising steps [default: those of its schedule, or 25].", show_default=False),
+    typer.Option(
+        "--steps",
+        min=1,
+        help="Denoising steps [default: those of its schedule, or 25; of few-step pipelines their own].",
+        show_default=False,
+    ),
 ]
 ScheduleFile = Annotated[
     Path | None,

@@ -18,12 +18,12 @@ from qdiff_fx.cli.options import (
     ConfigFile,
     IgnoredBatchSize,
     Json,
+    OwnSteps,
     Prompt,
     Prompts,
     ScheduleFile,
     Seed,
     SourceName,
-    Steps,
     load_source,
 )
 from qdiff_fx.cli.output import Output, speaking_for_all
@@ -38,10 +38,11 @@ from qdiff_fx.quant.range_methods import range_methods
 from qdiff_fx.reconstruction import PRESETS, Reconstruction, ReconstructionConfig
 from qdiff_fx.report.comparison import megabytes
 from qdiff_fx.report.layers import float_layers_table, layers_json
-from qdiff_fx.sources import SampleRequest
+from qdiff_fx.sources import SampleRequest, Source
 from qdiff_fx.storage.artifact import MANIFEST, artifact_bytes
 from qdiff_fx.weight_rounding import RoundingReport
 from qdiff_fx.workflow.amounts import parse_bytes, parse_rows, parse_seconds
+from qdiff_fx.workflow.enough import usual_trajectories
 from qdiff_fx.workflow.estimate import Estimate
 from qdiff_fx.workflow.job import Job
 from qdiff_fx.workflow.one_call import MOST_SAMPLES
@@ -84,11 +85,17 @@ def quantize(
         str, choice("--backend", backend_names, "What it is to run on: x86 and qnnpack need ranges that others do not.")
     ] = "native",
     config_file: ConfigFile = None,
-    steps: Steps = 25,
+    steps: OwnSteps = None,
     schedule: ScheduleFile = None,
     samples: Annotated[
-        int, typer.Option("--samples", min=1, help="Trajectories to calibrate on; half as many of a large network.")
-    ] = 8,
+        int | None,
+        typer.Option(
+            "--samples",
+            min=1,
+            help="Trajectories to calibrate on [default: 8; half as many of a large network, more of few steps].",
+            show_default=False,
+        ),
+    ] = None,
     every: Annotated[int, typer.Option("--every", min=1, help="Calibrate on every n-th step.")] = 1,
     rows: Annotated[
         str | None,
@@ -150,12 +157,19 @@ def quantize(
     config = _configuration(context, config_file, given)
     learning = None if reconstruct_as is None else ReconstructionConfig.preset(reconstruct_as)
     seconds = None if budget is None else parse_seconds(budget, "--budget")
-    open_ = not _was_given(context, "samples")
-    count = MOST_SAMPLES if budget and open_ else samples
     placed = None if schedule is None else read_schedule(schedule)
-    request = SampleRequest(count, steps if placed is None else len(placed), seed, schedule=placed)
+    taken = steps if placed is None else len(placed)
+    request = SampleRequest(samples or (MOST_SAMPLES if budget else 1), taken or 1, seed, schedule=placed)
     network, others = (True, ()) if parts is None else parse_parts(parts)
-    job = Job(config, request, every, parse_rows(rows), backend, learning, seconds, open_, others, network)
+    job = Job(config, request, every, parse_rows(rows), backend, learning, seconds, samples is None, others, network)
+
+    def settled(origin: Source) -> Job:
+        """What nobody says follows from the source."""
+        found = replace(request, steps=taken or origin.usual_steps)
+        if samples is None and not budget:
+            found = replace(found, count=usual_trajectories(found.steps))
+        return replace(job, request=found)
+
     cap = None if memory is None else parse_bytes(memory, "--memory")
     if parts is None:
         check_target(out)
@@ -166,12 +180,12 @@ def quantize(
         # A dry run leaves nothing behind.
         folders = {} if dry_run else {"resume_dir": resume, "samples_dir": calibration}
         whole = parts is not None
-        _run((source, prompt, prompts), job, out, output, workers, dry_run, whole, memory_bytes=cap, **folders)
+        _run((source, prompt, prompts), settled, out, output, workers, dry_run, whole, memory_bytes=cap, **folders)
 
 
 def _run(
     named: tuple[str, list[str] | None, Path | None],
-    job: Job,
+    settled: Callable[[Source], Job],
     out: Path,
     output: Output,
     workers: Workers,
@@ -181,15 +195,16 @@ def _run(
 ) -> None:
     announced: list[tuple[Estimate, Job]] = []
 
-    def announce(estimate: Estimate, settled: Job) -> bool:
-        announced.append((estimate, settled))
-        output.show(scope_line(estimate, settled))
+    def announce(estimate: Estimate, final: Job) -> bool:
+        announced.append((estimate, final))
+        output.show(scope_line(estimate, final))
         output.show(estimate_table(estimate))
         return not dry_run
 
     with output.progress() as progress:
         with workers.together(), progress.phase("loading", None, "source"):
             origin = load_source(*named)
+            job = settled(origin)
             origin.scheduler_for(job.request)  # another scheduler's schedule is refused before the hours of work
         if origin.takes_prompts and not any(named[1:]):
             output.note("no --prompts: calibrating on captions that come with the package")

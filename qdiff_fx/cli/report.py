@@ -36,7 +36,7 @@ def report(
     found = findings(
         quantized,
         origin,
-        request_of(quantized, images, steps, seed),
+        request_of(origin, quantized, images, steps, seed),
         title=folder.resolve().name,
         saved_bytes=artifact_bytes(folder),
         note=output.note,

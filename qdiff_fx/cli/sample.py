@@ -91,7 +91,7 @@ def _of_pipeline(asked: _Asked, output: Output) -> dict[str, torch.Tensor]:
     if given and not origin.takes_prompts:
         raise ConfigError(f"{type(origin.pipe).__name__} takes no prompts", where="--prompt", fix="Leave it out")
     network = origin.unet if isinstance(origin.unet, QuantizedUNet) else None
-    request = request_of(network, asked.count or len(given) or 1, asked.steps, asked.seed, asked.guidance_until)
+    request = request_of(origin, network, asked.count or len(given) or 1, asked.steps, asked.seed, asked.guidance_until)
     rows = {}
     if asked.compare:
         output.note(f"drawing with {asked.source}")
@@ -106,7 +106,7 @@ def _of_pipeline(asked: _Asked, output: Output) -> dict[str, torch.Tensor]:
 def _of_network(asked: _Asked, output: Output) -> dict[str, torch.Tensor]:
     quantized = load_qdiff(asked.folder, backend=asked.backend)
     origin = source_of(quantized, asked.folder, asked.source, output, asked.prompt, asked.prompts)
-    request = request_of(quantized, asked.count or COUNT, asked.steps, asked.seed, asked.guidance_until)
+    request = request_of(origin, quantized, asked.count or COUNT, asked.steps, asked.seed, asked.guidance_until)
     if request.schedule is not None:
         output.note(f"taking {request.steps} placed steps in place of {request.schedule.out_of}")
     rows = {}

@@ -10,15 +10,18 @@ from qdiff_fx.errors import ArtifactError, printable
 from qdiff_fx.networks import QuantizedUNet
 from qdiff_fx.sources import DIGITS, SampleRequest, Source
 
-STEPS = 25
-
 
 def request_of(
-    quantized: QuantizedUNet | None, count: int, steps: int | None, seed: int, guidance_until: float = 1.0
+    origin: Source,
+    quantized: QuantizedUNet | None,
+    count: int,
+    steps: int | None,
+    seed: int,
+    guidance_until: float = 1.0,
 ) -> SampleRequest:
-    """So many images, by as many uniform steps; where none are given, by the steps that the folder keeps."""
+    """So many images, by as many uniform steps; where none are given, by those that the folder keeps, or the usual."""
     schedule = quantized.schedule if steps is None and quantized is not None else None
-    taken = len(schedule) if schedule is not None else steps or STEPS
+    taken = len(schedule) if schedule is not None else steps or origin.usual_steps
     return SampleRequest(count, taken, seed, schedule=schedule, guidance_until=guidance_until)
 
 

@@ -32,6 +32,11 @@ from qdiff_fx.sources.request import SampleRequest
 Found = TypeVar("Found")
 
 
+USUAL_STEPS = 25
+STEPS_OF_DISTILLED = {"LCMScheduler": 4, "TCDScheduler": 4}
+"""Of schedulers for networks that are distilled to few steps."""
+
+
 class _SeenEnough(Exception):
     """Ends a sampler's run."""
 
@@ -179,6 +184,13 @@ class Source:
     @property
     def takes_prompts(self) -> bool:
         return "prompt" in self._takes
+
+    @property
+    def usual_steps(self) -> int:
+        """Of an image, where nobody says: those of a distilled sampler, or the pipeline's own where they are few."""
+        own = getattr(self._takes.get("num_inference_steps"), "default", None)
+        distilled = STEPS_OF_DISTILLED.get(type(self.pipe.scheduler).__name__, USUAL_STEPS)
+        return min(own if isinstance(own, int) else USUAL_STEPS, distilled, USUAL_STEPS)
 
     def subjects(self, request: SampleRequest) -> dict[str, Any]:
         """The pipeline's arguments that say what to draw, one item per image."""

@@ -2,7 +2,8 @@
 
 A small network is shown all. A large one is shown as many rows of every timestep as make `WORK` of all of them, as each
 passes the network three times, in floats and on integers; but two of every timestep, and `LEAST_ROWS`, at least. Where
-they are that few, half of the trajectories hold enough of them. What either costs in quality is in docs/quality.md.
+they are that few, half of the trajectories hold enough of them; but those of few steps are as many as make that many
+rows. What either costs in quality is in docs/quality.md.
 
 It depends on the network alone, not on how fast a machine is: the same command gives the same bytes everywhere.
 """
@@ -18,7 +19,13 @@ from qdiff_fx.workflow.measure import Costs
 WORK = 1.8e12
 """Multiplications, of the layers that are quantized, that all rows together make."""
 LEAST_EACH, LEAST_ROWS = 2, 32
-FEW_TRAJECTORIES = 4
+FEW_TRAJECTORIES, TRAJECTORIES = 4, 8
+"""Of a large network, and of others."""
+
+
+def usual_trajectories(steps: int) -> int:
+    """How many of so many steps are drawn where nobody says; a large network does with half of them."""
+    return max(TRAJECTORIES, math.ceil(LEAST_ROWS / steps))
 
 
 def enough(costs: Costs, job: Job) -> Job:
@@ -28,6 +35,6 @@ def enough(costs: Costs, job: Job) -> Job:
     least = max(LEAST_EACH, math.ceil(LEAST_ROWS / steps))
     each = max(least, int(WORK / of_a_row / steps))
     few = job.at_most and each == least
-    count = min(job.request.count, FEW_TRAJECTORIES) if few else job.request.count
+    count = min(job.request.count, max(FEW_TRAJECTORIES, math.ceil(LEAST_ROWS / steps)) if few else job.request.count)
     request = replace(job.request, count=count)
     return replace(job, rows=job.rows or each * steps, at_most=False, request=request)

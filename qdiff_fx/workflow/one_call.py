@@ -17,21 +17,23 @@ from qdiff_fx.config import QDiffConfig
 from qdiff_fx.errors import ConfigError
 from qdiff_fx.networks import PreparedUNet, QuantizedUNet
 from qdiff_fx.progress import Progress
+from qdiff_fx.schedule import Schedule
 from qdiff_fx.schedules import schedule_of
 from qdiff_fx.sources import DrawingSource, RecordedSource, SampleRequest, Source
 from qdiff_fx.sources.parts import UNET, check_words
 from qdiff_fx.storage.hub import HUB_ID
 from qdiff_fx.workflow.amounts import parse_seconds
 from qdiff_fx.workflow.convert import converted
+from qdiff_fx.workflow.enough import usual_trajectories
 from qdiff_fx.workflow.job import Job, WantedPart, WorkFolder
 from qdiff_fx.workflow.overall import Overall
 from qdiff_fx.workflow.parts import config_of, wanted_parts
 from qdiff_fx.workflow.run import calibrated
 from qdiff_fx.workflow.screen import make_screen
 
-MOST_SAMPLES, SAMPLES = 128, 8
-"""Trajectories that a budget chooses at most, as many as the paper has for Stable Diffusion; and without a budget."""
-STEPS, BITS = 25, "w4a8"
+MOST_SAMPLES = 128
+"""Trajectories that a budget chooses at most, as many as the paper has for Stable Diffusion."""
+BITS = "w4a8"
 Given = TypeVar("Given")
 Data = CalibrationData | Sequence[str] | None
 Bits = str | QDiffConfig | Mapping[str, str | QDiffConfig]
@@ -46,7 +48,7 @@ def quantize(
     backend: str = "native",
     *,
     parts: Parts = None,
-    steps: int = STEPS,
+    steps: int | None = None,
     seed: int = 0,
     progress: bool | Progress = True,
 ) -> Given:
@@ -59,13 +61,15 @@ def quantize(
         data: prompts; or the network's own inputs, from `collect_calibration_data` or `calibrating`. None: captions
             that come with the package, for pipelines that take prompts.
         budget: the time it may take, "30min" or seconds; as many trajectories and rows as fit are used. None: eight
-            trajectories at most, and as many of their rows as a network of its size needs.
+            trajectories at most (more of few steps), and as many of their rows as a network of its size needs.
         backend: what it is to run on.
         parts: which networks, "unet,vae" or a list of them: "unet", whatever the pipeline calls the network that
             denoises; "vae", the decoder of its autoencoder; "text", its text encoders; "encoder", that of the
             autoencoder. None: the first three, where they can be; what cannot stays in float, and a warning says why.
             With `data` that were recorded, the UNet alone.
-        steps: of the sampler, while it is recorded; those of its schedule where it has one, see `with_schedule`.
+        steps: of the sampler, while it is recorded: as many as images are going to be drawn by. None: 25, or those of a
+            few-step pipeline (a latent consistency model's 4); those of its schedule where it has one, see
+            `with_schedule`.
         seed: of the noise.
         progress: show how far it is, or report to this.
     Returns:
@@ -77,11 +81,10 @@ def quantize(
     """
     seconds = parse_seconds(budget, "budget") if isinstance(budget, str) else budget
     schedule = schedule_of(getattr(pipe_or_unet, "scheduler", None))
-    steps = steps if schedule is None else len(schedule)
-    request = SampleRequest(SAMPLES if seconds is None else MOST_SAMPLES, steps, seed, schedule=schedule)
     config, others = _configs(bits)
     network, wanted = _wanted(pipe_or_unet, data, parts, others)
-    owner, source, request = _source(pipe_or_unet, data, request, network)
+    owner, source = _source(pipe_or_unet, data, network)
+    request = _request(source, steps, schedule, seed, all_that_fit=seconds is not None)
     job = Job(config, request, backend=backend, budget=seconds, at_most=source.draws, parts=wanted, network=network)
     with _shown(progress) as shown, _with_its_bars(source.pipe):
         found = calibrated(source, job, WorkFolder(None, source, job), progress=shown)
@@ -130,18 +133,26 @@ def _wanted(
     return network, wanted
 
 
-def _source(
-    given: Any, data: Data, request: SampleRequest, network: bool = True
-) -> tuple[Source | None, Source, SampleRequest]:
-    """Whoever gets the result in the network's place, where what is calibrated on comes from, and how much of it."""
+def _request(
+    source: Source, steps: int | None, schedule: Schedule | None, seed: int, *, all_that_fit: bool
+) -> SampleRequest:
+    """How much of it is drawn at most; what was recorded is there already."""
+    if isinstance(source, RecordedSource):
+        return source.request
+    taken = len(schedule) if schedule is not None else steps or source.usual_steps
+    count = MOST_SAMPLES if all_that_fit else usual_trajectories(taken)
+    return SampleRequest(count, taken, seed, schedule=schedule)
+
+
+def _source(given: Any, data: Data, network: bool = True) -> tuple[Source | None, Source]:
+    """Whoever gets the result in the network's place, and where what is calibrated on comes from."""
     kind = Source if network else DrawingSource
     owner = None if isinstance(given, nn.Module) else kind(_identifier(given), given, _prompts(data))
     if isinstance(given, (QuantizedUNet, PreparedUNet)):
         raise ConfigError(f"it is a {type(given).__name__} already", where="quantize", fix="Give the float network")
     if isinstance(data, CalibrationData):
         identifier, unet = ("", given) if owner is None else (owner.identifier, owner.unet)
-        recorded = RecordedSource(identifier, unet, data)
-        return owner, recorded, recorded.request
+        return owner, RecordedSource(identifier, unet, data)
     if owner is None:
         raise ConfigError(
             "a network alone does not say how it is sampled",
@@ -150,7 +161,7 @@ def _source(
         )
     if data is not None and not owner.takes_prompts:
         raise ConfigError(f"{type(given).__name__} takes no prompts", where="data", fix="Leave them out")
-    return owner, owner, request
+    return owner, owner
 
 
 def _identifier(pipe: Any) -> str:

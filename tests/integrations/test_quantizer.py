@@ -35,7 +35,7 @@ def saved(float_pipeline: Any, tmp_path: Path) -> Path:
 @pytest.fixture
 def short(monkeypatch: pytest.MonkeyPatch) -> None:
     """Two trajectories of two steps."""
-    monkeypatch.setattr(one_call, "SAMPLES", 2)
+    monkeypatch.setattr(one_call, "usual_trajectories", lambda steps: 2)
     monkeypatch.setattr(one_call, "quantize", partial(one_call.quantize, budget=None, steps=2, progress=False))
 
 

@@ -51,6 +51,6 @@ def few(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Any]:
     """`quantize` on two trajectories of two steps."""
     from qdiff_fx.workflow import one_call
 
-    monkeypatch.setattr(one_call, "SAMPLES", 2)
+    monkeypatch.setattr(one_call, "usual_trajectories", lambda steps: 2)
     nearest = QDiffConfig(weight_rounding="nearest", timestep_bins=2)
     return lambda pipe, **more: qdiff_fx.quantize(pipe, **{"bits": nearest, **QUIET, **more})

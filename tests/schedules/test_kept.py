@@ -21,6 +21,7 @@ from qdiff_fx.errors import ArtifactError, ConfigError
 from qdiff_fx.schedule import Schedule
 from qdiff_fx.schedules.walk import uniform, with_schedule
 from qdiff_fx.sources import SampleRequest, resolve
+from qdiff_fx.sources.digits import DigitsSource
 from qdiff_fx.storage.checked_schedule import schedule_from_json
 from qdiff_fx.workflow.job import Job, QDiffConfig
 
@@ -95,12 +96,12 @@ def test_what_was_recorded_along_other_steps_is_other_data():
 
 
 def test_a_folders_own_steps_are_taken_unless_others_are_asked_for(tmp_path):
-    quantized = network(tmp_path / "net")
-    assert request_of(quantized, 2, None, 0) == SampleRequest(2, 25)
+    quantized, origin = network(tmp_path / "net"), DigitsSource()
+    assert request_of(origin, quantized, 2, None, 0) == SampleRequest(2, 25)
     quantized.schedule = SCHEDULE
-    assert request_of(quantized, 2, None, 0) == SampleRequest(2, 3, schedule=SCHEDULE)
-    assert request_of(quantized, 2, 10, 0) == SampleRequest(2, 10)
-    assert request_of(quantized, 2, None, 0, 0.5) == SampleRequest(2, 3, schedule=SCHEDULE, guidance_until=0.5)
+    assert request_of(origin, quantized, 2, None, 0) == SampleRequest(2, 3, schedule=SCHEDULE)
+    assert request_of(origin, quantized, 2, 10, 0) == SampleRequest(2, 10)
+    assert request_of(origin, quantized, 2, None, 0, 0.5) == SampleRequest(2, 3, schedule=SCHEDULE, guidance_until=0.5)
 
 
 class TestCommands:

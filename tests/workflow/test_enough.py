@@ -8,7 +8,7 @@ import pytest
 
 from qdiff_fx.config import QDiffConfig
 from qdiff_fx.sources import SampleRequest
-from qdiff_fx.workflow.enough import enough
+from qdiff_fx.workflow.enough import enough, usual_trajectories
 from qdiff_fx.workflow.job import ALL_ROWS, Job
 from qdiff_fx.workflow.measure import Costs, LayerSize, Rates
 
@@ -28,8 +28,10 @@ def costs(multiplications: float) -> Costs:
         (1.2e10, 25, 150, 8),
         (1.15e10, 25, 150, 8),  # as many of every timestep
         (3.5e11, 25, 50, 4),
-        (3.5e11, 4, 32, 4),
-        (3.5e11, 3, 33, 4),
+        (3.5e11, 10, 40, 4),
+        (3.5e11, 6, 36, 6),  # as many trajectories as make 32 rows, of those there are
+        (3.5e11, 4, 32, 8),
+        (3.5e11, 3, 33, 8),
         (0, 1, 1_800_000_000_000, 8),
     ],
 )
@@ -39,6 +41,13 @@ def test_rows_and_trajectories_follow_the_size(
     chosen = enough(costs(multiplications), replace(JOB, request=SampleRequest(8, steps)))
     assert (chosen.rows, chosen.request.count, chosen.at_most) == (rows, trajectories, False)
     assert enough(costs(multiplications), replace(JOB, request=SampleRequest(8, 3 * steps), every=3)).rows == rows
+
+
+@pytest.mark.parametrize(("steps", "trajectories"), [(25, 8), (4, 8), (2, 16), (1, 32)])
+def test_few_steps_are_drawn_more_often(steps: int, trajectories: int) -> None:
+    assert usual_trajectories(steps) == trajectories
+    job = replace(JOB, request=SampleRequest(trajectories, steps))
+    assert enough(costs(3.5e11), job).request.count == (4 if steps == 25 else trajectories)
 
 
 def test_what_is_given_is_kept() -> None:

@@ -83,8 +83,8 @@ def test_a_pipeline_comes_back_with_a_quantized_network(pipe: DDIMPipeline) -> N
 def test_captions_are_what_it_is_calibrated_on_where_nobody_gives_prompts(monkeypatch: pytest.MonkeyPatch) -> None:
     pipe, request = with_prompts(), SampleRequest(3, 2)
     for given, drawn in ((None, list(captions()[:3])), (["a", "b"], ["a", "b", "a"]), ("a", ["a", "a", "a"])):
-        assert one_call._source(pipe, given, request)[1].subjects(request) == {"prompt": drawn}
-    monkeypatch.setattr(one_call, "SAMPLES", 2)
+        assert one_call._source(pipe, given)[1].subjects(request) == {"prompt": drawn}
+    monkeypatch.setattr(one_call, "usual_trajectories", lambda steps: 2)
     qdiff_fx.quantize(pipe, QDiffConfig(weight_bits=4, timestep_bins=2), budget=None, **QUIET)
     assert pipe.unet.qconfig.timestep_bins == 2
 
@@ -136,12 +136,13 @@ def test_the_networks_own_inputs_serve_for_a_network_alone(pipe: DDIMPipeline) -
     assert isinstance(alone, QuantizedUNet)
     assert alone.qconfig.num_train_timesteps == 500
     assert sqnr(expected, sees(alone)) > 25
-    assert one_call._source(pipe, data, SampleRequest(1, 1))[0].pipe is pipe
+    assert one_call._source(pipe, data)[0].pipe is pipe
 
 
 def test_what_was_recorded_is_spread_to_fit_a_budget(pipe: DDIMPipeline, monkeypatch: pytest.MonkeyPatch) -> None:
     data = collect_calibration_data(pipe, num_samples=6, num_inference_steps=5, seed=0, progress=False)
-    _, source, request = one_call._source(pipe, data, SampleRequest(1, 1))
+    _, source = one_call._source(pipe, data)
+    request = one_call._request(source, None, None, 0, all_that_fit=True)
     assert (request.count, request.steps) == (6, 5)
     assert not source.draws
     fewer = source.calibration_data(SampleRequest(2, 5), every=1)

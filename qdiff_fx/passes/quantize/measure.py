@@ -105,6 +105,8 @@ def _activation(gm: fx.GraphModule, reading: Reading, table: bool, decided: Para
     coarse = ActivationPlan(CODE, "minmax") if wide else plan
     observer = cast(Observer, gm.get_submodule(str(reading.observer.target)))
     statistics = observer.statistics()
+    # A single step that is ever taken needs no table: its scale is a number, which kernels take as it is.
+    table = table and int(statistics.seen.sum()) != 1
     found = decided.input(reading.layers[0], reading.readers[0][1])
     params = None if found is None else found.params
     if (
