@@ -47,6 +47,7 @@ WORK_OF_BENCHMARKS = {
     "decoder": "artifact_cache",
     "enough_data": "resolve",
     "fidelity": "SUBJECTS in benchmarks.subjects",
+    "guidance": "Judge",
     "lora": "compare",
     "offline_pipeline": "AutoencoderKL",
     "paper.__main__": "EXPERIMENTS",
@@ -56,6 +57,7 @@ WORK_OF_BENCHMARKS = {
     "startup": "artifact_cache",
     "steps": "resolve",
     "unet_step": "artifact_cache",
+    "whole_image": "artifact_cache",
 }
 PLACEHOLDERS = {"N": "4", "EXPERIMENT": "all"}
 OPTIONAL = re.compile(r"^\[(--.*)$|^([^\[]*)\]$")
