@@ -70,6 +70,7 @@ def few(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(one_call, "usual_trajectories", lambda steps: 2)
 
 
+@pytest.mark.slow
 def test_a_latent_consistency_model_is_calibrated_on_its_four_steps() -> None:
     pipe = latent_consistency()
     expected = d.LCMScheduler.from_config(pipe.scheduler.config)

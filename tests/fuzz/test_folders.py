@@ -23,6 +23,7 @@ def test_what_it_starts_from_runs(bases: Path) -> None:
     )
 
 
+@pytest.mark.slow
 def test_a_few_trials(bases: Path, tmp_path: Path) -> None:
     came = set()
     for number in range(24):

@@ -158,6 +158,7 @@ def test_a_pipeline_is_pushed_and_loaded_by_diffusers(hub: FakeHub, quantized_pi
     assert torch.equal(answer(alone), answer(quantized_pipeline.unet))
 
 
+@pytest.mark.slow
 def test_a_pipeline_is_pushed_with_all_its_parts(hub: FakeHub, quantized_pipeline: Any, tmp_path: Path) -> None:
     pipe = copy.copy(quantized_pipeline)
     quantize(pipe, data=["a fish"], budget=None, steps=2, progress=False, parts="vae,text")

@@ -114,6 +114,7 @@ def test_a_lora_for_a_quantized_text_encoder_is_refused(
         type(quantized_pipeline).load_lora_into_text_encoder(weights, None, quantized_pipeline.text_encoder)
 
 
+@pytest.mark.slow
 def test_half_precision_and_two_text_encoders(few: Few) -> None:
     expected = image(tiny_xl())
     pipe = few(tiny_xl().to(torch.float16), parts="vae,text")
