@@ -42,16 +42,16 @@ from qdiff_fx.sources import SampleRequest, Source
 from qdiff_fx.storage.artifact import MANIFEST, artifact_bytes
 from qdiff_fx.weight_rounding import RoundingReport
 from qdiff_fx.workflow.amounts import parse_bytes, parse_rows, parse_seconds
-from qdiff_fx.workflow.enough import usual_trajectories
+from qdiff_fx.workflow.enough import at_most
 from qdiff_fx.workflow.estimate import Estimate
 from qdiff_fx.workflow.job import Job
-from qdiff_fx.workflow.one_call import MOST_SAMPLES
 from qdiff_fx.workflow.phases import Decided
 from qdiff_fx.workflow.pipeline import DonePipeline, quantize_pipeline
 from qdiff_fx.workflow.run import Done
 from qdiff_fx.workflow.run import quantize as run_job
 
 DEFAULTS = QDiffConfig()
+NOT_YET = SampleRequest(1, 1)
 
 
 def quantize(
@@ -158,17 +158,12 @@ def quantize(
     learning = None if reconstruct_as is None else ReconstructionConfig.preset(reconstruct_as)
     seconds = None if budget is None else parse_seconds(budget, "--budget")
     placed = None if schedule is None else read_schedule(schedule)
-    taken = steps if placed is None else len(placed)
-    request = SampleRequest(samples or (MOST_SAMPLES if budget else 1), taken or 1, seed, schedule=placed)
     network, others = (True, ()) if parts is None else parse_parts(parts)
-    job = Job(config, request, every, parse_rows(rows), backend, learning, seconds, samples is None, others, network)
+    # Checked before anything is loaded; what is drawn follows from the source.
+    job = Job(config, NOT_YET, every, parse_rows(rows), backend, learning, seconds, samples is None, others, network)
 
     def settled(origin: Source) -> Job:
-        """What nobody says follows from the source."""
-        found = replace(request, steps=taken or origin.usual_steps)
-        if samples is None and not budget:
-            found = replace(found, count=usual_trajectories(found.steps))
-        return replace(job, request=found)
+        return replace(job, request=at_most(origin, samples, steps, placed, seed, budgeted=seconds is not None))
 
     cap = None if memory is None else parse_bytes(memory, "--memory")
     if parts is None:

@@ -21,8 +21,9 @@ def request_of(
 ) -> SampleRequest:
     """So many images, by as many uniform steps; where none are given, by those that the folder keeps, or the usual."""
     schedule = quantized.schedule if steps is None and quantized is not None else None
-    taken = len(schedule) if schedule is not None else steps or origin.usual_steps
-    return SampleRequest(count, taken, seed, schedule=schedule, guidance_until=guidance_until)
+    return SampleRequest(
+        count, origin.steps_taken(steps, schedule), seed, schedule=schedule, guidance_until=guidance_until
+    )
 
 
 def source_of(

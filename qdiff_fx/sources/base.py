@@ -25,6 +25,7 @@ from qdiff_fx.sampling.denoiser import denoiser_name
 from qdiff_fx.sampling.guidance_until import guidance_until
 from qdiff_fx.sampling.recorder import as_trajectory, recording, watching
 from qdiff_fx.sampling.samplers import length_of_schedule
+from qdiff_fx.schedule import Schedule
 from qdiff_fx.schedules import schedule_of, with_schedule, without_schedule
 from qdiff_fx.sources.parts import Part, put_parts
 from qdiff_fx.sources.request import SampleRequest
@@ -184,6 +185,12 @@ class Source:
     @property
     def takes_prompts(self) -> bool:
         return "prompt" in self._takes
+
+    def steps_taken(self, steps: int | None, schedule: Schedule | None) -> int:
+        """Of an image: those of a schedule, or those that somebody asks for, or the usual."""
+        if schedule is not None:
+            return len(schedule)
+        return self.usual_steps if steps is None else steps
 
     @property
     def usual_steps(self) -> int:

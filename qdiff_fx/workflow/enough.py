@@ -13,6 +13,8 @@ from __future__ import annotations
 import math
 from dataclasses import replace
 
+from qdiff_fx.schedule import Schedule
+from qdiff_fx.sources import SampleRequest, Source
 from qdiff_fx.workflow.job import Job
 from qdiff_fx.workflow.measure import Costs
 
@@ -21,20 +23,42 @@ WORK = 1.8e12
 LEAST_EACH, LEAST_ROWS = 2, 32
 FEW_TRAJECTORIES, TRAJECTORIES = 4, 8
 """Of a large network, and of others."""
+MOST_TRAJECTORIES = 128
+"""That a budget chooses, as many as the paper has for Stable Diffusion."""
+
+
+def at_most(
+    source: Source, samples: int | None, steps: int | None, schedule: Schedule | None, seed: int, *, budgeted: bool
+) -> SampleRequest:
+    """What is drawn of a source at most.
+
+    Args:
+        samples, steps: where somebody says.
+        schedule: the steps themselves; their number is theirs.
+        budgeted: as many samples are drawn as a time allows.
+    """
+    taken = source.steps_taken(steps, schedule)
+    usual = MOST_TRAJECTORIES if budgeted else usual_trajectories(taken)
+    return SampleRequest(samples or usual, taken, seed, schedule=schedule)
 
 
 def usual_trajectories(steps: int) -> int:
     """How many of so many steps are drawn where nobody says; a large network does with half of them."""
-    return max(TRAJECTORIES, math.ceil(LEAST_ROWS / steps))
+    return max(TRAJECTORIES, _least(steps))
+
+
+def _least(steps: int) -> int:
+    """How many of so many steps make enough rows to round weights on."""
+    return math.ceil(LEAST_ROWS / steps)
 
 
 def enough(costs: Costs, job: Job) -> Job:
     """The job with the rows that are shown, and the trajectories that are drawn, where it leaves them open."""
     steps = math.ceil(job.request.steps / job.every)
     of_a_row = max(1, sum(layer.multiplications for layer in costs.layers))
-    least = max(LEAST_EACH, math.ceil(LEAST_ROWS / steps))
+    least = max(LEAST_EACH, _least(steps))
     each = max(least, int(WORK / of_a_row / steps))
     few = job.at_most and each == least
-    count = min(job.request.count, max(FEW_TRAJECTORIES, math.ceil(LEAST_ROWS / steps)) if few else job.request.count)
+    count = min(job.request.count, max(FEW_TRAJECTORIES, _least(steps))) if few else job.request.count
     request = replace(job.request, count=count)
     return replace(job, rows=job.rows or each * steps, at_most=False, request=request)

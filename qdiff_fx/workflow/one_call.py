@@ -24,15 +24,13 @@ from qdiff_fx.sources.parts import UNET, check_words
 from qdiff_fx.storage.hub import HUB_ID
 from qdiff_fx.workflow.amounts import parse_seconds
 from qdiff_fx.workflow.convert import converted
-from qdiff_fx.workflow.enough import usual_trajectories
+from qdiff_fx.workflow.enough import at_most
 from qdiff_fx.workflow.job import Job, WantedPart, WorkFolder
 from qdiff_fx.workflow.overall import Overall
 from qdiff_fx.workflow.parts import config_of, wanted_parts
 from qdiff_fx.workflow.run import calibrated
 from qdiff_fx.workflow.screen import make_screen
 
-MOST_SAMPLES = 128
-"""Trajectories that a budget chooses at most, as many as the paper has for Stable Diffusion."""
 BITS = "w4a8"
 Given = TypeVar("Given")
 Data = CalibrationData | Sequence[str] | None
@@ -84,7 +82,7 @@ def quantize(
     config, others = _configs(bits)
     network, wanted = _wanted(pipe_or_unet, data, parts, others)
     owner, source = _source(pipe_or_unet, data, network)
-    request = _request(source, steps, schedule, seed, all_that_fit=seconds is not None)
+    request = _request(source, steps, schedule, seed, budgeted=seconds is not None)
     job = Job(config, request, backend=backend, budget=seconds, at_most=source.draws, parts=wanted, network=network)
     with _shown(progress) as shown, _with_its_bars(source.pipe):
         found = calibrated(source, job, WorkFolder(None, source, job), progress=shown)
@@ -134,14 +132,12 @@ def _wanted(
 
 
 def _request(
-    source: Source, steps: int | None, schedule: Schedule | None, seed: int, *, all_that_fit: bool
+    source: Source, steps: int | None, schedule: Schedule | None, seed: int, *, budgeted: bool
 ) -> SampleRequest:
     """How much of it is drawn at most; what was recorded is there already."""
     if isinstance(source, RecordedSource):
         return source.request
-    taken = len(schedule) if schedule is not None else steps or source.usual_steps
-    count = MOST_SAMPLES if all_that_fit else usual_trajectories(taken)
-    return SampleRequest(count, taken, seed, schedule=schedule)
+    return at_most(source, None, steps, schedule, seed, budgeted=budgeted)
 
 
 def _source(given: Any, data: Data, network: bool = True) -> tuple[Source | None, Source]:

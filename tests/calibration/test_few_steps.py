@@ -11,7 +11,7 @@ import torch
 import qdiff_fx
 from qdiff_fx import QDiffConfig
 from qdiff_fx.sources import Source
-from qdiff_fx.workflow import one_call
+from qdiff_fx.workflow import enough, one_call
 from qdiff_fx.workflow.job import Job
 from tests.pipelines.images import consistency, latent_consistency, stable_diffusion
 from tests.pipelines.parts import unconditional
@@ -67,7 +67,7 @@ def tables(pipe: Any) -> int:
 
 @pytest.fixture(autouse=True)
 def few(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(one_call, "usual_trajectories", lambda steps: 2)
+    monkeypatch.setattr(enough, "usual_trajectories", lambda steps: 2)
 
 
 @pytest.mark.slow

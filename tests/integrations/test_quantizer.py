@@ -17,7 +17,7 @@ from qdiff_fx.config import QuantMethod
 from qdiff_fx.errors import ArtifactError, ConfigError, QDiffError
 from qdiff_fx.integrations.quantizer import QDiffQuantizer, become, pipeline_around
 from qdiff_fx.storage.pipeline_index import check_is_data
-from qdiff_fx.workflow import one_call
+from qdiff_fx.workflow import enough, one_call
 
 CONFIG = QDiffConfig(weight_bits=4, timestep_bins=2)
 needs_accelerate = pytest.mark.skipif(
@@ -35,7 +35,7 @@ def saved(float_pipeline: Any, tmp_path: Path) -> Path:
 @pytest.fixture
 def short(monkeypatch: pytest.MonkeyPatch) -> None:
     """Two trajectories of two steps."""
-    monkeypatch.setattr(one_call, "usual_trajectories", lambda steps: 2)
+    monkeypatch.setattr(enough, "usual_trajectories", lambda steps: 2)
     monkeypatch.setattr(one_call, "quantize", partial(one_call.quantize, budget=None, steps=2, progress=False))
 
 

@@ -49,8 +49,8 @@ def saved(quantized_pipeline: Any, tmp_path_factory: pytest.TempPathFactory) -> 
 @pytest.fixture
 def few(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Any]:
     """`quantize` on two trajectories of two steps."""
-    from qdiff_fx.workflow import one_call
+    from qdiff_fx.workflow import enough
 
-    monkeypatch.setattr(one_call, "usual_trajectories", lambda steps: 2)
+    monkeypatch.setattr(enough, "usual_trajectories", lambda steps: 2)
     nearest = QDiffConfig(weight_rounding="nearest", timestep_bins=2)
     return lambda pipe, **more: qdiff_fx.quantize(pipe, **{"bits": nearest, **QUIET, **more})

@@ -15,7 +15,7 @@ from qdiff_fx import CalibrationData, QDiffConfig, QuantizedUNet, collect_calibr
 from qdiff_fx.bundled.captions import captions
 from qdiff_fx.errors import CalibrationError, ConfigError, QDiffError
 from qdiff_fx.sources import SampleRequest
-from qdiff_fx.workflow import convert, one_call
+from qdiff_fx.workflow import convert, enough, one_call
 
 QUIET = {"steps": 2, "progress": False}
 
@@ -84,7 +84,7 @@ def test_captions_are_what_it_is_calibrated_on_where_nobody_gives_prompts(monkey
     pipe, request = with_prompts(), SampleRequest(3, 2)
     for given, drawn in ((None, list(captions()[:3])), (["a", "b"], ["a", "b", "a"]), ("a", ["a", "a", "a"])):
         assert one_call._source(pipe, given)[1].subjects(request) == {"prompt": drawn}
-    monkeypatch.setattr(one_call, "usual_trajectories", lambda steps: 2)
+    monkeypatch.setattr(enough, "usual_trajectories", lambda steps: 2)
     qdiff_fx.quantize(pipe, QDiffConfig(weight_bits=4, timestep_bins=2), budget=None, **QUIET)
     assert pipe.unet.qconfig.timestep_bins == 2
 
@@ -115,7 +115,7 @@ def test_a_budget_chooses_how_much_is_looked_at(pipe: DDIMPipeline, monkeypatch:
         return jobs[-1]
 
     monkeypatch.setattr(one_call, "calibrated", keeping)
-    monkeypatch.setattr(one_call, "MOST_SAMPLES", 8)
+    monkeypatch.setattr(enough, "MOST_TRAJECTORIES", 8)
     qdiff_fx.quantize(pipe, budget="1h", **QUIET)
     assert jobs[0].job.request.count == 8
     with pytest.raises(ConfigError, match="budget: .* are left for what takes"):
@@ -142,7 +142,7 @@ def test_the_networks_own_inputs_serve_for_a_network_alone(pipe: DDIMPipeline) -
 def test_what_was_recorded_is_spread_to_fit_a_budget(pipe: DDIMPipeline, monkeypatch: pytest.MonkeyPatch) -> None:
     data = collect_calibration_data(pipe, num_samples=6, num_inference_steps=5, seed=0, progress=False)
     _, source = one_call._source(pipe, data)
-    request = one_call._request(source, None, None, 0, all_that_fit=True)
+    request = one_call._request(source, None, None, 0, budgeted=True)
     assert (request.count, request.steps) == (6, 5)
     assert not source.draws
     fewer = source.calibration_data(SampleRequest(2, 5), every=1)
