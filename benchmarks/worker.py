@@ -12,16 +12,15 @@ import argparse
 import gc
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
-from typing import TextIO
 
 import torch
 
-from benchmarks.answers import answer, claim_stdout, telling_errors
+from benchmarks.answers import answer, claim_stdout, serve, telling_errors
 from benchmarks.artifacts import artifact_folder, ensure_artifact
 from benchmarks.contender import Batch, Predict
 from benchmarks.lineup import get_contender
-from benchmarks.memory import peak_rss_bytes, resident_rss_bytes
 from benchmarks.networks import get_network
 
 
@@ -41,19 +40,12 @@ def main() -> None:
         warmups = [_timed(predict, inputs) for _ in range(max(options.warmup, 1))]
         gc.collect()
         answer(answers, load_seconds=loaded - started, first_step_seconds=warmups[0])
-        serve(predict, inputs, sys.stdin, answers)
+        serve(stepping(predict, inputs), sys.stdin, answers)
 
 
-def serve(predict: Predict, inputs: Batch, requests: TextIO, answers: TextIO) -> None:
-    """Answer requests until the last; between two of them this process only waits."""
-    idle_since = time.process_time()
-    for request in requests:
-        if request.strip() != "step":
-            break
-        idle_cpu = time.process_time() - idle_since
-        answer(answers, seconds=_timed(predict, inputs), idle_cpu_seconds=idle_cpu)
-        idle_since = time.process_time()
-    answer(answers, peak_rss_bytes=peak_rss_bytes(), resident_rss_bytes=resident_rss_bytes())
+def stepping(predict: Predict, inputs: Batch) -> Callable[[], dict[str, float]]:
+    """What takes one step, and says how long."""
+    return lambda: {"seconds": _timed(predict, inputs)}
 
 
 def _timed(predict: Predict, inputs: Batch) -> float:

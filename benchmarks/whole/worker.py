@@ -12,10 +12,9 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any
 
-from benchmarks.answers import answer, claim_stdout, telling_errors
-from benchmarks.memory import peak_rss_bytes, resident_rss_bytes
+from benchmarks.answers import answer, claim_stdout, serve, telling_errors
 from benchmarks.whole.clock import NOTHING, Clock, Time
 from benchmarks.whole.contender import FLOAT, Contender, get_contender
 from benchmarks.whole.subject import UNET, Subject, get_subject, network_at
@@ -76,18 +75,6 @@ def drawing(subject: Subject, pipe: Any, steps: int, timed: int, guidance: float
         return {"seconds": whole.seconds, "processor": whole.processor, "parts": found, "counted": list(counted)}
 
     return draw
-
-
-def serve(draw: Draw, requests: TextIO, answers: TextIO) -> None:
-    """Answer requests until the last, then how much memory it took."""
-    idle_since = time.process_time()
-    for request in requests:
-        if request.strip() != "step":
-            break
-        idle = time.process_time() - idle_since
-        answer(answers, **draw(), idle_cpu_seconds=idle)
-        idle_since = time.process_time()
-    answer(answers, peak_rss_bytes=peak_rss_bytes(), resident_rss_bytes=resident_rss_bytes())
 
 
 def _parse() -> argparse.Namespace:

@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from benchmarks.answers import telling_errors
+from benchmarks.answers import serve, telling_errors
 from benchmarks.timing import Worker, WorkerError, interleave
-from benchmarks.worker import serve
+from benchmarks.worker import stepping
 
 
 class FakeStepper:
@@ -52,9 +52,8 @@ def test_every_step_is_announced() -> None:
 def test_a_worker_answers_each_request_and_its_memory_last() -> None:
     calls: list[int] = []
     answers = io.StringIO()
-    serve(
-        lambda sample: calls.append(1) or sample, {"sample": torch.ones(1)}, io.StringIO("step\nstep\nquit\n"), answers
-    )
+    step = stepping(lambda sample: calls.append(1) or sample, {"sample": torch.ones(1)})
+    serve(step, io.StringIO("step\nstep\nquit\n"), answers)
     first, second, memory = map(json.loads, answers.getvalue().splitlines())
     assert len(calls) == 2
     assert set(first) == set(second) == {"seconds", "idle_cpu_seconds"}
@@ -63,7 +62,7 @@ def test_a_worker_answers_each_request_and_its_memory_last() -> None:
 
 def test_a_worker_stops_when_nobody_asks_any_more() -> None:
     answers = io.StringIO()
-    serve(lambda: torch.ones(1), {}, io.StringIO(""), answers)
+    serve(stepping(lambda: torch.ones(1), {}), io.StringIO(""), answers)
     assert set(json.loads(answers.getvalue())) == {"peak_rss_bytes", "resident_rss_bytes"}
 
 

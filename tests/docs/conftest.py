@@ -12,28 +12,26 @@ import pytest
 import torch
 
 import qdiff_fx
-from qdiff_fx import QDiffConfig, calibrate, collect_calibration_data, convert_qdiff, prepare_qdiff
-from tests.integrations.example_pipeline import tiny_pipeline
+from qdiff_fx import QDiffConfig, calibrate, convert_qdiff, prepare_qdiff
+from tests.integrations.example_pipeline import PROMPTS, tiny_pipeline, with_quantized_unet
 from tests.integrations.fake_hub import FakeHub, serving, talk_to
 from tests.tiny_graphs import Shortcut
-
-TEXTS = ["a fish", "two birds"]
 
 
 @pytest.fixture
 def prompts() -> list[str]:
-    return TEXTS
+    return PROMPTS
 
 
 @pytest.fixture
 def prompt() -> str:
-    return TEXTS[0]
+    return PROMPTS[0]
 
 
 @pytest.fixture
 def _few_steps(monkeypatch: pytest.MonkeyPatch) -> None:
     """What is quantized is calibrated on two trajectories of two steps, whatever the budget would allow."""
-    monkeypatch.setattr("qdiff_fx.workflow.one_call.MOST_SAMPLES", 2)
+    monkeypatch.setattr("qdiff_fx.workflow.enough.MOST_TRAJECTORIES", 2)
     monkeypatch.setitem(qdiff_fx.quantize.__kwdefaults__, "steps", 2)
 
 
@@ -68,14 +66,7 @@ def pipeline_folder(pipeline_at: Path, tmp_path: Path) -> None:
 
 @pytest.fixture(scope="session")
 def _quantized_once(_made_once: Any) -> Any:
-    pipe = copy.deepcopy(_made_once)
-    data = collect_calibration_data(
-        pipe, num_samples=2, num_inference_steps=2, seed=0, inputs={"prompt": TEXTS}, progress=False
-    )
-    prepared = prepare_qdiff(pipe.unet, QDiffConfig(weight_bits=4, timestep_bins=2), data[0])
-    calibrate(prepared, data, progress=False)
-    pipe.unet = convert_qdiff(prepared)
-    return pipe
+    return with_quantized_unet(copy.deepcopy(_made_once))
 
 
 @pytest.fixture
@@ -96,7 +87,7 @@ def image_pipe(float_pipe: Any) -> Any:
 @pytest.fixture
 def pairs() -> list[tuple[str, torch.Tensor]]:
     """Prompts, and images in [0, 1]."""
-    return [(text, torch.rand(1, 3, 16, 16)) for text in TEXTS]
+    return [(text, torch.rand(1, 3, 16, 16)) for text in PROMPTS]
 
 
 @pytest.fixture

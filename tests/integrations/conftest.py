@@ -10,11 +10,7 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).parent))
 
-from example_pipeline import tiny_pipeline  # noqa: E402
-
-from qdiff_fx import QDiffConfig, calibrate, collect_calibration_data, convert_qdiff, prepare_qdiff  # noqa: E402
-
-PROMPTS = ["a fish", "two birds"]
+from example_pipeline import tiny_pipeline, with_quantized_unet  # noqa: E402
 
 
 @pytest.fixture
@@ -25,11 +21,4 @@ def float_pipeline() -> Any:
 @pytest.fixture(scope="session")
 def quantized_pipeline() -> Any:
     """W4A8 on native kernels. Not to be changed."""
-    pipe = tiny_pipeline()
-    data = collect_calibration_data(
-        pipe, num_samples=2, num_inference_steps=2, seed=0, inputs={"prompt": PROMPTS}, progress=False
-    )
-    prepared = prepare_qdiff(pipe.unet, QDiffConfig(weight_bits=4, timestep_bins=2), data[0])
-    calibrate(prepared, data, progress=False)
-    pipe.unet = convert_qdiff(prepared)
-    return pipe
+    return with_quantized_unet(tiny_pipeline())
