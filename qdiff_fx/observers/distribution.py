@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -56,27 +56,37 @@ def quantile(distribution: Distribution, probability: float) -> float:
     return float(_interpolate(cumulative, distribution.edges, torch.tensor([probability], dtype=torch.float64)))
 
 
-def quantization_error(
-    distribution: Distribution, lo: Tensor, hi: Tensor, bits: int, *, symmetric: bool, p: float
+def quantization_errors(
+    distributions: Sequence[Distribution], lo: Tensor, hi: Tensor, bits: int, *, symmetric: bool, p: float
 ) -> Tensor:
-    """The mean of `|x - x̂|^p` under each of K candidate ranges: lo, hi [K] -> float64 [K].
+    """The mean of `|x - x̂|^p` of D distributions, each under K candidate ranges of its own: lo, hi [D, K] -> float64.
 
     x̂ is what `choose_grid` and `quantize` make of x, clipping and zero-point rounding included. The integral
     over the density is exact but for rounding, so histogram bins may be as wide as a quantization step, or wider.
     """
-    grid = choose_grid(lo, hi, bits, symmetric=symmetric)
-    widths = distribution.edges.diff()
-    coarse = float(distribution.edges.abs().max() / widths.min()) <= COARSE
+    scale, first, last = choose_grid(lo, hi, bits, symmetric=symmetric)
     # In units of about the largest scale no power leaves the range of float32.
-    unit = 2.0 ** math.frexp(float(grid[0].max()))[1]
-    density = distribution.mass / widths * unit
+    units = [2.0**exponent for exponent in scale.amax(dim=1).frexp().exponent.tolist()]
+    column = torch.tensor(units, dtype=torch.float64)[:, None]
+    grids = scale.double() / column, first, last
+    edges = [each.edges / unit for each, unit in zip(distributions, units, strict=True)]
+    density = [each.mass / each.edges.diff() * unit for each, unit in zip(distributions, units, strict=True)]
+    errors = torch.empty(scale.shape, dtype=torch.float64)
+    coarse = [index for index, each in enumerate(distributions) if _is_coarse(each)]
     if coarse:
-        numbers = (distribution.edges / unit, density, grid[0].double() / unit, grid[1], grid[2])
-        errors: Tensor = OPERATOR.range_errors(*(each.float() for each in numbers), p).double()
-    else:
-        scale, first, last = (each.double()[:, None] for each in (grid[0] / unit, grid[1], grid[2]))
-        errors = error_integral(distribution.edges / unit, scale, first, last, p).diff(dim=1) @ density
-    return errors.mul(unit**p)
+        together = (torch.cat([each[index] for index in coarse]).float() for each in (edges, density))
+        bins = [len(density[index]) for index in coarse]
+        numbers = (each[coarse].float() for each in grids)
+        errors[coarse] = OPERATOR.range_errors(*together, bins, *numbers, p).double()
+    for index in set(range(len(distributions))) - set(coarse):
+        scale, first, last = (each[index, :, None].double() for each in grids)
+        errors[index] = error_integral(edges[index], scale, first, last, p).diff(dim=1) @ density[index]
+    return errors.mul_(column.pow(p))
+
+
+def _is_coarse(distribution: Distribution) -> bool:
+    edges = distribution.edges
+    return float(edges.abs().max() / edges.diff().min()) <= COARSE
 
 
 def _cumulative(distribution: Distribution, x: Tensor) -> Tensor:

@@ -6,7 +6,7 @@ With `per_timestep` they are tables [T]; bins without data copy the nearest bin 
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
@@ -17,7 +17,7 @@ from qdiff_fx.observers.distribution import (
     distribution_at,
     pooled_distribution,
     quantile,
-    quantization_error,
+    quantization_errors,
 )
 from qdiff_fx.observers.statistics import Statistics
 from qdiff_fx.quant.digest import digest
@@ -88,9 +88,10 @@ def percentile_range(stats: Statistics, percentile: float = 99.99, per_timestep:
     if not 50 < percentile <= 100:
         raise ConfigError(f"{percentile} is not in (50, 100]", where="percentile")
 
-    def chosen(distribution: Distribution, lo: float, hi: float) -> tuple[float, float]:
+    def chosen(distributions: Sequence[Distribution], lo: Tensor, hi: Tensor) -> Range:
         tail = 1 - percentile / 100
-        low, high = (min(max(quantile(distribution, share), lo), hi) for share in (tail, 1 - tail))
+        ends = [[quantile(each, share) for share in (tail, 1 - tail)] for each in distributions]
+        low, high = torch.tensor(ends, dtype=torch.float64).T.clamp(lo, hi)
         return low, high
 
     return _from_distribution(stats, per_timestep, chosen)
@@ -113,26 +114,32 @@ def mse_range(
         raise ConfigError(f"{candidates} candidates and error |.|^{p} cannot be searched", where="mse_range")
     fractions = 1 - SHRINK * torch.arange(candidates, dtype=torch.float64)
 
-    def chosen(distribution: Distribution, lo: float, hi: float) -> tuple[float, float]:
-        def best(lows: Tensor, highs: Tensor) -> tuple[Tensor, Tensor]:
+    def chosen(distributions: Sequence[Distribution], lo: Tensor, hi: Tensor) -> Range:
+        def best(which: Tensor, lows: Tensor, highs: Tensor) -> tuple[Tensor, Tensor]:
+            """Of some distributions, [A], each under its own candidates, [A, K] or [A, 1]."""
             lows, highs = torch.broadcast_tensors(lows, highs)
-            errors = quantization_error(distribution, lows, highs, bits, symmetric=symmetric, p=p)
-            return lows[errors.argmin()], highs[errors.argmin()]
+            some = [distributions[index] for index in which.tolist()]
+            errors = quantization_errors(some, lows, highs, bits, symmetric=symmetric, p=p)
+            least = errors.argmin(dim=1, keepdim=True)
+            return lows.gather(1, least)[:, 0], highs.gather(1, least)[:, 0]
 
         if symmetric:
-            lo, hi = -max(-lo, hi), max(-lo, hi)
-        low, high = best(min(lo, 0.0) * fractions, max(hi, 0.0) * fractions)
-        if symmetric or lo >= 0 or hi <= 0:  # where one end is zero and stays there, all pairs have been tried
-            return float(low), float(high)
+            hi = torch.maximum(-lo, hi)
+            lo = -hi
+        lows, highs = lo[:, None] * fractions, hi[:, None] * fractions
+        low, high = best(torch.arange(len(lo)), lows.clamp(max=0), highs.clamp(min=0))
+        if symmetric:
+            return low, high
+        # Where one end is zero and stays there, all pairs have been tried.
+        moving = ((lo < 0) & (hi > 0)).nonzero()[:, 0]
         for turn in range(DESCENT_ROUNDS):
-            before = low, high
-            low, _ = best(lo * fractions, high)
-            if turn and low == before[0]:
-                break  # the high end was searched with this low one
-            _, high = best(low, hi * fractions)
-            if high == before[1]:
-                break  # the low end was searched with this high one
-        return float(low), float(high)
+            before = low.clone(), high.clone()
+            low[moving], _ = best(moving, lows[moving], high[moving, None])
+            if turn:  # elsewhere the high end was searched with this low one
+                moving = moving[low[moving] != before[0][moving]]
+            _, high[moving] = best(moving, low[moving, None], highs[moving])
+            moving = moving[high[moving] != before[1][moving]]  # elsewhere the low end was, with this high one
+        return low, high
 
     return _from_distribution(stats, per_timestep, chosen)
 
@@ -158,9 +165,12 @@ def by_mse(stats: Statistics, bits: int, per_timestep: bool, symmetric: bool) ->
 
 
 def _from_distribution(
-    stats: Statistics, per_timestep: bool, chosen: Callable[[Distribution, float, float], tuple[float, float]]
+    stats: Statistics, per_timestep: bool, chosen: Callable[[Sequence[Distribution], Tensor, Tensor], Range]
 ) -> Range:
-    """Apply `chosen(distribution, min, max)` to the even mixture of all timesteps, or to each timestep bin."""
+    """Apply `chosen` to the even mixture of all timesteps, or to each timestep bin.
+
+    It gets some distributions, and the least and the largest value of each, float64.
+    """
     seen = _seen(stats)
     if stats.hist.shape[1] == 0:
         raise CalibrationError(
@@ -169,12 +179,13 @@ def _from_distribution(
             fix='Observe with TimestepObserver, or choose "minmax" or "moving_average"',
         )
     if not per_timestep:
-        lo, hi = chosen(pooled_distribution(stats), float(stats.min_val.min()), float(stats.max_val.max()))
-        return torch.tensor(lo, dtype=torch.float32), torch.tensor(hi, dtype=torch.float32)
+        ends = stats.min_val.min().reshape(1), stats.max_val.max().reshape(1)
+        lo, hi = chosen([pooled_distribution(stats)], *(end.double() for end in ends))
+        return lo[0].float(), hi[0].float()
     lows, highs = torch.zeros(len(seen)), torch.zeros(len(seen))
-    for index in seen.nonzero().flatten().tolist():
-        ends = float(stats.min_val[index]), float(stats.max_val[index])
-        lows[index], highs[index] = chosen(distribution_at(stats, index), *ends)
+    full = [distribution_at(stats, index) for index in seen.nonzero().flatten().tolist()]
+    lo, hi = chosen(full, stats.min_val[seen].double(), stats.max_val[seen].double())
+    lows[seen], highs[seen] = lo.float(), hi.float()
     return _fill_missing(seen, lows), _fill_missing(seen, highs)
 
 

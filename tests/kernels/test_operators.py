@@ -106,11 +106,12 @@ SAMPLES: dict[str, list[Sample]] = {
     ],
     "range_errors.default": [
         lambda: (
-            torch.arange(9) / 8,
-            torch.ones(8),
-            torch.rand(5) / 9 + 0.01,
-            torch.zeros(5),
-            torch.full((5,), 9.0),
+            torch.cat([torch.arange(9), torch.arange(4)]) / 8,
+            torch.ones(11),
+            [8, 3],
+            torch.rand(2, 5) / 9 + 0.01,
+            torch.zeros(2, 5),
+            torch.full((2, 5), 9.0),
             2.4,
         )
     ],

@@ -10,7 +10,7 @@ from qdiff_fx.observers.distribution import (
     distribution_at,
     pooled_distribution,
     quantile,
-    quantization_error,
+    quantization_errors,
 )
 from qdiff_fx.quant.numerics import choose_qparams, fake_quantize, integer_range
 
@@ -21,6 +21,11 @@ def record(*tensors, histogram_bins=2048):
     for index, x in enumerate(tensors):
         seen(x.reshape(1, -1), torch.tensor([index]))
     return seen.statistics()
+
+
+def quantization_error(distribution, lo, hi, bits, **how):
+    """Of one distribution: lo, hi [K]."""
+    return quantization_errors([distribution], lo[None], hi[None], bits, **how)[0]
 
 
 def measured_error(x, lo, hi, bits, symmetric, p):
@@ -107,3 +112,20 @@ def test_zeros_only():
     distribution = pooled_distribution(record(torch.zeros(10)))
     error = quantization_error(distribution, torch.zeros(1), torch.zeros(1), 8, symmetric=False, p=2.4)
     assert float(error) == pytest.approx(0, abs=1e-30)
+
+
+@given(st.integers(0, 2**31), st.integers(1, 5))
+@examples(20)
+def test_several_distributions_at_once_equal_one_by_one(seed, count):
+    """Also where one of them is too fine for float32, or far smaller than the others."""
+    generator = torch.Generator().manual_seed(seed)
+    kinds = [lambda x: x, lambda x: x * 1e-20, lambda x: 5 + x * 1e-9, lambda x: x * 0]
+    chosen = torch.randint(len(kinds), (count,), generator=generator).tolist()
+    stats = record(*(kinds[kind](torch.rand(300, generator=generator)) for kind in chosen))
+    distributions = [distribution_at(stats, index) for index in range(count)]
+    hi = stats.max_val[:, None].double() * (1 - 0.1 * torch.arange(4))
+    together = quantization_errors(distributions, hi * 0, hi, 4, symmetric=False, p=2.4)
+    alone = [
+        quantization_error(each, h * 0, h, 4, symmetric=False, p=2.4) for each, h in zip(distributions, hi, strict=True)
+    ]
+    assert torch.equal(together, torch.stack(alone))

@@ -119,10 +119,12 @@ struct NearestCodes {
 };
 
 // What quantizing numbers of a density costs under each of many grids: multiples `first` .. `last` of a scale.
+// Some distributions, and as many grids for each: grid i is of distribution i / grids.
 struct RangeErrors {
-  const float* edges;    // [bins + 1], rising
-  const float* density;  // [bins], between two of them each
-  int64_t bins;
+  const float* edges;    // of each distribution bins + 1, rising
+  const float* density;  // of each distribution bins, between two of its edges each
+  const int64_t* begins;  // bins before each distribution's, and all bins: [distributions + 1]
+  int64_t grids;
   const float *scales, *firsts, *lasts;  // of each grid
   float power;
   float* errors;  // of each grid, the mean of |error|^power

@@ -1,4 +1,4 @@
-// What quantizing a distribution costs under each of many grids.
+// What quantizing each of some distributions costs under each of many grids.
 #pragma once
 
 #include <algorithm>
@@ -31,17 +31,20 @@ struct Cells {
 
 // The mean of |x - x^|^power, x^ what the grid makes of x.
 QDIFF_INLINE float range_error(const RangeErrors& p, int64_t grid) {
+  const int64_t distribution = grid / p.grids, skipped = p.begins[distribution];
+  const int64_t bins = p.begins[distribution + 1] - skipped;
+  const float *edges = p.edges + skipped + distribution, *density = p.density + skipped;
   Cells found{p.scales[grid], p.firsts[grid], p.lasts[grid], p.power, {}, {}};
   const Floats cell = 2.0f * power_of(Floats{} + 0.5f * found.scale, p.power + 1.0f);
   double total = 0;
-  for (int64_t begin = 0; begin < p.bins; begin += kBinsAtOnce) {
-    const int64_t count = std::min(kBinsAtOnce, p.bins - begin);
-    found.integrate(p.edges + begin, count);
+  for (int64_t begin = 0; begin < bins; begin += kBinsAtOnce) {
+    const int64_t count = std::min(kBinsAtOnce, bins - begin);
+    found.integrate(edges + begin, count);
     Floats sum = {};
     each_stretch(count, [&](int64_t i, auto lanes) {
       const Floats cells = load(found.cells + i + 1) - load(found.cells + i);
       const Floats parts = load(found.parts + i + 1) - load(found.parts + i);
-      sum += (cells * cell + parts) * load_some(p.density + begin + i, lanes);
+      sum += (cells * cell + parts) * load_some(density + begin + i, lanes);
     });
     total += sum_of_lanes(sum);
   }

@@ -21,8 +21,8 @@ void adaround_step(const Tensor& up, const Tensor& first, const Tensor& second, 
                    const Tensor& scales, const Tensor& gradient, int64_t bits, int64_t step, double rate, double pull,
                    double beta);
 
-Tensor range_errors(const Tensor& edges, const Tensor& density, const Tensor& scales, const Tensor& firsts, const Tensor& lasts,
-                    double power);
+Tensor range_errors(const Tensor& edges, const Tensor& density, const Integers& bins, const Tensor& scales,
+                    const Tensor& firsts, const Tensor& lasts, double power);
 Tensor histogram(const Tensor& rows, int64_t exponent, int64_t bins, int64_t step);
 
 Tensor int_conv(const Tensors& codes, const Floats& scales, const Integers& zero_points, const Tensors& weights,
