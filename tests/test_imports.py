@@ -39,6 +39,12 @@ def test_public_names_bring_no_backend_and_nothing_heavy(names):
     assert not imported & (HEAVY | BACKENDS)
 
 
+def test_the_command_line_brings_nothing_heavy():
+    """Help and completion are to come at once."""
+    imported = imported_by("import qdiff_fx.cli")
+    assert not imported & (HEAVY - {"rich", "typer", "PIL"})
+
+
 @pytest.mark.parametrize(
     ("backend", "brings"), [("reference", "reference"), ("native", "native"), ("inductor", "inductor")]
 )

@@ -22,7 +22,6 @@ from qdiff_fx.networks import PreparedUNet, QuantizedUNet
 from qdiff_fx.observers import Observer
 from qdiff_fx.report.comparison import NetworkFigures, comparison_rows, comparison_table
 from qdiff_fx.report.page import Section, html_page
-from qdiff_fx.report.ranges import most_varying, save_ranges
 from qdiff_fx.report.sheet import save_sheet
 from qdiff_fx.sources import DigitsSource, SampleRequest, Source
 from qdiff_fx.storage.artifact import artifact_bytes
@@ -112,6 +111,8 @@ def _quantize_all(
 
 
 def _save_ranges(prepared: PreparedUNet, source: Source, path: Path) -> Path:
+    from qdiff_fx.report.ranges import most_varying, save_ranges  # brings matplotlib
+
     records = [module.statistics() for module in prepared.modules() if isinstance(module, Observer)]
     inputs = [record for record in records if " input" in record.name]
     return save_ranges(most_varying(inputs, PANELS) or inputs[:PANELS], source.num_train_timesteps, path)

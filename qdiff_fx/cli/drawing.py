@@ -11,7 +11,6 @@ import torch
 from torch import nn
 from tqdm import tqdm
 
-from qdiff_fx.bundled.digits import load_digit_classifier
 from qdiff_fx.sources import SampleRequest, Source
 
 
@@ -45,4 +44,6 @@ def draw_in_turn(
 @torch.no_grad()
 def accuracy(images: torch.Tensor, labels: torch.Tensor) -> float:
     """Share of images (N, 1, 32, 32) the bundled classifier takes for the digit they were to show."""
+    from qdiff_fx.bundled.digits import load_digit_classifier  # brings all of diffusers
+
     return int((load_digit_classifier()(images).argmax(1) == labels).sum()) / len(labels)

@@ -6,7 +6,6 @@ from typing import Any
 
 import torch
 
-from qdiff_fx.bundled.digits import load_digits_pipeline
 from qdiff_fx.sources.base import Source
 from qdiff_fx.sources.request import SampleRequest
 
@@ -17,6 +16,8 @@ class DigitsSource(Source):
     """Handwritten digits with guidance: image number ``i`` shows the digit ``i mod 10``."""
 
     def __init__(self) -> None:
+        from qdiff_fx.bundled.digits import load_digits_pipeline  # brings all of diffusers
+
         super().__init__(DIGITS, load_digits_pipeline())
 
     def labels(self, request: SampleRequest) -> torch.Tensor:

@@ -14,7 +14,6 @@ from types import ModuleType, SimpleNamespace
 from typing import Any, TypeVar
 
 import torch
-from diffusers.utils.torch_utils import randn_tensor
 from torch import nn
 
 from qdiff_fx.errors import QDiffError
@@ -77,6 +76,8 @@ class FilePipeline:
         """``images``: an array (N, H, W, C) in [0, 1]."""
         if self.scheduler.num_inference_steps != num_inference_steps:
             self.scheduler = self.make_scheduler(num_inference_steps)
+        from diffusers.utils.torch_utils import randn_tensor  # brings all of diffusers
+
         noise = randn_tensor((batch_size, *self.sample_shape), generator=generator)
         progress = not self._progress_bar_config["disable"]
         images = generate(self.unet, self.scheduler, noise, progress=progress, **self._conditioning(batch_size))
