@@ -5,7 +5,7 @@
 Wall-clock seconds mean something on an idle machine only; seconds of the processor's also where others work on it.
 
 ``python -m benchmarks.quantize_cost --model sd15 --by nncf`` does the same work by NNCF, with its default number of
-samples and both of its presets. It needs the `bench` extra.
+samples and both of its presets. It needs the `bench` extra. With ``--at-most 250`` it is stopped after so many steps.
 
 ``python -m benchmarks.quantize_cost --model sdxl --shards build/sdxl`` prepares a network that is built without weights
 from shards, which are written there first (random ones). Run it twice: the second time nothing but that is in memory.
@@ -17,17 +17,21 @@ from __future__ import annotations
 
 import gc
 import json as jsonlib
+import signal
 import tempfile
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
+from types import FrameType
 from typing import Annotated, TypeVar, cast
 
 import torch
 import typer
 from safetensors.torch import save_file
 
+from benchmarks.contender import Batch
 from benchmarks.memory import peak_rss_bytes
 from benchmarks.networks import WEIGHT_SEED, Network, fill_tensor, get_network
 from benchmarks.output import Column, number, print_table, write_json
@@ -127,21 +131,56 @@ def quantize(network: Network, weight_bits: int, rows: int, rounding: WeightRoun
     costs.add_up("everything", after="a float32 step")
 
 
-def quantize_by_nncf(network: Network, samples: int, costs: Costs) -> None:
-    """Export, quantization and saving, once for each preset, on as many random batches."""
+class Unfinished(BaseException):
+    """The work took longer than it was given; like an interrupt, nothing that is called should catch it."""
+
+
+@contextmanager
+def stopped_after(seconds: float | None) -> Iterator[None]:
+    """Raise `Unfinished` in the block, between two calls of Python, once the process has spent so many seconds."""
+
+    def stop(number: int, frame: FrameType | None) -> None:
+        raise Unfinished
+
+    if seconds is None:
+        yield
+        return
+    before = signal.signal(signal.SIGPROF, stop)
+    signal.setitimer(signal.ITIMER_PROF, seconds)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_PROF, 0)
+        signal.signal(signal.SIGPROF, before)
+
+
+def quantize_by_nncf(network: Network, samples: int, costs: Costs, at_most: float | None) -> None:
+    """Export, quantization and saving, once for each preset, on as many random batches.
+
+    Args:
+        at_most: steps that each of them may take; what is not done by then has a row that says so.
+    """
     unet, inputs = network.build(False), network.inputs()
     with torch.no_grad():
         unet(**inputs)
         costs.measured("a float32 step", lambda: unet(**inputs))
     costs.step = costs.rows[-1].processor
+    given = None if at_most is None else at_most * costs.step
     presets: tuple[Preset, ...] = ("default", "transformer")
     for preset in presets:
-        batches = spread_batches(network, samples * network.batch)
+        batches, phase = spread_batches(network, samples * network.batch), f"NNCF, {preset}, {samples} samples"
         with tempfile.TemporaryDirectory() as folder:
-            costs.measured(
-                f"NNCF, {preset}, {samples} samples",
-                lambda: OpenVINO("f32", preset).prepare(unet, network, batches, Path(folder)),  # noqa: B023
-            )
+
+            def work(preset: Preset = preset, batches: Iterator[Batch] = batches, folder: str = folder) -> bool:
+                try:
+                    with stopped_after(given):
+                        OpenVINO("f32", preset).prepare(unet, network, batches, Path(folder))
+                except Unfinished:
+                    return False
+                return True
+
+            if not costs.measured(phase, work):
+                costs.rows[-1] = replace(costs.rows[-1], phase=f"{phase}: not finished")
 
 
 def spread_batches(network: Network, rows: int) -> Iterator[dict[str, torch.Tensor]]:
@@ -214,6 +253,7 @@ def main(
     ] = 50,
     by: Annotated[str, typer.Option(help="Who quantizes: us, or nncf.")] = "us",
     samples: Annotated[int, typer.Option(min=1, help="Batches that NNCF is shown.")] = NNCF_SAMPLES,
+    at_most: Annotated[float | None, typer.Option(help="Steps after which NNCF is stopped.")] = None,
     shards: Annotated[Path | None, typer.Option(help="Prepare from weights here, and nothing else.")] = None,
     saved: Annotated[Path | None, typer.Option(help="Save what is made of them here.")] = None,
     json: Annotated[Path | None, typer.Option(help="Write the rows here.")] = None,
@@ -223,7 +263,7 @@ def main(
         torch.set_num_threads(threads)
     network, costs = get_network(model), Costs()
     if by == "nncf":
-        quantize_by_nncf(network, samples, costs)
+        quantize_by_nncf(network, samples, costs, at_most)
     elif shards is None:
         quantize(network, weight_bits, rows, cast(WeightRounding, rounding), costs)
     elif saved is None:

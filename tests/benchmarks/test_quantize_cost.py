@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
+import time
 from pathlib import Path
 
 import pytest
 import torch
 
 from benchmarks.networks import Network, get_network
-from benchmarks.quantize_cost import Costs, main, prepare_from, write_shards
+from benchmarks.quantize_cost import Costs, Unfinished, main, prepare_from, stopped_after, write_shards
 from qdiff_fx import load_qdiff
 from qdiff_fx.capture.weights import with_weights
 
@@ -69,6 +70,25 @@ def test_nncf_does_the_same_work(tmp_path: Path) -> None:
     assert all(row["steps"] > 0 for row in rows[1:])
 
 
+def test_nncf_is_stopped_where_it_takes_too_long(tmp_path: Path) -> None:
+    pytest.importorskip("openvino", reason="needs the bench extra")
+    pytest.importorskip("nncf", reason="needs the bench extra")
+    main("sd-tiny", by="nncf", samples=2, at_most=1e-3, json=tmp_path / "rows.json")
+    rows = json.loads((tmp_path / "rows.json").read_text())
+    assert [row["phase"] for row in rows[1:]] == [
+        "NNCF, default, 2 samples: not finished",
+        "NNCF, transformer, 2 samples: not finished",
+    ]
+
+
+def test_work_is_stopped_after_its_seconds_and_no_other_is() -> None:
+    with pytest.raises(Unfinished), stopped_after(0.05):
+        _spend(60)
+    with stopped_after(0.05):
+        pass
+    _spend(0.1)
+
+
 def test_shards_hold_the_random_weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("benchmarks.quantize_cost.SHARD_BYTES", 10_000)
     network = get_network("sd-tiny")
@@ -95,3 +115,10 @@ def test_what_is_saved_from_shards_runs_at_the_whole_size(network: Network, tmp_
     bits = [layer.info.weight_bits for layer in loaded.explain().rows]
     assert bits == [8, 8]  # the only layer, and what is left over of its input
     assert loaded(**network.inputs()).shape == (2, 4, 8, 8)
+
+
+def _spend(seconds: float) -> None:
+    """So much of the processor's time."""
+    begin = time.process_time()
+    while time.process_time() < begin + seconds:
+        pass
