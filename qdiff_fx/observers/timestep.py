@@ -9,14 +9,14 @@ import qdiff_fx.kernels  # noqa: F401, registers the operator used here
 from qdiff_fx.observers.base import Observer
 from qdiff_fx.observers.statistics import coarsen, smallest_exponent
 
-MAX_ELEMENTS_PER_SAMPLE = 1 << 20  # of one sample that enter the histogram
+MAX_ELEMENTS_PER_SAMPLE = 1 << 18  # of one sample that enter the histogram
 
 
 class TimestepObserver(Observer):
     """Keeps min, max and a histogram for every timestep bin (Q-Diffusion, section 4.1: ranges move with t).
 
     The histogram grid only ever coarsens, by powers of two around 0 (see `Statistics`), so a merged observer
-    equals one that saw all the data. Of a sample with more than 2^20 elements every n-th enters the histogram, n
+    equals one that saw all the data. Of a sample with more than 2^18 elements every n-th enters the histogram, n
     odd and fixed by the sample's size; min and max are exact always.
     """
 
@@ -37,6 +37,6 @@ class TimestepObserver(Observer):
 
 
 def _step(elements: int) -> int:
-    """Of so many elements of a sample every how many enter the histogram, so that there are at most 2^20."""
+    """Of so many elements of a sample every how many enter the histogram, so that there are at most 2^18."""
     step = -(-elements // MAX_ELEMENTS_PER_SAMPLE)
     return step if step == 1 else step | 1  # an odd one does not lock on to the even widths of feature maps

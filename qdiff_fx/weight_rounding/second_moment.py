@@ -204,7 +204,8 @@ class SecondMoment:
         first = torch.arange(len(rows))[:, None, None, None] * height
         pixels = (first + down[..., :, None]) * width + across[..., None, :]  # [N, P, kh, kw]
         found = _taken(codes.permute(0, 2, 3, 1).reshape(-1, channels), pixels, table)
-        found[~(down_inside[..., :, None] & across_inside[..., None, :]).flatten()] = self.zero_point
+        outside = ~(down_inside[..., :, None] & across_inside[..., None, :]).flatten()
+        found.index_fill_(0, outside.nonzero()[:, 0], self.zero_point)  # a mask takes as long as for all of them
         taps = self.window.kernel[0] * self.window.kernel[1]
         return found.view(-1, taps, channels).transpose(1, 2).reshape(-1, self.columns)
 
