@@ -41,7 +41,7 @@ class Point:
     Attributes:
         curve: what is varied.
         amount: of it.
-        rows: that were shown.
+        rows: that weights were rounded by.
         decibels: the mean over the steps and the seeds.
         last: of the last step.
     """
@@ -53,7 +53,17 @@ class Point:
     last: float
 
 
-Shown = Iterator[tuple[float, CalibrationData]]
+@dataclass(frozen=True)
+class Shown:
+    """What a point's network is shown: to its observers, and to the rounding of its weights."""
+
+    amount: float
+    observed: CalibrationData
+    rounded: CalibrationData
+
+
+def alike(amount: float, data: CalibrationData) -> Shown:
+    return Shown(amount, data, data)
 
 
 @dataclass(frozen=True)
@@ -77,8 +87,17 @@ def rows_of(data: CalibrationData) -> int:
     return sum(len(next(iter(batch.values()))) for batch in data)
 
 
-def by_rows(recorded: Recorded) -> Shown:
+def by_rows(recorded: Recorded) -> Iterator[Shown]:
     """Evenly over trajectories and timesteps."""
+    return (alike(amount, some) for amount, some in _ever_more(recorded))
+
+
+def by_rounded_rows(recorded: Recorded) -> Iterator[Shown]:
+    """The same of rounding, while observers see all."""
+    return (Shown(amount, recorded.most, some) for amount, some in _ever_more(recorded))
+
+
+def _ever_more(recorded: Recorded) -> Iterator[tuple[int, CalibrationData]]:
     data, amount = recorded.most, recorded.steps
     while amount < rows_of(data):
         yield amount, data.spread(amount)
@@ -86,48 +105,47 @@ def by_rows(recorded: Recorded) -> Shown:
     yield rows_of(data), data
 
 
-def by_trajectories(recorded: Recorded) -> Shown:
+def by_trajectories(recorded: Recorded) -> Iterator[Shown]:
     """All rows of so many trajectories."""
     count = 1
     while count < recorded.samples:
-        yield count, recorded.draw(count)
+        yield alike(count, recorded.draw(count))
         count *= 2
-    yield recorded.samples, recorded.most
+    yield alike(recorded.samples, recorded.most)
 
 
-def by_steps(recorded: Recorded) -> Shown:
+def by_steps(recorded: Recorded) -> Iterator[Shown]:
     """Every n-th step of every trajectory, the last one always."""
     data, steps = recorded.most, recorded.steps
     for every in (16, 8, 4, 2, 1):
         chosen = [data[index] for index in range(len(data)) if (steps - 1 - index % steps) % every == 0]
-        yield len(range(0, steps, every)), CalibrationData(chosen, data.metadata)
+        yield alike(len(range(0, steps, every)), CalibrationData(chosen, data.metadata))
 
 
-def by_positions(recorded: Recorded) -> Shown:
+def by_positions(recorded: Recorded) -> Iterator[Shown]:
     """Pixels or tokens for every column of a weight."""
     for each in POSITIONS:
         with mock.patch.object(jobs, "PER_COLUMN", each), mock.patch.object(jobs, "LEAST_POSITIONS", 1):
-            yield each, recorded.most
+            yield alike(each, recorded.most)
 
 
-CURVES: dict[str, Callable[[Recorded], Shown]] = {
+CURVES: dict[str, Callable[[Recorded], Iterator[Shown]]] = {
     "rows": by_rows,
+    "rows to round by": by_rounded_rows,
     "trajectories": by_trajectories,
     "steps of the trajectory": by_steps,
     "positions per column": by_positions,
 }
 
 
-def _point(
-    curve: str, amount: float, prepared: PreparedUNet, data: CalibrationData, judged: Sequence[Trajectory]
-) -> Point:
+def _point(curve: str, prepared: PreparedUNet, shown: Shown, judged: Sequence[Trajectory]) -> Point:
     network = copy.deepcopy(prepared)
-    calibrate(network, data, progress=False)
-    round_weights(network, data, progress=False)
+    calibrate(network, shown.observed, progress=False)
+    round_weights(network, shown.rounded, progress=False)
     quantized = convert_qdiff(network)
     found = [eps_sqnr(quantized, each) for each in judged]
     mean = statistics.mean(statistics.mean(each) for each in found)
-    return Point(curve, amount, rows_of(data), mean, statistics.mean(each[-1] for each in found))
+    return Point(curve, shown.amount, rows_of(shown.rounded), mean, statistics.mean(each[-1] for each in found))
 
 
 def drawn(curves: Mapping[str, Sequence[Point]], title: str) -> Figure:
@@ -170,9 +188,9 @@ def main(
     recorded = Recorded(samples, steps, draw)
     judged = [origin.trajectory(SampleRequest(images, steps, seed)) for seed in JUDGED]
     curves: dict[str, list[Point]] = {}
-    for curve, shown in CURVES.items():
-        for amount, some in shown(recorded) if curve in (only or CURVES) else ():
-            point = _point(curve, amount, prepared, some, judged)
+    for curve, points in CURVES.items():
+        for shown in points(recorded) if curve in (only or CURVES) else ():
+            point = _point(curve, prepared, shown, judged)
             curves.setdefault(curve, []).append(point)
             typer.echo(
                 f"{point.curve:24} {point.amount:6g}  {point.rows:5} rows  {point.decibels:6.2f} dB  "

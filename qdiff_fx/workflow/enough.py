@@ -3,7 +3,8 @@
 A small network is shown all. A large one is shown as many rows of every timestep as make `WORK` of all of them, as each
 passes the network three times, in floats and on integers; but two of every timestep, and `LEAST_ROWS`, at least. Where
 they are that few, half of the trajectories hold enough of them; but those of few steps are as many as make that many
-rows. What either costs in quality is in docs/quality.md.
+rows. Weights are rounded by as many as make `WORK_OF_ROUNDING`: it looks at so many positions, from however many rows,
+where the range of a timestep comes from its rows alone. What either costs in quality is in docs/quality.md.
 
 It depends on the network alone, not on how fast a machine is: the same command gives the same bytes everywhere.
 """
@@ -13,6 +14,7 @@ from __future__ import annotations
 import math
 from dataclasses import replace
 
+from qdiff_fx.calibration.data import CalibrationData
 from qdiff_fx.schedule import Schedule
 from qdiff_fx.sources import SampleRequest, Source
 from qdiff_fx.workflow.job import Job
@@ -20,6 +22,7 @@ from qdiff_fx.workflow.measure import Costs
 
 WORK = 1.8e12
 """Multiplications, of the layers that are quantized, that all rows together make."""
+WORK_OF_ROUNDING = 9e11
 LEAST_EACH, LEAST_ROWS = 2, 32
 FEW_TRAJECTORIES, TRAJECTORIES = 4, 8
 """Of a large network, and of others."""
@@ -57,8 +60,15 @@ def enough(costs: Costs, job: Job) -> Job:
     steps = math.ceil(job.request.steps / job.every)
     of_a_row = max(1, sum(layer.multiplications for layer in costs.layers))
     least = max(LEAST_EACH, _least(steps))
-    each = max(least, int(WORK / of_a_row / steps))
+    each, rounded = (max(least, int(work / of_a_row / steps)) for work in (WORK, WORK_OF_ROUNDING))
     few = job.at_most and each == least
     count = min(job.request.count, max(FEW_TRAJECTORIES, _least(steps))) if few else job.request.count
     request = replace(job.request, count=count)
-    return replace(job, rows=job.rows or each * steps, at_most=False, request=request)
+    if job.rows is None:
+        job = replace(job, rows=each * steps, rounded=rounded * steps)
+    return replace(job, at_most=False, request=request)
+
+
+def rounded_by(shown: CalibrationData, job: Job, at_once: int) -> CalibrationData:
+    """Those of the rows that are shown which weights are rounded by, so many in a batch."""
+    return shown if job.rounded is None else shown.spread(job.rounded).rebatched(at_once)

@@ -107,8 +107,9 @@ def estimate(costs: Costs, job: Job, processes: int = 1) -> Estimate:
     if not costs.in_flight:
         phases.append(PhaseEstimate("calibrating", calls * costs.watched_step, watched))
     if job.config.weight_rounding != "nearest":
-        peak = costs.held_bytes + costs.step_bytes + data + rounding_bytes(costs) + flowing_bytes(costs, rows)
-        phases.append(PhaseEstimate("rounding", rounding_seconds(costs, job, rows, processes), peak))
+        some = min(job.rounded or rows, rows)
+        peak = costs.held_bytes + costs.step_bytes + data + rounding_bytes(costs) + flowing_bytes(costs, some)
+        phases.append(PhaseEstimate("rounding", rounding_seconds(costs, job, some, processes), peak))
     if job.reconstruction is not None:
         peak = costs.held_bytes + 3 * costs.step_bytes + data
         phases.append(PhaseEstimate("reconstructing", learning_seconds(costs, job), peak))

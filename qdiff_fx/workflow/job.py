@@ -52,6 +52,7 @@ class Job:
         at_most: the request's trajectories are the most there may be, also without a budget: as many as are enough.
         parts: what else of the pipeline is quantized, on what the same trajectories show.
         network: whether the network that denoises is quantized at all, or its parts only.
+        rounded: how many of the rows are shown to the rounding of weights; None: all of them.
     """
 
     config: QDiffConfig
@@ -64,6 +65,7 @@ class Job:
     at_most: bool = False
     parts: tuple[WantedPart, ...] = ()
     network: bool = True
+    rounded: int | None = None
 
     def __post_init__(self) -> None:
         if self.rows is not None and self.rows < 1:
@@ -83,6 +85,7 @@ class Job:
             "seed": str(self.request.seed),
             "every": str(self.every),
             "number of rows": str(self.rows),
+            "number of rows to round by": str(self.rounded),
             "backend": self.backend,
             "reconstruction": json.dumps(self.reconstruction and self.reconstruction.to_json(), sort_keys=True),
             "budget": str(self.budget),

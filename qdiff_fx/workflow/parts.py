@@ -23,7 +23,7 @@ from qdiff_fx.quant.qparams import SIXTEEN_BITS
 from qdiff_fx.sources import RecordedSource, SampleRequest, Source
 from qdiff_fx.sources.heard import Heard
 from qdiff_fx.sources.parts import TEXT, UNET, USUAL, NothingToQuantizeError, Part, check_words, parts_of
-from qdiff_fx.workflow.enough import enough
+from qdiff_fx.workflow.enough import enough, rounded_by
 from qdiff_fx.workflow.estimate import PhaseEstimate, estimate
 from qdiff_fx.workflow.job import Job, WantedPart, WorkFolder
 from qdiff_fx.workflow.measure import Costs, measure
@@ -233,7 +233,7 @@ class OtherParts:
         with named(progress, name):
             data = self._heard.data(ready.part, own.rows).rebatched(ready.costs.rows)
             calibrate_together(ready.prepared, data, workers, resume_dir=inside.statistics, progress=progress)
-            decide(ready.prepared, data, own, inside, progress, workers)
+            decide(ready.prepared, rounded_by(data, own, ready.costs.rows), own, inside, progress, workers)
         return ready.prepared
 
 

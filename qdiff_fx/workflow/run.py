@@ -12,7 +12,7 @@ from qdiff_fx.networks import PreparedUNet, QuantizedUNet
 from qdiff_fx.progress import Progress, phase
 from qdiff_fx.sources import Source
 from qdiff_fx.sources.parts import Part
-from qdiff_fx.workflow.enough import enough
+from qdiff_fx.workflow.enough import enough, rounded_by
 from qdiff_fx.workflow.estimate import Estimate, check_fits, estimate, fitted
 from qdiff_fx.workflow.job import Job, WorkFolder
 from qdiff_fx.workflow.measure import Costs
@@ -137,8 +137,9 @@ def calibrated(
                 calibrate_together(prepared, shown, workers, resume_dir=folder.statistics, progress=progress)
             # Learning draws from what it is given, and takes no longer for more of it.
             learned_from = data if job.rows is None else shown
-            decided = decide(prepared, shown, settled, folder, progress, workers, learned_from=learned_from)
-            del data, shown, learned_from
+            rounded = rounded_by(shown, settled, costs.rows)
+            decided = decide(prepared, rounded, settled, folder, progress, workers, learned_from=learned_from)
+            del data, shown, rounded, learned_from
         parts = others.calibrate(settled, folder, workers, progress)
         return Calibrated(prepared, decided, settled, parts, others.left)
 

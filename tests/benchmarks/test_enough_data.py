@@ -5,7 +5,17 @@ import json
 import pytest
 import torch
 
-from benchmarks.enough_data import CURVES, Recorded, by_rows, by_steps, by_trajectories, main, rows_of
+from benchmarks.enough_data import (
+    CURVES,
+    Recorded,
+    alike,
+    by_rounded_rows,
+    by_rows,
+    by_steps,
+    by_trajectories,
+    main,
+    rows_of,
+)
 from qdiff_fx import CalibrationData
 
 STEPS = 8
@@ -39,21 +49,28 @@ def steps_of(some):
 
 def test_rows_are_spread_over_steps_and_trajectories():
     shown = list(by_rows(recorded()))
-    assert [amount for amount, _ in shown] == [8, 16, 32, 48]
-    assert all(amount == rows_of(some) for amount, some in shown)
-    assert all(steps_of(some) == list(range(STEPS)) for _, some in shown)
-    assert len({value // 100 for value in values(shown[0][1])}) > 3
+    assert [each.amount for each in shown] == [8, 16, 32, 48]
+    for each in shown:
+        assert rows_of(each.observed) == rows_of(each.rounded) == each.amount
+        assert steps_of(each.observed) == list(range(STEPS))
+    assert len({value // 100 for value in values(shown[0].observed)}) > 3
+
+
+def test_rounding_sees_fewer_rows_than_observers():
+    shown = list(by_rounded_rows(recorded()))
+    assert [rows_of(each.rounded) for each in shown] == [each.amount for each in shown] == [8, 16, 32, 48]
+    assert {rows_of(each.observed) for each in shown} == {48}
 
 
 def test_trajectories_are_whole():
-    shown = dict(by_trajectories(recorded()))
+    shown = {each.amount: each.observed for each in by_trajectories(recorded())}
     assert {count: sorted(values(some)) for count, some in shown.items()} == {
         count: [100 * number + step for number in range(count) for step in range(STEPS)] for count in (1, 2, 4, 6)
     }
 
 
 def test_steps_hold_the_last_one_always():
-    shown = dict(by_steps(recorded()))
+    shown = {each.amount: each.rounded for each in by_steps(recorded())}
     assert {amount: steps_of(some) for amount, some in shown.items()} == {
         1: [7],
         2: [3, 7],
@@ -64,7 +81,7 @@ def test_steps_hold_the_last_one_always():
 
 @pytest.mark.slow
 def test_a_curve_of_the_bundled_model_is_printed_and_drawn(tmp_path, capsys, monkeypatch):
-    monkeypatch.setitem(CURVES, "rows", lambda recorded: iter([(2, recorded.most[:1]), (4, recorded.most)]))
+    monkeypatch.setitem(CURVES, "rows", lambda recorded: iter([alike(2, recorded.most[:1]), alike(4, recorded.most)]))
     main("digits", samples=1, steps=2, images=1, only=["rows"], json=tmp_path / "c.json", picture=tmp_path / "c.png")
     points = json.loads((tmp_path / "c.json").read_text())
     assert [point["amount"] for point in points] == [2, 4]

@@ -5,10 +5,12 @@ from __future__ import annotations
 from dataclasses import replace
 
 import pytest
+import torch
 
+from qdiff_fx.calibration.data import CalibrationData
 from qdiff_fx.config import QDiffConfig
 from qdiff_fx.sources import SampleRequest
-from qdiff_fx.workflow.enough import enough, usual_trajectories
+from qdiff_fx.workflow.enough import enough, rounded_by, usual_trajectories
 from qdiff_fx.workflow.job import ALL_ROWS, Job
 from qdiff_fx.workflow.measure import Costs, LayerSize, Rates
 
@@ -43,6 +45,18 @@ def test_rows_and_trajectories_follow_the_size(
     assert enough(costs(multiplications), replace(JOB, request=SampleRequest(8, 3 * steps), every=3)).rows == rows
 
 
+@pytest.mark.parametrize(("multiplications", "rounded"), [(2e8, 4500), (1.2e10, 75), (3.5e11, 50)])
+def test_weights_are_rounded_by_half_of_the_rows_where_these_are_many(multiplications: float, rounded: int) -> None:
+    chosen = enough(costs(multiplications), JOB)
+    assert chosen.rounded == rounded
+    shown = CalibrationData(
+        [{"sample": torch.arange(6.0)[:, None], "timestep": torch.full((6,), t)} for t in range(25)]
+    )
+    some = rounded_by(shown, replace(chosen, rounded=75), 4)
+    assert [len(batch["sample"]) for batch in some] == [3] * 25
+    assert rounded_by(shown, JOB, 4) is shown
+
+
 @pytest.mark.parametrize(("steps", "trajectories"), [(25, 8), (4, 8), (2, 16), (1, 32)])
 def test_few_steps_are_drawn_more_often(steps: int, trajectories: int) -> None:
     assert usual_trajectories(steps) == trajectories
@@ -52,6 +66,6 @@ def test_few_steps_are_drawn_more_often(steps: int, trajectories: int) -> None:
 
 def test_what_is_given_is_kept() -> None:
     given = enough(costs(3.5e11), replace(JOB, rows=ALL_ROWS, at_most=False))
-    assert (given.rows, given.request.count) == (ALL_ROWS, 8)
+    assert (given.rows, given.rounded, given.request.count) == (ALL_ROWS, None, 8)
     fewer = enough(costs(3.5e11), replace(JOB, request=SampleRequest(2, 25)))
     assert fewer.request.count == 2
