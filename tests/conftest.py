@@ -1,5 +1,6 @@
 """Makes `zoo` importable from every test and starts each of them from the same random numbers."""
 
+import gc
 import sys
 from pathlib import Path
 
@@ -14,3 +15,10 @@ import examples  # noqa: E402, F401, registers the profiles of hypothesis
 @pytest.fixture(autouse=True)
 def _seed() -> None:
     torch.manual_seed(0)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _what_is_there_already_stays() -> None:
+    """So that garbage is looked for in what a file makes, and not in every module and test that was ever imported."""
+    gc.collect()
+    gc.freeze()
