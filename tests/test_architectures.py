@@ -145,7 +145,9 @@ def test_large_batches(name, batch):
     assert_same(ours(**call), model(**call))
 
 
-@pytest.mark.parametrize("name", networks("ddpm_cifar", "sd2", "ddpm_class", "sdxl", "handwritten_matmul"))
+@pytest.mark.parametrize(
+    "name", networks("ddpm_cifar", "sd2", "ddpm_class", "sdxl", "one_resolution", "handwritten_matmul")
+)
 def test_smallest_image_and_single_token(name):
     """Sizes of 1 are constants to export: nothing may have been concluded from them being larger."""
     model, inputs, ours = drop_in(name)
@@ -158,7 +160,7 @@ def test_smallest_image_and_single_token(name):
     assert_same(ours(**call), model(**call))
 
 
-@pytest.mark.parametrize("name", ["controlnet"])
+@pytest.mark.parametrize("name", networks("controlnet"))
 def test_sizes_are_in_proportion_to_the_sample(name):
     inputs = {spec.name: spec.dims for spec in zoo.captured(name)[2].signature.inputs}
     batch = Size("batch")
@@ -167,7 +169,7 @@ def test_sizes_are_in_proportion_to_the_sample(name):
     assert inputs["mid_block_additional_residual"] == (batch, 32, Size("height"), Size("width"))
 
 
-@pytest.mark.parametrize("name", ["masked"])
+@pytest.mark.parametrize("name", networks("masked", "conditioned"))
 def test_a_mask_has_the_length_of_its_tokens(name):
     inputs = {spec.name: spec.dims for spec in zoo.captured(name)[2].signature.inputs}
     assert inputs["encoder_attention_mask"][1] == inputs["encoder_hidden_states"][1]

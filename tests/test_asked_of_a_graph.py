@@ -8,7 +8,7 @@ import pytest
 import torch
 from diffusers.hooks import apply_layerwise_casting
 from torch import nn
-from zoo import conditional, noise, prompt, unconditional
+from zoo import ONE_CROSS_ATTENTION, ONE_RESOLUTION, conditional, noise, prompt, unconditional
 
 from qdiff_fx import QDiffConfig, calibrate, convert_qdiff, load_qdiff, prepare_qdiff, save_qdiff
 from qdiff_fx.errors import InputError, QDiffError
@@ -24,7 +24,7 @@ def example():
 
 @pytest.fixture(scope="module")
 def prepared(example):
-    made = prepare_qdiff(unconditional(), QDiffConfig(timestep_bins=1), example)
+    made = prepare_qdiff(unconditional(**ONE_RESOLUTION), QDiffConfig(timestep_bins=1), example)
     calibrate(made, [example], progress=False)
     return made
 
@@ -132,12 +132,12 @@ class TestMissing:
 
 class TestCapturing:
     def test_a_layer_that_is_the_same_in_training_may_be_left_in_it(self, example):
-        network = unconditional()
+        network = unconditional(**ONE_RESOLUTION)
         next(module for module in network.modules() if isinstance(module, nn.Linear)).train()
         prepare_qdiff(network, QDiffConfig(), example)
 
     def test_a_lora_beside_a_layer_is_named(self, example):
-        network = unconditional()
+        network = unconditional(**ONE_RESOLUTION)
         layer = network.mid_block.attentions[0].to_q
         layer.merged_adapters = []
         with pytest.raises(QDiffError, match=r"mid_block\.attentions\.0\.to_q: a LoRA is computed.*fuse_lora"):
@@ -146,17 +146,17 @@ class TestCapturing:
         prepare_qdiff(network, QDiffConfig(), example)
 
     def test_hooks_of_others_are_named(self, example):
-        network = unconditional()
+        network = unconditional(**ONE_RESOLUTION)
         network.enable_layerwise_casting(torch.float8_e4m3fn, torch.float32)
         with pytest.raises(QDiffError, match="hooks of diffusers change what it computes.*before casting"):
             prepare_qdiff(network, QDiffConfig(), example)
-        network = unconditional()
+        network = unconditional(**ONE_RESOLUTION)
         network.conv_in._hf_hook = object()
         with pytest.raises(QDiffError, match="conv_in: accelerate moves its weights.*remove_all_hooks"):
             prepare_qdiff(network, QDiffConfig(), example)
 
     def test_sliced_attention_leaves_the_batch_open(self):
-        network = conditional()
+        network = conditional(**ONE_CROSS_ATTENTION)
         network.set_attention_slice(1)
         inputs = {"sample": noise(4), "timestep": 7, "encoder_hidden_states": prompt()}
         found = prepare_qdiff(network, QDiffConfig(), inputs)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 from torch import nn
-from zoo import noise, unconditional
+from zoo import ONE_RESOLUTION, noise, unconditional
 
 from qdiff_fx import PreparedUNet, QDiffConfig, QuantizedUNet, calibrate, convert_qdiff, prepare_qdiff
 from qdiff_fx.errors import QDiffError
@@ -19,7 +19,7 @@ GRAPHS = "eager"  # Dynamo decides what is compiled; a compiler behind it takes 
 def prepared() -> PreparedUNet:
     torch.manual_seed(0)
     example = {"sample": noise(3), "timestep": 7}
-    made = prepare_qdiff(unconditional(), QDiffConfig(timestep_bins=1), example)
+    made = prepare_qdiff(unconditional(**ONE_RESOLUTION), QDiffConfig(timestep_bins=1), example)
     calibrate(made, [example], progress=False)
     return made
 

@@ -11,6 +11,7 @@ from qdiff_fx import QDiffConfig, Rule, calibrate, convert_qdiff, load_qdiff, pr
 from qdiff_fx.capture.tensor_names import tensor_name
 from qdiff_fx.quant.numerics import sqnr_db
 
+SLOW = pytest.mark.slow
 FAITHFUL_DB = 30.0  # measured: 35.5 dB and above
 
 
@@ -33,20 +34,25 @@ class Chain(nn.Module):
         return third(F.silu(second(F.silu(first(sample)))))
 
 
-@torch.no_grad()
-@pytest.mark.parametrize("container", ["", "in", "0", "parameters_of"])
-@pytest.mark.parametrize(
-    "names",
-    [
+def cases():
+    """Each name once in `make test`, and with every container otherwise."""
+    names = [
         ("0", "1", "10"),
         ("in", "lambda", "class"),
         ("in_", "in", "in__"),
         ("graph_module", "qconfig", "signature"),
         ("graph", "observers", "code"),
         ("timestep_tables", "attention_constants", "layers"),
-    ],
-    ids=" ".join,
-)
+    ]
+    containers = ("", "in", "0", "parameters_of")
+    for number, each in enumerate(names):
+        for place, container in enumerate(containers):
+            quick = place == number % len(containers)
+            yield pytest.param(each, container, id=" ".join(each) + f"-{container}", marks=() if quick else SLOW)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize(("names", "container"), cases())
 def test_any_name_is_quantized_saved_and_loaded(names, container, tmp_path):
     network = Chain(names, container).eval()
     paths = [f"{container}.{name}" if container else name for name in names]

@@ -1,8 +1,5 @@
 """A Stable-Diffusion-shaped pipeline with the quantized UNet in the float one's place."""
 
-import importlib.util
-from pathlib import Path
-
 import pytest
 import torch
 from diffusers import (
@@ -15,19 +12,10 @@ from diffusers import (
 )
 
 from qdiff_fx import QDiffConfig, QuantizedUNet, calibrate, collect_calibration_data, convert_qdiff, prepare_qdiff
+from tests.pipelines.parts import tiny_pipeline
 
-EXAMPLE = Path(__file__).parents[1] / "examples" / "quantize_pipeline.py"
 PROMPTS = ["a fish", "two birds", "a boat on a lake", "the moon over a hill"]
 STEPS = 4
-
-
-def tiny_pipeline():
-    spec = importlib.util.spec_from_file_location("quantize_pipeline", EXAMPLE)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    pipe = module.tiny_pipeline()
-    pipe.set_progress_bar_config(disable=True)
-    return pipe
 
 
 @pytest.fixture(scope="module")

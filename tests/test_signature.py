@@ -22,6 +22,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
+from qdiff_fx.capture import capture
 from qdiff_fx.errors import InputError, QDiffError
 from qdiff_fx.signature import (
     CallSignature,
@@ -49,14 +50,15 @@ def drop_in(name: str) -> tuple[nn.Module, dict[str, Any], DropIn]:
 
 class TestCallStyles:
     def test_positional_and_keyword(self):
-        model, inputs, ours = drop_in("sd2")
+        model, inputs, ours = drop_in("conditioned")
         expected = model(**inputs).sample
-        x, t, c = inputs["sample"], inputs["timestep"], inputs["encoder_hidden_states"]
-        assert torch.allclose(ours(x, t, c).sample, expected, atol=1e-6)
-        assert torch.allclose(ours(x, timestep=t, encoder_hidden_states=c)[0], expected, atol=1e-6)
+        more = dict(inputs)
+        x, t, c = (more.pop(name) for name in ("sample", "timestep", "encoder_hidden_states"))
+        assert torch.allclose(ours(x, t, c, **more).sample, expected, atol=1e-6)
+        assert torch.allclose(ours(x, timestep=t, encoder_hidden_states=c, **more)[0], expected, atol=1e-6)
 
     def test_return_dict(self):
-        _, inputs, ours = drop_in("sd2")
+        _, inputs, ours = drop_in("conditioned")
         as_tuple = ours(**inputs, return_dict=False)
         assert isinstance(as_tuple, tuple)
         assert torch.equal(as_tuple[0], ours(**inputs).sample)
@@ -68,37 +70,37 @@ class TestCallStyles:
         ids=str,
     )
     def test_timestep_forms(self, timestep):
-        model, inputs, ours = drop_in("sd2")
+        model, inputs, ours = drop_in("conditioned")
         assert torch.allclose(ours(**inputs | {"timestep": timestep}).sample, model(**inputs).sample, atol=1e-6)
 
     def test_fractional_timesteps_of_a_diffusers_network(self):
-        model, inputs, ours = drop_in("sd2")
+        model, inputs, ours = drop_in("conditioned")
         call = inputs | {"timestep": torch.tensor(300.25)}
         assert torch.allclose(ours(**call).sample, model(**call).sample, atol=1e-6)
         assert not torch.allclose(ours(**call).sample, ours(**inputs).sample, atol=1e-6)
 
     def test_absent_conditioning_may_be_spelled_out(self):
-        _, inputs, ours = drop_in("sd2")
-        spelled = ours(**inputs, class_labels=None, cross_attention_kwargs=None, added_cond_kwargs={})
+        _, inputs, ours = drop_in("conditioned")
+        spelled = ours(**inputs, class_labels=None, cross_attention_kwargs=None, timestep_cond=None)
         assert torch.equal(spelled.sample, ours(**inputs).sample)
 
     def test_integer_labels_of_another_width(self):
-        _, inputs, ours = drop_in("ddpm_class")
+        _, inputs, ours = drop_in("one_resolution")
         narrow = inputs | {"class_labels": inputs["class_labels"].int()}
         assert torch.equal(ours(**narrow).sample, ours(**inputs).sample)
 
-    @pytest.mark.parametrize(
-        ("name", "last"),
-        [
-            ("sdxl", ["added_cond_kwargs.text_embeds", "added_cond_kwargs.time_ids"]),
-            ("controlnet", ["down_block_additional_residuals.5", "mid_block_additional_residual"]),
-        ],
-    )
-    def test_nested_inputs_are_named_by_their_place(self, name, last):
-        assert [spec.name for spec in zoo.captured(name)[2].signature.inputs][-2:] == last
+    def test_nested_inputs_are_named_by_their_place(self):
+        assert [spec.name for spec in zoo.captured("conditioned")[2].signature.inputs][3:] == [
+            "added_cond_kwargs.text_embeds",
+            "added_cond_kwargs.time_ids",
+            "down_block_additional_residuals.0",
+            "down_block_additional_residuals.1",
+            "mid_block_additional_residual",
+            "encoder_attention_mask",
+        ]
 
     def test_flatten_inputs_is_what_the_graph_takes(self):
-        _, inputs, ours = drop_in("ddpm_class")
+        _, inputs, ours = drop_in("one_resolution")
         flat = ours.flatten_inputs((inputs["sample"],), {"timestep": 7, "class_labels": inputs["class_labels"]})
         assert [tuple(tensor.shape) for tensor in flat] == [(2, 3, 16, 16), (2,), (2,)]
         assert flat[1].dtype == torch.float32
@@ -112,37 +114,36 @@ class TestRefusedCalls:
             ours(*args, **inputs | changes)
 
     def test_missing_conditioning(self):
-        self.refuse("ddpm_class", CaptureMismatchError, "missing class_labels.*Pass exactly", class_labels=None)
+        self.refuse("one_resolution", CaptureMismatchError, "missing class_labels.*Pass exactly", class_labels=None)
 
     def test_extra_conditioning(self):
-        mask = torch.ones(2, zoo.TOKENS)
-        message = "not captured with encoder_attention_mask"
-        self.refuse("sd2", CaptureMismatchError, message, encoder_attention_mask=mask)
+        message = "not captured with timestep_cond"
+        self.refuse("conditioned", CaptureMismatchError, message, timestep_cond=torch.ones(2, 12))
 
     def test_size_that_is_not_a_multiple(self):
-        odd = torch.randn(2, 4, 18, 16)
-        message = r"'sample': height 18 is not a multiple of 4; .*captured as \(batch, 4, 4\*height, 4\*width\)"
-        self.refuse("controlnet", CaptureMismatchError, message, sample=odd)
+        odd = torch.randn(2, 3, 17, 16)
+        message = r"'x': height 17 is not a multiple of 2; .*captured as \(batch, 3, 2\*height, 2\*width\)"
+        self.refuse("handwritten_sum", CaptureMismatchError, message, x=odd)
 
     def test_sizes_that_do_not_go_together(self):
         message = "'encoder_hidden_states': batch is 3, but 2 goes with sample"
-        self.refuse("sd2", CaptureMismatchError, message, encoder_hidden_states=torch.randn(3, 5, 24))
+        self.refuse("conditioned", CaptureMismatchError, message, encoder_hidden_states=torch.randn(3, 5, 24))
 
     def test_channels(self):
-        self.refuse("sd2", CaptureMismatchError, "size 5 in dimension 1", sample=zoo.noise(5))
+        self.refuse("conditioned", CaptureMismatchError, "size 5 in dimension 1", sample=zoo.noise(5))
 
     def test_rank(self):
-        self.refuse("sd2", CaptureMismatchError, "has 3 dimensions", sample=torch.randn(4, 16, 16))
+        self.refuse("conditioned", CaptureMismatchError, "has 3 dimensions", sample=torch.randn(4, 16, 16))
 
     def test_dtype(self):
         message = r"'sample': is float16, but .*float32.*\.to\(torch.float32\)"
-        self.refuse("sd2", InputError, message, sample=zoo.noise(4).half())
+        self.refuse("conditioned", InputError, message, sample=zoo.noise(4).half())
 
     def test_unknown_argument(self):
-        self.refuse("sd2", InputError, "'sampel': the network has no such argument. It takes sample", sampel=1)
+        self.refuse("conditioned", InputError, "'sampel': the network has no such argument. It takes sample", sampel=1)
 
     def test_twice(self):
-        self.refuse("sd2", InputError, "'sample': was given twice", zoo.noise(4))
+        self.refuse("conditioned", InputError, "'sample': was given twice", zoo.noise(4))
 
     def test_too_many(self):
         _, _, ours = drop_in("handwritten_sum")
@@ -162,14 +163,12 @@ class TestRefusedCalls:
         assert torch.equal(ours(inputs["x"], 2.0), ours(inputs["x"], 2))
 
     def test_timestep_that_is_no_number(self):
-        self.refuse("sd2", InputError, "'timestep': a timestep cannot be a str", timestep="301")
+        self.refuse("conditioned", InputError, "'timestep': a timestep cannot be a str", timestep="301")
 
     def test_constants(self):
         class Scaled(nn.Module):
             def forward(self, x, scale=1.0, *, invert=False):
                 return -x * scale if invert else x * scale
-
-        from qdiff_fx.capture import capture
 
         graph = capture(Scaled().eval(), {"x": zoo.noise(3), "scale": 2.0})
         ours, x = DropIn(graph.module, graph.signature), zoo.noise(3)
@@ -187,7 +186,7 @@ def test_json_round_trip(name):
     assert CallSignature.from_json(json.loads(json.dumps(signature.to_json()))) == signature
 
 
-@pytest.mark.parametrize("name", ["sdxl", "handwritten_matmul"])
+@pytest.mark.parametrize("name", ["conditioned", "handwritten_matmul"])
 def test_rebuilt_drop_in_gives_the_same_result(name):
     _, inputs, ours = drop_in(name)
     rebuilt = DropIn(ours.graph_module, CallSignature.from_json(json.loads(json.dumps(ours.signature.to_json()))))
@@ -284,7 +283,7 @@ class TestConfig:
         assert dict(copy.deepcopy(Config({"a": 1}))) == {"a": 1}
 
     def test_of_a_diffusers_network(self):
-        model, _, ours = drop_in("sdxl")
+        model, _, ours = drop_in("conditioned")
         for name in ("in_channels", "sample_size", "time_cond_proj_dim", "addition_time_embed_dim"):
             assert getattr(ours.config, name) == getattr(model.config, name)
         assert ours.add_embedding.linear_1.in_features == model.add_embedding.linear_1.in_features
@@ -319,8 +318,12 @@ class TestModule:
 class TestInsidePipelines:
     """`pipe.unet = drop_in` samples the same images as the network it was captured from."""
 
+    def drop_in(self, network: nn.Module, **inputs: Any) -> tuple[nn.Module, DropIn]:
+        graph = capture(network, inputs)
+        return network, DropIn(graph.module, graph.signature)
+
     def test_ddpm(self):
-        model, _, ours = drop_in("ddpm_scale_shift")
+        model, ours = self.drop_in(zoo.unconditional(**zoo.ONE_RESOLUTION), sample=zoo.noise(3), timestep=7)
         pipe = DDPMPipeline(model, DDIMScheduler())
         pipe.set_progress_bar_config(disable=True)
         run = {"num_inference_steps": 2, "output_type": "np", "batch_size": 1}
@@ -330,7 +333,8 @@ class TestInsidePipelines:
         assert abs(images - expected).max() < 1e-4
 
     def test_stable_diffusion_with_fractional_timesteps(self):
-        model, _, ours = drop_in("sd2")
+        unet = zoo.conditional(**zoo.ONE_CROSS_ATTENTION, mid_block_type=None)
+        model, ours = self.drop_in(unet, sample=zoo.noise(4), timestep=7, encoder_hidden_states=zoo.prompt())
         torch.manual_seed(0)
         vae = AutoencoderKL(block_out_channels=(8,), norm_num_groups=8, latent_channels=4, sample_size=16)
         pipe = StableDiffusionPipeline(

@@ -98,7 +98,7 @@ def test_calibrate_checks_the_timestep_and_not_the_label() -> None:
         calibrate(Prepared(), [{"x": X, "c": WHOLE, "t": torch.tensor([101, 101])}], progress=False)
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
+@pytest.mark.parametrize("dtype", [pytest.param(torch.float32, marks=pytest.mark.slow), torch.float16])
 def test_wuerstchen_embeds_its_time_in_the_type_it_comes_in(dtype):
     network = WuerstchenPrior(c_in=2, c=16, c_cond=8, c_r=8, depth=1, nhead=2).to(dtype).eval()
     call = {"x": torch.randn(2, 2, 4, 4), "r": torch.rand(2), "c": torch.randn(2, 3, 8)}

@@ -72,6 +72,15 @@ def conditional(**changes: Any) -> UNet2DConditionModel:
     return UNet2DConditionModel(**(settings | changes)).eval()
 
 
+ONE_RESOLUTION: dict[str, Any] = {
+    "block_out_channels": (16,),
+    "down_block_types": ("DownBlock2D",),
+    "up_block_types": ("UpBlock2D",),
+}
+"""Changes that make a UNet as small as it gets."""
+ONE_CROSS_ATTENTION = ONE_RESOLUTION | {"down_block_types": ("CrossAttnDownBlock2D",)}
+
+
 def prompt(dim: int = 24, tokens: int = TOKENS) -> torch.Tensor:
     return torch.randn(BATCH, tokens, dim)
 
@@ -188,6 +197,33 @@ def masked() -> tuple[nn.Module, dict[str, Any]]:
     }
 
 
+def one_resolution() -> tuple[nn.Module, dict[str, Any]]:
+    """What the DDPM-style UNets have, in as few layers as that takes."""
+    model = unconditional(**ONE_RESOLUTION, num_class_embeds=10, resnet_time_scale_shift="scale_shift")
+    return model, {"sample": noise(3), "timestep": torch.tensor([7, 80]), "class_labels": torch.tensor([1, 9])}
+
+
+def conditioned() -> tuple[nn.Module, dict[str, Any]]:
+    """A UNet of one resolution that takes every kind of condition: a prompt, a mask of it, vectors and residuals."""
+    model = conditional(
+        **ONE_CROSS_ATTENTION,
+        addition_embed_type="text_time",
+        addition_time_embed_dim=8,
+        projection_class_embeddings_input_dim=6 * 8 + 16,
+    )
+    mask = torch.ones(BATCH, TOKENS)
+    mask[0, 3:] = 0
+    return model, {
+        "sample": noise(4),
+        "timestep": torch.tensor(301),
+        "encoder_hidden_states": prompt(),
+        "added_cond_kwargs": {"text_embeds": torch.randn(BATCH, 16), "time_ids": torch.rand(BATCH, 6) * 64},
+        "down_block_additional_residuals": (noise(16), noise(16)),
+        "mid_block_additional_residual": noise(16),
+        "encoder_attention_mask": mask,
+    }
+
+
 class SumNet(nn.Module):
     """Three-chunk concat, transposed convolutions, BatchNorm, no timestep embedding modules of diffusers."""
 
@@ -298,22 +334,15 @@ ARCHITECTURES: dict[str, Architecture] = {
     "lcm": Architecture(lcm, up_concats=4, attentions=8),
     "controlnet": Architecture(controlnet, up_concats=6, attentions=14),
     "masked": Architecture(masked, up_concats=4, attentions=8),
+    "one_resolution": Architecture(one_resolution, up_concats=2, attentions=1),
+    "conditioned": Architecture(conditioned, up_concats=2, attentions=4),
     "handwritten_sum": Architecture(handwritten_sum, up_concats=2, attentions=0),
     "handwritten_attention": Architecture(handwritten_attention, up_concats=1, attentions=1),
     "handwritten_matmul": Architecture(handwritten_matmul, up_concats=1, attentions=2),
 }
 
-# What has a kind of layer, of argument or of graph that no other one has; the rest are further sizes and mixtures.
-QUICK = (
-    "ddpm_class",
-    "ddpm_scale_shift",
-    "sdxl",
-    "controlnet",
-    "masked",
-    "handwritten_sum",
-    "handwritten_attention",
-    "handwritten_matmul",
-)
+# Captured in two seconds or less, and all kinds of layers and of arguments among them.
+QUICK = ("one_resolution", "conditioned", "handwritten_sum", "handwritten_attention", "handwritten_matmul")
 
 
 def networks(*names: str) -> list[Any]:

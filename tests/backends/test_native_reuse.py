@@ -113,7 +113,7 @@ def test_results_are_the_same_to_the_bit(name):
     assert MODULES[Depends.TIMESTEP] in modules or "handwritten" in name
 
 
-@pytest.mark.parametrize("name", zoo.networks("sd1", "masked"))
+@pytest.mark.parametrize("name", zoo.networks("sd1", "masked", "conditioned"))
 def test_keys_and_values_depend_on_the_prompt_alone(name):
     network = zoo.quantized(name).with_backend("native")
     module = network._lowered.module.graph_module

@@ -18,7 +18,10 @@ def engine(request):
     return request.param
 
 
-@pytest.fixture(scope="module", params=zoo.networks("ddpm_cifar", "sd1", "ddpm_scale_shift", "masked"))
+@pytest.fixture(
+    scope="module",
+    params=zoo.networks("ddpm_cifar", "sd1", "ddpm_scale_shift", "masked", "one_resolution"),
+)
 def unet(request):
     """(float network, inputs, the network quantized as torch.ao quantizes)."""
     network, inputs, _ = zoo.captured(request.param)

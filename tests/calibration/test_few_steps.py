@@ -13,8 +13,8 @@ from qdiff_fx import QDiffConfig
 from qdiff_fx.sources import Source
 from qdiff_fx.workflow import enough, one_call
 from qdiff_fx.workflow.job import Job
-from tests.pipelines.images import consistency, latent_consistency, stable_diffusion
-from tests.pipelines.parts import unconditional
+from tests.pipelines.images import consistency, ddpm, latent_consistency, stable_diffusion
+from tests.pipelines.parts import one_cross_attention, tiny_pipeline
 
 NEAREST = QDiffConfig(weight_rounding="nearest")
 TIMESTEP_BIN = torch.ops.qdiff.timestep_bin.default
@@ -22,11 +22,7 @@ TIMESTEP_BIN = torch.ops.qdiff.timestep_bin.default
 
 def turbo() -> Any:
     """Of SD-Turbo's kind: its steps are the last of equal parts of the schedule."""
-    return stable_diffusion(scheduler=d.EulerDiscreteScheduler(timestep_spacing="trailing"))
-
-
-def ddpm() -> Any:
-    return d.DDPMPipeline(unet=unconditional(), scheduler=d.DDPMScheduler())
+    return tiny_pipeline(scheduler=d.EulerDiscreteScheduler(timestep_spacing="trailing"))
 
 
 @pytest.mark.parametrize(
@@ -92,6 +88,7 @@ def test_a_network_of_one_step_has_no_tables() -> None:
     assert one.isfinite().all()
 
 
+@pytest.mark.slow
 def test_a_consistency_model_draws_in_the_one_step_it_was_calibrated_on() -> None:
     pipe = consistency()
     pipe.set_progress_bar_config(disable=True)
@@ -105,7 +102,7 @@ def test_a_consistency_model_draws_in_the_one_step_it_was_calibrated_on() -> Non
 def test_what_saw_one_timestep_has_no_tables_and_takes_all() -> None:
     sample, prompt = torch.randn(2, 4, 16, 16), torch.randn(2, 24, 32)
     data = [{"sample": sample, "timestep": torch.tensor(999), "encoder_hidden_states": prompt}]
-    prepared = qdiff_fx.prepare_qdiff(stable_diffusion().unet.eval(), NEAREST, data[0])
+    prepared = qdiff_fx.prepare_qdiff(one_cross_attention().eval(), NEAREST, data[0])
     qdiff_fx.calibrate(prepared, data, progress=False)
     found = qdiff_fx.convert_qdiff(prepared, "reference")
     assert not any(node.target is TIMESTEP_BIN for node in found.graph_module.graph.nodes)

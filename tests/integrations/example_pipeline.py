@@ -1,27 +1,15 @@
-"""The tiny pipeline of Stable Diffusion's layout that an example makes."""
+"""A tiny pipeline of Stable Diffusion's layout with its UNet quantized."""
 
 from __future__ import annotations
 
-import importlib.util
-from pathlib import Path
 from typing import Any
 
 from qdiff_fx import QDiffConfig, calibrate, collect_calibration_data, convert_qdiff, prepare_qdiff
+from tests.pipelines.parts import tiny_pipeline
 
-EXAMPLE = Path(__file__).parents[2] / "examples" / "quantize_pipeline.py"
+__all__ = ["PROMPTS", "tiny_pipeline", "with_quantized_unet"]
 
 PROMPTS = ["a fish", "two birds"]
-
-
-def tiny_pipeline() -> Any:
-    spec = importlib.util.spec_from_file_location("quantize_pipeline", EXAMPLE)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    pipe = module.tiny_pipeline()
-    pipe.set_progress_bar_config(disable=True)
-    return pipe
 
 
 def with_quantized_unet(pipe: Any) -> Any:

@@ -36,7 +36,9 @@ def saved(quantized_pipeline: Any, tmp_path_factory: pytest.TempPathFactory) -> 
     "imports",
     [
         "import qdiff_fx\nfrom diffusers import DiffusionPipeline",
-        "from diffusers import DiffusionPipeline\nDiffusionPipeline\nimport qdiff_fx",
+        pytest.param(
+            "from diffusers import DiffusionPipeline\nDiffusionPipeline\nimport qdiff_fx", marks=pytest.mark.slow
+        ),
     ],
     ids=["first", "last"],
 )

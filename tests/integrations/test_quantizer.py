@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ from typing import Any
 import pytest
 import torch
 from diffusers import AutoencoderKL, DiffusionPipeline, PipelineQuantizationConfig, UNet2DConditionModel
+from untimed import untimed
 
 from qdiff_fx import QDiffConfig, QuantizedUNet
 from qdiff_fx.config import QuantMethod
@@ -24,6 +26,12 @@ needs_accelerate = pytest.mark.skipif(
     importlib.util.find_spec("accelerate") is None,
     reason="diffusers loads nothing with a quantization_config without accelerate",
 )
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _untimed() -> Iterator[None]:
+    with untimed():
+        yield
 
 
 @pytest.fixture
@@ -55,7 +63,9 @@ def test_a_pipeline_is_quantized_while_it_is_loaded(saved: Path, tmp_path: Path)
 
 @needs_accelerate
 @pytest.mark.usefixtures("short")
-@pytest.mark.parametrize("given", [CONFIG, CONFIG.to_dict()], ids=["config", "dictionary"])
+@pytest.mark.parametrize(
+    "given", [CONFIG, pytest.param(CONFIG.to_dict(), marks=pytest.mark.slow)], ids=["config", "dictionary"]
+)
 def test_a_model_with_its_pipeline_around_it_too(saved: Path, given: Any) -> None:
     unet = UNet2DConditionModel.from_pretrained(saved, subfolder="unet", quantization_config=given)
     assert type(unet) is QuantizedUNet

@@ -67,7 +67,7 @@ def test_a_chain_without_narrow_places_is_cut_where_it_gets_too_long():
 
 
 def test_a_shortcut_is_carried_once_and_forgotten_after_its_last_reader():
-    graph = zoo.prepared("ddpm_cifar", QDiffConfig()).graph_module
+    graph = zoo.prepared("one_resolution", QDiffConfig()).graph_module
     blocks = cut_into_blocks(graph, is_layer)
     written = [name for block in blocks for name in block.outputs]
     assert len(written) == len(set(written))
@@ -83,7 +83,7 @@ def test_a_shortcut_is_carried_once_and_forgotten_after_its_last_reader():
     assert longest > 3  # shortcuts wait for the way up
 
 
-@pytest.mark.parametrize("name", ["ddpm_cifar", "sd1"])
+@pytest.mark.parametrize("name", zoo.networks("ddpm_cifar", "sd1", "one_resolution", "conditioned"))
 def test_the_blocks_one_after_the_other_compute_what_the_graph_does(name):
     example, prepared = zoo.captured(name)[1], zoo.prepared(name, QDiffConfig())
     graph = prepared.graph_module

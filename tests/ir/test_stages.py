@@ -154,7 +154,7 @@ def test_the_manager_checks_results(graph):
         run_passes(graph("annotated"), [Forgets()])
 
 
-@pytest.mark.parametrize("name", zoo.networks("sd1", "sdxl", "handwritten_sum"))
+@pytest.mark.parametrize("name", zoo.networks("sd1", "sdxl", "conditioned", "handwritten_sum"))
 def test_networks_of_the_zoo_are_legal(name):
     assert illegal(zoo.captured(name)[2].module, "captured") == []
     assert illegal(zoo.quantized(name).graph_module, "quantized") == []

@@ -51,6 +51,7 @@ def many(pytestconfig: pytest.Config, tmp_path_factory: pytest.TempPathFactory) 
     return Tried(pytestconfig.cache.mkdir("driver"), tmp_path_factory.mktemp("many"), 60, AS_SHIPPED)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("isa", PROCESSORS)
 def test_results_are_those_of_other_processors(few, isa):
     status, says = few.compare(isa, PROCESSORS[isa])
@@ -58,6 +59,7 @@ def test_results_are_those_of_other_processors(few, isa):
     assert says == f"{isa}: {len(few.calls)} cases, 0 of them wrong\n"
 
 
+@pytest.mark.slow
 def test_a_processor_that_lacks_the_instructions_stops(few):
     """So the emulator does know what its processors have not, and `neon` uses none of it."""
     assert "Illegal instruction" in few.compare("neon_i8mm", "cortex-a76")[1]

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Iterator
-from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -12,19 +11,16 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).parent))
 
+from untimed import untimed  # noqa: E402
 from whole import QUIET, tiny_pipeline  # noqa: E402
 
 import qdiff_fx  # noqa: E402
 from qdiff_fx import QDiffConfig  # noqa: E402
-from qdiff_fx.workflow import measure  # noqa: E402
 
 
-@pytest.fixture(scope="session", autouse=True)
+@pytest.fixture(scope="module", autouse=True)
 def _untimed() -> Iterator[None]:
-    """What things take is not what is tested here."""
-    with pytest.MonkeyPatch.context() as patched:
-        patched.setattr(measure, "SECONDS", 1e-3)
-        patched.setattr(measure, "measure_rates", lambda act_range: measure.Rates(*[1e9] * len(fields(measure.Rates))))
+    with untimed():
         yield
 
 
@@ -34,9 +30,10 @@ def float_pipeline() -> Any:
 
 
 @pytest.fixture(scope="session")
-def quantized_pipeline(_untimed: None) -> Any:
+def quantized_pipeline() -> Any:
     """W8A8, and every other part by its own recipe. Not to be changed."""
-    return qdiff_fx.quantize(tiny_pipeline(), "w8a8", ["a fish", "two birds"], **QUIET)
+    with untimed():
+        return qdiff_fx.quantize(tiny_pipeline(), "w8a8", ["a fish", "two birds"], **QUIET)
 
 
 @pytest.fixture(scope="session")

@@ -144,6 +144,7 @@ def test_a_part_that_is_not_called() -> None:
         heard.data(parts(pipe)[0])
 
 
+@pytest.mark.slow
 def test_a_run_goes_on_with_all_its_parts_and_trajectories_alone_are_not_enough(tmp_path: Path) -> None:
     source = Source("", tiny_pipeline(), ["a fish"])
     network, wanted = wanted_parts(["vae", "text"])

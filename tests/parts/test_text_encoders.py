@@ -38,6 +38,8 @@ KINDS: dict[str, tuple[Any, dict[str, Any]]] = {
     "CLIP in half precision": (lambda: text_encoder().half(), {}),
 }
 
+QUICK = ("CLIP", "T5")
+
 
 def quantized(network: Any, config: QDiffConfig, more: dict[str, Any]) -> Any:
     prepared = prepare_qdiff(network, config, {"input_ids": tokens(2), **more})
@@ -47,7 +49,9 @@ def quantized(network: Any, config: QDiffConfig, more: dict[str, Any]) -> Any:
 
 
 @pytest.mark.filterwarnings("ignore")  # of transformers, about its own classes
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(
+    "kind", [pytest.param(kind, marks=() if kind in QUICK else pytest.mark.slow) for kind in KINDS]
+)
 def test_a_text_encoder(kind: str, tmp_path: Path) -> None:
     torch.manual_seed(0)
     make, more = KINDS[kind]

@@ -7,25 +7,20 @@ from typing import Any
 
 import numpy as np
 import torch
-from diffusers import AutoencoderTiny, StableDiffusionPipeline, StableDiffusionXLPipeline
+from diffusers import AutoencoderTiny, StableDiffusionXLPipeline
 from torch import Tensor
 
-from tests.pipelines.parts import sdxl_parts, stable_diffusion_parts, unet, unet_xl
+from tests.pipelines.parts import ready, sdxl_parts, tiny_pipeline, unet_xl
 
 QUIET: dict[str, Any] = {"steps": 2, "budget": None, "progress": False}
 STEPS = 3
-
-
-def tiny_pipeline(**changes: Any) -> Any:
-    """Stable Diffusion; `changes` replace parts."""
-    torch.manual_seed(0)
-    return _quiet(StableDiffusionPipeline(unet=unet(), **(stable_diffusion_parts() | changes)))
+__all__ = ["QUIET", "STEPS", "image", "psnr", "sqnr", "tiny_decoder", "tiny_pipeline", "tiny_xl"]
 
 
 def tiny_xl() -> Any:
     """Stable Diffusion XL: two text encoders, of which one has a projection."""
     torch.manual_seed(0)
-    return _quiet(StableDiffusionXLPipeline(unet=unet_xl(), **sdxl_parts()))
+    return ready(StableDiffusionXLPipeline(unet=unet_xl(), **sdxl_parts()))
 
 
 def tiny_decoder() -> AutoencoderTiny:
@@ -53,11 +48,3 @@ def psnr(expected: np.ndarray, found: np.ndarray) -> float:
 
 def sqnr(expected: Tensor, found: Tensor) -> float:
     return float(20 * torch.log10(expected.norm() / (expected - found).norm()))
-
-
-def _quiet(pipe: Any) -> Any:
-    for part in pipe.components.values():
-        if isinstance(part, torch.nn.Module):
-            part.eval()
-    pipe.set_progress_bar_config(disable=True)
-    return pipe

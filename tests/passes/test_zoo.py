@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import fx
 from torch.utils._pytree import tree_leaves
-from zoo import ARCHITECTURES, captured, networks
+from zoo import ARCHITECTURES, captured, networks, resized
 
 from qdiff_fx.ir.annotations import put
 from qdiff_fx.ir.edit import clean, copy_graph
@@ -73,14 +73,14 @@ def test_the_captured_graph_is_left_alone(network):
     torch.testing.assert_close(outputs(captured, inputs), expected)
 
 
-@pytest.mark.parametrize("name", networks("ddpm_cifar", "ddpm_scale_shift"))
+@pytest.mark.parametrize("name", networks("ddpm_cifar", "ddpm_scale_shift", "one_resolution"))
 def test_a_captured_network_with_open_sizes(name):
-    model, _, graph = captured(name)
+    model, inputs, graph = captured(name)
     gm = copy_graph(graph.module)
     split = run_passes(gm, [Canonicalize(), SplitShortcut()])[1]
     assert len(split.changed) == ARCHITECTURES[name].up_concats
     assert [refusal.path for refusal in split.refused] == ["time_embedding.linear_1"]
-    larger = {"sample": torch.randn(3, 3, 24, 24), "timestep": torch.tensor([1, 50, 900])}
+    larger = resized(inputs, 3, scale=2) | {"timestep": torch.tensor([1, 50, 900])}
     with torch.no_grad():
         torch.testing.assert_close(
             DropIn(gm, graph.signature)(**larger).sample, model(**larger).sample, rtol=1e-4, atol=2e-5

@@ -11,6 +11,7 @@ import torch
 from tests.pipelines.line import Line
 from tests.pipelines.parts import (
     FISH,
+    ONE_RESOLUTION,
     SIZE,
     TEXT,
     TOKENS,
@@ -165,6 +166,10 @@ def score_sde() -> Any:
     return d.ScoreSdeVePipeline(unet=network, scheduler=d.ScoreSdeVeScheduler())
 
 
+def ddpm() -> Any:
+    return d.DDPMPipeline(unet=unconditional(**ONE_RESOLUTION), scheduler=d.DDPMScheduler())
+
+
 PIXELS = {"output_type": "np"}
 
 
@@ -210,7 +215,7 @@ LINES = [
     ),
     Line("StableDiffusionXLControlNetPipeline", controlled_xl, prompted(image=picture)),
     Line("IFPipeline", deepfloyd, embeddings(negative_prompt_embeds=rows(1, TOKENS, TEXT) / 2, output_type="np")),
-    Line("DDPMPipeline", lambda: d.DDPMPipeline(unet=unconditional(), scheduler=d.DDPMScheduler()), lambda: PIXELS),
+    Line("DDPMPipeline", ddpm, lambda: PIXELS),
     Line("DDIMPipeline", lambda: d.DDIMPipeline(unet=unconditional(), scheduler=ddim()), lambda: PIXELS),
     Line("ConsistencyModelPipeline", consistency, lambda: PIXELS),
     Line("ScoreSdeVePipeline", score_sde, lambda: PIXELS),

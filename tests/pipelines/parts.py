@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from diffusers import AutoencoderKL, DDIMScheduler, UNet2DConditionModel, UNet2DModel, VQModel
+from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel, UNet2DModel, VQModel
 from PIL import Image
 from transformers import (
     CLIPImageProcessor,
@@ -105,6 +105,19 @@ def unet(**changes: Any) -> UNet2DConditionModel:
     return UNet2DConditionModel(**(settings | changes))
 
 
+ONE_RESOLUTION: dict[str, Any] = {
+    "block_out_channels": (16,),
+    "down_block_types": ("DownBlock2D",),
+    "up_block_types": ("UpBlock2D",),
+}
+"""Changes that make a UNet as small as it gets, and its capture as short."""
+
+
+def one_cross_attention() -> UNet2DConditionModel:
+    """The smallest that takes a prompt."""
+    return unet(**ONE_RESOLUTION | {"down_block_types": ("CrossAttnDownBlock2D",), "mid_block_type": None})
+
+
 def unet_xl(ids: int = 6, **changes: Any) -> UNet2DConditionModel:
     """Laid out like Stable Diffusion XL's."""
     return unet(
@@ -150,6 +163,21 @@ def picture(size: int = 2 * SIZE) -> Image.Image:
     """Always the same one."""
     pixels = np.random.default_rng(0).integers(0, 256, (size, size, 3), dtype=np.uint8)
     return Image.fromarray(pixels)
+
+
+def tiny_pipeline(**changes: Any) -> StableDiffusionPipeline:
+    """Stable Diffusion with one cross-attention, ready to draw; `changes` replace parts."""
+    torch.manual_seed(0)
+    return ready(StableDiffusionPipeline(**({"unet": one_cross_attention()} | stable_diffusion_parts() | changes)))
+
+
+def ready(pipe: Any) -> Any:
+    """In eval mode, without bars."""
+    for part in pipe.components.values():
+        if isinstance(part, torch.nn.Module):
+            part.eval()
+    pipe.set_progress_bar_config(disable=True)
+    return pipe
 
 
 def stable_diffusion_parts() -> dict[str, Any]:

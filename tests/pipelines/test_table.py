@@ -9,7 +9,7 @@ import pytest
 from tests.pipelines.line import WORKS, Line
 from tests.pipelines.tables import DOCS, LINES, TABLES, row, rows_in, summary, written
 
-QUICK = ("StableDiffusionAdapterPipeline", "`enable_freeu`, after")
+QUICK = ("DDPMPipeline",)
 pytestmark = pytest.mark.filterwarnings("ignore")  # of diffusers and transformers, about small parts
 
 

@@ -3,7 +3,7 @@
 import pytest
 import torch
 from residual_net import make_prepared
-from zoo import every_architecture, networks, prepared
+from zoo import QUICK, every_architecture, networks, prepared
 
 from qdiff_fx import QDiffConfig
 from qdiff_fx.ir.annotations import has
@@ -20,9 +20,7 @@ def test_blocks_and_layers_in_execution_order():
     assert len(units) == 10
 
 
-@pytest.mark.parametrize(
-    "name", networks("ddpm_cifar", "sd1", "ddpm_class", "sdxl", "handwritten_sum", "handwritten_attention")
-)
+@pytest.mark.parametrize("name", networks("ddpm_cifar", "sd1", "ddpm_class", "sdxl", *QUICK))
 def test_every_quantized_layer_is_in_exactly_one_unit(name):
     gm = prepared(name, QDiffConfig()).graph_module
     layers = [layer for unit in find_units(gm) for layer in unit.layers]

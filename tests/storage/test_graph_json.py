@@ -51,7 +51,7 @@ def rows(**changes: dict[str, Any]) -> list[dict[str, Any]]:
     return described
 
 
-@pytest.mark.parametrize("name", zoo.networks("sd1", "sdxl", "handwritten_sum"))
+@pytest.mark.parametrize("name", zoo.networks("sd1", "sdxl", "conditioned", "handwritten_sum"))
 def test_a_quantized_network_comes_back(name):
     graph = zoo.quantized(name).graph_module.graph
     again = through_json(graph)
@@ -67,7 +67,7 @@ def test_a_quantized_network_comes_back(name):
             assert require(ours, Part) == replace(require(theirs, Part), split_of="")
 
 
-@pytest.mark.parametrize("name", zoo.networks("sd1", "sdxl"))
+@pytest.mark.parametrize("name", zoo.networks("sd1", "sdxl", "conditioned"))
 def test_values_keep_their_types_and_ranks(name):
     graph = zoo.quantized(name).graph_module.graph
     for ours, theirs in zip(through_json(graph).nodes, graph.nodes, strict=True):

@@ -131,7 +131,7 @@ class TestRoundTrip:
         assert again.explain() == network.explain()
         assert (again.qconfig, again.source, again.signature) == (config, "here", network.signature)
 
-    @pytest.mark.parametrize("name", ["ddpm_class", "handwritten_sum"])
+    @pytest.mark.parametrize("name", ["one_resolution", "handwritten_sum"])
     def test_networks_of_the_zoo(self, name, tmp_path):
         network, inputs = zoo.quantized(name), zoo.captured(name)[1]
         again = loaded(save_qdiff(network, tmp_path / "saved"))
@@ -195,7 +195,7 @@ class TestTheFolder:
             sizes[width] = artifact_bytes(save_qdiff(convert_qdiff(prepared, "reference"), tmp_path / str(width)))
         assert sizes[bits] / sizes[8] == pytest.approx(bits / 8, abs=0.06)
 
-    @pytest.mark.parametrize("name", ["ddpm_class"])
+    @pytest.mark.parametrize("name", ["one_resolution"])
     def test_loads_where_neither_the_class_nor_pickle_exists(self, name, tmp_path):
         """In a process of its own, where building the original network raises, and so does pickle."""
         network, inputs = zoo.quantized(name), zoo.captured(name)[1]
@@ -218,7 +218,7 @@ assert torch.equal(result, call["expected"])
         environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
         subprocess.run([sys.executable, "-c", program], cwd=tmp_path, env=environment, check=True)
 
-    @pytest.mark.parametrize("name", ["ddpm_class"])
+    @pytest.mark.parametrize("name", ["one_resolution"])
     def test_runs_where_kernels_cannot_be_compiled(self, name, tmp_path):
         """Loading frees the weights it has packed: plain torch, which packs nothing, must have kept its own."""
         network, inputs = zoo.quantized(name), zoo.captured(name)[1]

@@ -28,7 +28,7 @@ def calibrated(name, **config):
     return network, data
 
 
-@pytest.mark.parametrize("name", ["ddpm_cifar", "sd1", "handwritten_attention"])
+@pytest.mark.parametrize("name", zoo.networks("ddpm_cifar", "sd1", "one_resolution", "handwritten_attention"))
 def test_they_compute_what_the_whole_network_does_to_the_bit(name):
     network, data = calibrated(name)
     graph, config = network.graph_module, network.qconfig
@@ -48,7 +48,7 @@ def test_they_compute_what_the_whole_network_does_to_the_bit(name):
 
 
 def test_codes_are_those_that_the_layers_read():
-    network, data = calibrated("ddpm_cifar")
+    network, data = calibrated("one_resolution")
     graph, config = network.graph_module, network.qconfig
     block = cut_into_blocks(graph, is_layer)[0]
     layers = [layer_id(layer) for layer in block.layers if planned_info(layer).kind != "attention"]
@@ -64,10 +64,10 @@ def test_codes_are_those_that_the_layers_read():
 
 
 def test_blocks_that_keep_their_codes_make_the_same_inputs_for_the_others():
-    first, data = calibrated("ddpm_cifar")
+    first, data = calibrated("one_resolution")
     round_weights(first, data, progress=False)
     last = [layer_id(layer) for layer in cut_into_blocks(first.graph_module, is_layer)[-1].layers]
-    second, _ = calibrated("ddpm_cifar")
+    second, _ = calibrated("one_resolution")
     kept = {name: weight for name, weight in first.decided.weights.items() if name not in last}
     second.decided = second.decided.with_weights(kept)
     again = round_weights(second, data, progress=False)

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import importlib.util
-from pathlib import Path
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
 import torch
 from diffusers import DDIMPipeline, DDIMScheduler, UNet2DModel
+from untimed import untimed
 
 import qdiff_fx
 from qdiff_fx import CalibrationData, QDiffConfig, QuantizedUNet, collect_calibration_data
@@ -16,8 +16,15 @@ from qdiff_fx.bundled.captions import captions
 from qdiff_fx.errors import CalibrationError, ConfigError, QDiffError
 from qdiff_fx.sources import SampleRequest
 from qdiff_fx.workflow import convert, enough, one_call
+from tests.pipelines.parts import tiny_pipeline
 
 QUIET = {"steps": 2, "progress": False}
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _untimed() -> Iterator[None]:
+    with untimed():
+        yield
 
 
 def unconditional() -> DDIMPipeline:
@@ -31,20 +38,9 @@ def unconditional() -> DDIMPipeline:
         down_block_types=("DownBlock2D",),
         up_block_types=("UpBlock2D",),
         norm_num_groups=8,
+        add_attention=False,
     )
     pipe = DDIMPipeline(unet.eval(), DDIMScheduler(num_train_timesteps=500))
-    pipe.set_progress_bar_config(disable=True)
-    return pipe
-
-
-def with_prompts() -> Any:
-    example = Path(__file__).parents[2] / "examples" / "quantize_pipeline.py"
-    spec = importlib.util.spec_from_file_location("quantize_pipeline", example)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    pipe = module.tiny_pipeline()
     pipe.set_progress_bar_config(disable=True)
     return pipe
 
@@ -81,7 +77,7 @@ def test_a_pipeline_comes_back_with_a_quantized_network(pipe: DDIMPipeline) -> N
 
 
 def test_captions_are_what_it_is_calibrated_on_where_nobody_gives_prompts(monkeypatch: pytest.MonkeyPatch) -> None:
-    pipe, request = with_prompts(), SampleRequest(3, 2)
+    pipe, request = tiny_pipeline(), SampleRequest(3, 2)
     for given, drawn in ((None, list(captions()[:3])), (["a", "b"], ["a", "b", "a"]), ("a", ["a", "a", "a"])):
         assert one_call._source(pipe, given)[1].subjects(request) == {"prompt": drawn}
     monkeypatch.setattr(enough, "usual_trajectories", lambda steps: 2)
