@@ -149,6 +149,7 @@ SAMPLES: dict[str, list[Sample]] = {
         lambda: (torch.randn(128, 3) * 50, torch.zeros(128, 3), torch.eye(128) + 0.1, -128, 127),
     ],
     "timestep_bin.default": [lambda: (torch.tensor([500.0, 500.0]), 10, 1000), lambda: (torch.tensor(3), 4, 1000)],
+    "widen.default": [lambda: (torch.randn(5, 3, 3, 3).half(),), lambda: (torch.randn(5, 7).bfloat16()[:, 2:5],)],
 }
 
 
@@ -160,7 +161,7 @@ def test_every_operator_is_a_file_of_its_name():
 
 def test_every_compiled_operator_is_a_file_of_that_name_too():
     room = Path(plain.__file__).parents[1] / "csrc" / "ops"
-    assert {name for name in plain.__all__ if not (room / f"{name}.cpp").exists()} == {"timestep_bin"}
+    assert {name for name in plain.__all__ if not (room / f"{name}.cpp").exists()} == {"timestep_bin", "widen"}
 
 
 def test_every_operator_has_samples():

@@ -18,6 +18,7 @@ CODES = (
 OWN = (
     *rows("int_attention", Kind.ATTENTION, Trait.READS_FLOAT32, namespace=_OWN),
     Operator("qdiff.timestep_bin.default", Kind.LOOKUP),
+    Operator("qdiff.widen.default", Kind.POINTWISE),
     *rows("int_attention_vnni", Kind.KERNEL, Trait.READS_FLOAT32, namespace=_OWN, stored=False),
     *rows(
         "int_attention_vnni.numbers int_conv int_linear act_quantize act_quantize_rest group_norm_act layer_norm_act",

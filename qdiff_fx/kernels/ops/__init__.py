@@ -17,6 +17,7 @@ from qdiff_fx.kernels.ops import (
     range_errors,
     round_with_feedback,
     timestep_bin,
+    widen,
 )
 
 __all__ = [
@@ -36,4 +37,5 @@ __all__ = [
     "range_errors",
     "round_with_feedback",
     "timestep_bin",
+    "widen",
 ]
