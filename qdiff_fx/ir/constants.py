@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Mapping
 
 import torch
 from torch import fx
@@ -10,7 +10,7 @@ from torch import fx
 from qdiff_fx.ir import ops
 from qdiff_fx.ir.annotations import value_or_none
 from qdiff_fx.ir.arguments import function_of
-from qdiff_fx.ir.edit import add_buffer, get_attr_tensor
+from qdiff_fx.ir.edit import add_buffer, ancestors, get_attr_tensor
 
 
 def is_constant(node: object) -> bool:
@@ -34,20 +34,16 @@ def evaluate(gm: fx.GraphModule, node: fx.Node) -> torch.Tensor:
     if not is_constant(node):
         raise ValueError(f"{node.name} is not constant")
     known: dict[fx.Node, torch.Tensor] = {}
-
-    def compute(current: fx.Node) -> torch.Tensor:
-        if current not in known:
-            known[current] = _compute(gm, current, compute)
-        return known[current]
-
     with torch.no_grad():
-        return compute(node)
+        for each in sorted({node, *ancestors(node)}):
+            known[each] = _compute(gm, each, known)
+    return known[node]
 
 
-def _compute(gm: fx.GraphModule, node: fx.Node, compute: Callable[[fx.Node], torch.Tensor]) -> torch.Tensor:
+def _compute(gm: fx.GraphModule, node: fx.Node, known: Mapping[fx.Node, torch.Tensor]) -> torch.Tensor:
     if node.op == "get_attr":
         return get_attr_tensor(gm, node).detach()
-    args, kwargs = fx.map_arg((node.args, node.kwargs), compute)
+    args, kwargs = fx.map_arg((node.args, node.kwargs), known.__getitem__)
     computed: torch.Tensor = function_of(node)(*args, **kwargs)
     return computed
 
