@@ -90,13 +90,13 @@ def prepare_qdiff(
         warnings.warn(_fixed_in_words(fixed), FixedSizeWarning, stacklevel=2)
     graph = copy_graph(captured.module)  # what was captured may be prepared again
     if weights is not None:
-        # Of half precision nobody is to hold what is widened below; what tracing leaves behind holds it in circles.
+        # Nobody is to hold what is replaced below (split weights are); what tracing leaves behind holds it in circles.
         del model, captured
         gc.collect()
     reports = run_passes(
         graph,
         [
-            ComputeInFloat32(),  # half and double precision stay where they are stored: in inputs and outputs
+            ComputeInFloat32(),  # half and double precision stay where they are stored: in weights, inputs and outputs
             Canonicalize(),  # one spelling per operation; attention written out by hand becomes one node
             SplitShortcut(config.split),  # conv(cat([a, b])) becomes conv(a) + conv(b)
             *passes,

@@ -16,6 +16,7 @@ from torch import fx
 from qdiff_fx.ir import ops
 from qdiff_fx.ir.annotations import FACTS, Fact, fact, nodes_with
 from qdiff_fx.ir.facts import LayerPlan, Observed, QuantizedLayer, WeightCodes, layer_id
+from qdiff_fx.ir.widening import is_widened
 
 PLAIN = frozenset({"placeholder", "get_attr", "call_function", "output"})
 OBSERVED = PLAIN | {"call_module"}  # an observer is a module
@@ -103,7 +104,7 @@ def illegal(gm: fx.GraphModule, name: str) -> list[str]:
 def _problems(node: fx.Node, stage: Stage) -> Iterator[str]:
     if node.op not in stage.node_ops:
         yield f"{node.name} is a {node.op}: it still calls {node.target}"
-    if _namespace(node) in stage.foreign:
+    if _namespace(node) in stage.foreign and not is_widened(node):
         yield f"{node.name} calls {node.target}, which has no place yet"
     if _makes_tensor(node) and node.meta.get("val") is None:
         yield f"{node.name} has no value"

@@ -11,6 +11,7 @@ from qdiff_fx.config import QDiffConfig
 from qdiff_fx.ir.annotations import describe_like, nodes_with, path_of, set_path
 from qdiff_fx.ir.edit import clean, copy_graph, get_attr_tensor
 from qdiff_fx.ir.facts import LayerPlan, layer_id
+from qdiff_fx.ir.widening import weight_tensor
 from qdiff_fx.passes.quantize.measure import measure
 from qdiff_fx.passes.quantize.readings import Reading, readings
 from qdiff_fx.quant.parameters import NOTHING, ParameterStore, WeightParameters
@@ -72,8 +73,7 @@ def simulate(prepared: fx.GraphModule, config: QDiffConfig, decided: ParameterSt
 
 def _replace_weight(simulation: Simulation, node: fx.Node, decided: WeightParameters) -> None:
     gm = simulation.graph_module
-    weight = get_attr_tensor(gm, cast(fx.Node, node.args[1])).detach()
-    rounding = AdaRound(weight.float(), decided)
+    rounding = AdaRound(weight_tensor(gm, node).float(), decided)
     holder = LayerWeight(rounding, simulation.switch)
     simulation.weights[node.name] = holder
     node.update_arg(1, _call(gm, node, f"layer_weights.{node.name}", holder))

@@ -16,7 +16,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from qdiff_fx.atomic import current, replacing_folder
 from qdiff_fx.config import QDiffConfig
 from qdiff_fx.errors import ArtifactError
-from qdiff_fx.ir.annotations import fact, nodes_with, put
+from qdiff_fx.ir.annotations import fact, nodes_with, put, value
 from qdiff_fx.ir.arguments import operand
 from qdiff_fx.ir.edit import get_attr_tensor
 from qdiff_fx.ir.facts import LayerPlan, Observed, Part, layer_id
@@ -237,7 +237,7 @@ def _check_decided(gm: fx.GraphModule, decided: ParameterStore) -> None:
     if unknown:
         raise ArtifactError(f"it has parameters of {unknown[0]!r}, which is no layer", where=GRAPH)
     for name, weight in decided.weights.items():
-        expected = get_attr_tensor(gm, operand(layers[name], 1)).shape
+        expected = value(operand(layers[name], 1)).shape
         if weight.codes.shape != expected:
             raise ArtifactError(f"its codes are {list(weight.codes.shape)}, not {list(expected)}", where=name)
 

@@ -8,6 +8,7 @@ import torch
 from torch import fx
 
 from qdiff_fx.ir.edit import copy_graph
+from qdiff_fx.passes.quantize.widen_weights import WidenWeights
 
 
 def without_observers(prepared: fx.GraphModule) -> fx.GraphModule:
@@ -16,6 +17,8 @@ def without_observers(prepared: fx.GraphModule) -> fx.GraphModule:
     for node in [n for n in gm.graph.nodes if n.op == "call_module"]:
         node.replace_all_uses_with(node.args[0])
         gm.graph.erase_node(node)
+    # Whoever keeps all values of many runs holds them in float32 once.
+    WidenWeights().run(gm)
     gm.graph.lint()
     gm.recompile()
     return gm

@@ -8,9 +8,8 @@ from dataclasses import dataclass, replace
 from torch import fx
 
 from qdiff_fx.config import QDiffConfig, Rule
-from qdiff_fx.ir.annotations import nodes_with, path_of, require
+from qdiff_fx.ir.annotations import nodes_with, path_of, require, value
 from qdiff_fx.ir.arguments import operand
-from qdiff_fx.ir.edit import get_attr_tensor
 from qdiff_fx.ir.facts import LayerPlan, layer_id
 from qdiff_fx.networks import PreparedUNet
 from qdiff_fx.passes.quantize.convert import convert, reannotate
@@ -29,7 +28,7 @@ class Unit:
         path: the dotted module path, as rules match it.
         layers: names of its nodes, in execution order; the same in the prepared and in the float graph.
         counts: number of weights of each weight layer; empty for attention alone.
-        float_bytes: size of these weights in the network's own type.
+        float_bytes: size of these weights where it stays in float.
         configured: the choice that leaves it as configured.
         widens: its inputs can have 16 bits, and do not have them as configured.
     """
@@ -83,11 +82,7 @@ def planned_layers(prepared: fx.GraphModule) -> list[fx.Node]:
 
 
 def _unit(prepared: fx.GraphModule, path: str, nodes: list[fx.Node]) -> Unit:
-    weights = [
-        get_attr_tensor(prepared, operand(node, 1))
-        for node in nodes
-        if require(node, LayerPlan).info.kind != "attention"
-    ]
+    weights = [value(operand(node, 1)) for node in nodes if require(node, LayerPlan).info.kind != "attention"]
     counts = tuple(weight.numel() for weight in weights)
     infos = [require(node, LayerPlan).info for node in nodes]
     configured = Choice(infos[0].weight_bits) if counts else AS_CONFIGURED

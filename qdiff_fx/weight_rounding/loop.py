@@ -126,7 +126,8 @@ class _Loop:
 
     def fingerprint(self) -> dict[str, str]:
         """A digest of everything the result depends on, by what it is of."""
-        weights = [part for layer in self.layers.values() for part in weight_and_bias(self.graph, layer)]
+        # One after the other: those of half precision are widened for as long as they are looked at.
+        weights = (part for layer in self.layers.values() for part in weight_and_bias(self.graph, layer))
         inputs: list[str | Tensor] = []
         for chunk in self.stream.chunks:
             inputs += [str(chunk.rows), *chunk.inputs.values()]

@@ -15,11 +15,11 @@ from qdiff_fx.calibration.data import CalibrationData
 from qdiff_fx.calibration.plan import samples_at_once
 from qdiff_fx.calibration.record import as_record
 from qdiff_fx.calibration.schedule import is_settled, schedule_of, settle_schedule, timesteps_of
-from qdiff_fx.ir.annotations import fact
+from qdiff_fx.ir.annotations import fact, value
+from qdiff_fx.ir.arguments import operand
 from qdiff_fx.ir.facts import LayerPlan
 from qdiff_fx.networks import PreparedUNet
 from qdiff_fx.observers import Observer, TimestepObserver
-from qdiff_fx.passes.quantize.check_scales import weight_and_bias
 from qdiff_fx.passes.quantize.merge_observers import copy_with_observers
 from qdiff_fx.passes.quantize.nearest import nearest
 from qdiff_fx.quant.range_methods import range_method
@@ -247,13 +247,13 @@ class _Sizes(fx.Interpreter):
     def __init__(self, graph: fx.GraphModule, rows: int):
         super().__init__(graph)
         self.found: list[LayerSize] = []
-        self._graph, self._rows = graph, rows
+        self._rows = rows
 
     def run_node(self, n: fx.Node) -> Any:
         result = super().run_node(n)
         plan = fact(n, LayerPlan)
         if plan is not None and plan.info.quantized and plan.info.kind != "attention":
-            weight = weight_and_bias(self._graph, n)[0]
+            weight = value(operand(n, 1))
             outputs = weight.shape[1 if plan.info.kind == "conv_transpose" else 0]
             positions = max(1, result.numel() // (outputs * self._rows))
             columns = weight.numel() // outputs

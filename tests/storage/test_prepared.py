@@ -88,6 +88,7 @@ def test_it_is_saved_in_another_type_too(tmp_path):
     torch.manual_seed(0)
     network = prepared(Plain(nn.Conv2d(3, 4, 3)).to(torch.bfloat16), X.to(torch.bfloat16))
     assert folder_bytes(reloaded(network, tmp_path), tmp_path / "b") == folder_bytes(network, tmp_path / "a")
+    assert load_file(tmp_path / "prepared" / TENSORS)["weight:layer.weight"].dtype == torch.bfloat16
 
 
 @pytest.mark.parametrize("name", [MANIFEST, GRAPH, TENSORS])

@@ -45,6 +45,7 @@ from qdiff_fx.ir.facts import quantized_layers
 from qdiff_fx.kernels import status
 from qdiff_fx.passes.canonicalize.compute_in_float32 import ComputeInFloat32
 from qdiff_fx.passes.framework import Pass, run_passes
+from qdiff_fx.passes.quantize.widen_weights import WidenWeights
 from qdiff_fx.passes.rule import Rewrites
 
 FUSIONS: tuple[Pass, ...] = (
@@ -133,6 +134,7 @@ def passes(options: NativeOptions, *, release: bool = False) -> tuple[Pass, ...]
     return (
         # What the first release saved of a half-precision network computes in half precision.
         ComputeInFloat32(),
+        WidenWeights(),
         # Scales and zero-points are plain numbers, those of a timestep looked up once per step.
         Rewrites(
             "scales",

@@ -15,22 +15,25 @@ from qdiff_fx.ir.annotations import any_value, describe_like, dtypes_of, set_val
 from qdiff_fx.ir.edit import get_attr_tensor, replace_tensor
 from qdiff_fx.ir.facts import is_timestep
 from qdiff_fx.ir.ops import Kind
+from qdiff_fx.ir.widening import HALF_TYPES, insert_widening, is_widened
 from qdiff_fx.passes.framework import Change, Pass, PassReport
 
 aten = torch.ops.aten
 
-HALF = {torch.float16: torch.float32, torch.bfloat16: torch.float32, torch.complex32: torch.complex64}
+HALF = {**dict.fromkeys(HALF_TYPES, torch.float32), torch.complex32: torch.complex64}
 DOUBLE = {torch.float64: torch.float32, torch.complex128: torch.complex64}
-LAYERS = ops.where(lambda row: row.kind in (Kind.LAYER, Kind.ATTENTION))
+WEIGHT_LAYERS = ops.where(lambda row: row.kind is Kind.LAYER)  # in every spelling
+LAYERS = WEIGHT_LAYERS | ops.where(lambda row: row.kind is Kind.ATTENTION)
 Types = dict[torch.dtype, torch.dtype]
 
 
 class ComputeInFloat32(Pass):
-    """Weights and what is computed with them become float32; inputs and outputs keep the network's own types.
+    """Whatever layers compute with becomes float32; inputs and outputs keep the network's own types.
 
-    Weights are read exactly where they were float16 or bfloat16. float64 gives way only where layers compute in it: an
-    embedding in float64 inside a float32 network stays. What is made of the timestep before the first layer stays in
-    its own type too: there a rounding moves the phase of an embedding, and the network was trained with it.
+    Weights of float16 or bfloat16 are held as they are, and widened in front of each layer, which is exact
+    (`ir/widening.py`). All else, which is little, is held in float32. float64 gives way only where layers compute in
+    it: an embedding in float64 inside a float32 network stays. What is made of the timestep before the first layer
+    stays in its own type too: there a rounding moves the phase of an embedding, and the network was trained with it.
     """
 
     name = "compute_in_float32"
@@ -91,12 +94,21 @@ def _read_by(readers: set[fx.Node], among: set[fx.Node]) -> set[fx.Node]:
 
 
 def _widen_weights(gm: fx.GraphModule, types: Types, kept: set[fx.Node]) -> int:
-    """Every tensor is widened once, whichever nodes read it; those of the timestep's embedding are left."""
+    """Weights of layers are widened where these read them, every other tensor once, whichever nodes read it.
+
+    Those of the timestep's embedding are left.
+    """
+    constants = [node for node in gm.graph.nodes if node.op == "get_attr"]
     left = {str(node.target) for node in kept if node.op == "get_attr"}
+    held = {str(node.target) for node in constants if _dtype(node) in HALF_TYPES}
+    held -= {str(node.target) for node in constants if not all(_reads_weight(user, node) for user in node.users)}
     wide: dict[tuple[int, ...], Tensor] = {}
     count = 0
-    for node in gm.graph.nodes:
-        if node.op != "get_attr" or str(node.target) in left:
+    for node in constants:
+        if str(node.target) in left:
+            continue
+        if str(node.target) in held:
+            count += _widen_for_layers(node)
             continue
         tensor = get_attr_tensor(gm, node)
         if tensor.dtype in types:
@@ -107,6 +119,21 @@ def _widen_weights(gm: fx.GraphModule, types: Types, kept: set[fx.Node]) -> int:
             count += 1
         set_value(node, _widened(any_value(node), types))
     return count
+
+
+def _reads_weight(user: fx.Node, node: fx.Node) -> bool:
+    """Whether a reader of a tensor is a layer whose weight it is, or what widens it for such layers."""
+    if is_widened(user):
+        return True
+    return user.target in WEIGHT_LAYERS and [at for at, each in enumerate(user.args) if each is node] == [1]
+
+
+def _widen_for_layers(weight: fx.Node) -> int:
+    """Anew for each layer, so that what one has read need not wait for the next; returns whether there is any."""
+    layers = [user for user in weight.users if not is_widened(user)]
+    for layer in layers:
+        layer.update_arg(1, insert_widening(weight, layer))
+    return int(bool(layers))
 
 
 def _like(tensor: Tensor, values: Tensor) -> Tensor:

@@ -11,6 +11,7 @@ from qdiff_fx.ir.annotations import nodes_with, path_of, put, value
 from qdiff_fx.ir.edit import is_op
 from qdiff_fx.ir.facts import ActivationPlan, LayerPlan, layer_id, new_layer_ids, whole_layer
 from qdiff_fx.ir.shapes import same_sizes
+from qdiff_fx.ir.widening import weight_source
 from qdiff_fx.passes.framework import Change, Pass, PassReport, Refusal
 from qdiff_fx.passes.quantize.boundary_layers import makes_prediction, reads_sample
 from qdiff_fx.quant.qparams import SIXTEEN_BITS, LayerInfo, TensorSpec
@@ -83,8 +84,7 @@ def _plan_weight_layer(node: fx.Node, name: str, settings: LayerSettings) -> Lay
 def _weight_layer_refusal(node: fx.Node, settings: LayerSettings) -> str:
     if not settings.quantize:
         return "a rule of the configuration keeps it in float"
-    weight = node.args[1]
-    if not isinstance(weight, fx.Node) or weight.op != "get_attr":
+    if weight_source(node.args[1]) is None:
         return "its weight is not a constant"
     if not value(node).is_floating_point():
         return "it does not compute in floating point"

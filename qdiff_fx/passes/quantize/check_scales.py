@@ -10,6 +10,7 @@ from qdiff_fx.ir.annotations import nodes_with, require
 from qdiff_fx.ir.arguments import operand
 from qdiff_fx.ir.edit import get_attr_tensor
 from qdiff_fx.ir.facts import LayerPlan
+from qdiff_fx.ir.widening import weight_tensor
 from qdiff_fx.quant.numerics import SMALLEST_SCALE
 from qdiff_fx.quant.parameters import ActivationParameters, WeightParameters
 
@@ -27,10 +28,10 @@ def check_weights(gm: fx.GraphModule) -> None:
 
 
 def weight_and_bias(gm: fx.GraphModule, layer: fx.Node) -> tuple[Tensor, Tensor | None]:
-    """Of a layer with a weight; no bias where that is none, or computed."""
+    """Of a layer with a weight, in the type it computes in; no bias where that is none, or computed."""
     bias = layer.args[2] if len(layer.args) > 2 else None
     known = isinstance(bias, fx.Node) and bias.op == "get_attr"
-    return get_attr_tensor(gm, operand(layer, 1)).detach(), get_attr_tensor(gm, operand(layer, 2)) if known else None
+    return weight_tensor(gm, layer), get_attr_tensor(gm, operand(layer, 2)) if known else None
 
 
 def check_weight(layer: str, weight: Tensor, bias: Tensor | None) -> None:

@@ -23,6 +23,7 @@ from qdiff_fx.passes.quantize.quantize_attention import QuantizeAttention
 from qdiff_fx.passes.quantize.quantize_weights import QuantizeWeights
 from qdiff_fx.passes.quantize.readings import readings, unobserved
 from qdiff_fx.passes.quantize.remove_observers import RemoveObservers
+from qdiff_fx.passes.quantize.widen_weights import WidenWeights
 from qdiff_fx.quant.parameters import NOTHING, ParameterStore
 
 FIXED = ("split", "num_train_timesteps", "timestep_bins", "timestep_range")
@@ -90,6 +91,7 @@ def quantize_graph(gm: fx.GraphModule, config: QDiffConfig, parameters: Paramete
             QuantizeWeights(parameters),  # w becomes dequantize(codes)
             QuantizeAttention(),  # sdpa on dequantized values becomes one on codes
             RemoveObservers(),  # those of outputs, and of what is in float now
+            WidenWeights(),  # those of layers that stay in float
         ],
     )
 

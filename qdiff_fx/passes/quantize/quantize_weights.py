@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import cast
 
 import torch
 from torch import fx
 
 import qdiff_fx.kernels  # noqa: F401, registers the operators used here
 from qdiff_fx.ir.annotations import drop, nodes_with, put, require, value
+from qdiff_fx.ir.arguments import operand
 from qdiff_fx.ir.edit import add_buffer, insert_call, insert_get_attr
 from qdiff_fx.ir.facts import RESIDUAL, LayerPlan, Observed, QuantizedLayer, WeightCodes
+from qdiff_fx.ir.widening import weight_source
 from qdiff_fx.passes.framework import Change, Pass, PassReport, Refusal
 from qdiff_fx.quant.numerics import weight_range
 from qdiff_fx.quant.parameters import ParameterStore
@@ -57,8 +58,9 @@ class QuantizeWeights(Pass):
         return PassReport(self.name, tuple(changes), tuple(refusals))
 
     def _quantize(self, gm: fx.GraphModule, layer: fx.Node, name: str) -> fx.Node:
-        weight, source = self.parameters.weights[name], cast(fx.Node, layer.args[1])
-        base, dtype = str(source.target), value(source).dtype
+        weight, source = self.parameters.weights[name], weight_source(layer.args[1])
+        assert source is not None
+        base, dtype = str(source.target), value(operand(layer, 1)).dtype
         codes = insert_get_attr(gm, layer, add_buffer(gm, f"{base}_codes", weight.codes))
         scales = insert_get_attr(gm, layer, add_buffer(gm, f"{base}_scales", weight.scales))
         put(codes, WeightCodes(weight.bits))

@@ -11,6 +11,7 @@ from qdiff_fx.ir.constants import share_buffer
 from qdiff_fx.ir.edit import get_attr_tensor, insert_call, insert_get_attr
 from qdiff_fx.ir.facts import Part
 from qdiff_fx.ir.shapes import is_tensor
+from qdiff_fx.ir.widening import insert_widening, is_widened, weight_source
 from qdiff_fx.passes.rule import replace_node
 from qdiff_fx.passes.split_shortcut.channel_flow import input_dim, weight_dim
 
@@ -48,12 +49,16 @@ def _part(gm: fx.GraphModule, layer: fx.Node, chunk: fx.Node, channels: tuple[in
 
 
 def _weight_slice(gm: fx.GraphModule, layer: fx.Node, channels: tuple[int, int]) -> fx.Node:
-    weight, (start, end) = operand(layer, 1), channels
-    whole = get_attr_tensor(gm, weight).detach()
-    # A copy: a view would keep the whole weight alive.
-    piece = whole.narrow(weight_dim(layer), start, end - start).clone(memory_format=torch.contiguous_format)
-    name = share_buffer(gm, f"{weight.target}_split_{start}_{end}", piece)
-    return insert_get_attr(gm, layer, name)
+    source, (start, end) = weight_source(layer.args[1]), channels
+    assert source is not None
+    piece = get_attr_tensor(gm, source).detach().narrow(weight_dim(layer), start, end - start)
+    widened = is_widened(layer.args[1])
+    if not widened:
+        # Contiguous, for who reads it as it is. Widening makes it so at each call, and the parts are all of the weight:
+        # views of that take nothing beside the network.
+        piece = piece.clone(memory_format=torch.contiguous_format)
+    read = insert_get_attr(gm, layer, share_buffer(gm, f"{source.target}_split_{start}_{end}", piece))
+    return insert_widening(read, layer) if widened else read
 
 
 def bad_parts(name: str, parts: list[fx.Node]) -> list[str]:

@@ -16,6 +16,7 @@ from qdiff_fx.ir.edit import insert_call, is_mutable
 from qdiff_fx.ir.facts import Part
 from qdiff_fx.ir.properties import set_split_policy, split_policy
 from qdiff_fx.ir.sample_flow import depends_on_sample
+from qdiff_fx.ir.widening import weight_source
 from qdiff_fx.passes.framework import Pass, PassReport, checks
 from qdiff_fx.passes.rule import Rule, apply_rules, pending
 from qdiff_fx.passes.split_shortcut.channel_flow import (
@@ -149,7 +150,7 @@ def _why_not(gm: fx.GraphModule, layer: fx.Node) -> str:
     weight, groups = operand(layer, 1), bound(layer).get("groups", 1)
     if groups != 1:
         return f"groups={groups}: an output channel sees only its own group"
-    if weight.op != "get_attr":
+    if weight_source(weight) is None:
         return "the weight is not a constant"
     if not depends_on_sample(gm, operand(layer)):
         return "the concat holds only conditioning, the sample does not reach it"
