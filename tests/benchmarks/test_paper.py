@@ -65,6 +65,7 @@ def test_a_network_that_makes_no_error_has_no_error(study):
     assert figures["psnr_db"] > 100
 
 
+@pytest.mark.slow
 def test_fewer_bits_stray_further(study):
     float_steps = [step.sample for step in study.trajectories[0].steps]
     errors = []

@@ -106,6 +106,7 @@ def test_preparing_from_shards_is_one_phase(network: Network, tmp_path: Path) ->
     assert all(row.peak > 0 for row in costs.rows)
 
 
+@pytest.mark.slow
 def test_what_is_saved_from_shards_runs_at_the_whole_size(network: Network, tmp_path: Path) -> None:
     rows, saved = tmp_path / "rows.json", tmp_path / "saved"
     main("tiny", weight_bits=4, shards=tmp_path / "shards", saved=saved, json=rows)

@@ -14,6 +14,7 @@ from benchmarks.startup import flat, start
 from qdiff_fx import save_qdiff
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["one_resolution"])
 def test_a_process_tells_its_seconds_and_memory(name: str, tmp_path: Path) -> None:
     folder = save_qdiff(zoo.quantized(name), tmp_path / "saved")

@@ -66,6 +66,7 @@ def test_a_worker_stops_when_nobody_asks_any_more() -> None:
     assert set(json.loads(answers.getvalue())) == {"peak_rss_bytes", "resident_rss_bytes"}
 
 
+@pytest.mark.slow
 def test_a_real_process_loads_steps_and_stops(tmp_path: Path) -> None:
     worker = Worker("sd-tiny", "torch-fp32", tmp_path, threads=1, warmup=1)
     try:

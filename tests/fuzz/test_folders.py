@@ -17,6 +17,7 @@ def bases(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.mark.slow
 def test_what_it_starts_from_runs(bases: Path) -> None:
     assert {folder.name: outcome(folder) for folder in bases.iterdir()} == dict.fromkeys(
         ("mixed", "crafted"), ("ran", "")

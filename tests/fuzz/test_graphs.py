@@ -70,7 +70,7 @@ def test_codes_that_reference_quantizes_behind_an_expansion_are_compared_with_as
     assert steps_apart(keys + 1, known) == 4
 
 
-@pytest.mark.parametrize("given", ["captured", "later"])
+@pytest.mark.parametrize("given", ["captured", pytest.param("later", marks=pytest.mark.slow)])
 def test_an_optional_condition_that_is_ignored_is_found(given, monkeypatch):
     """A network that takes every call, and computes what it was captured with."""
     written = program(timestep="float", condition="scalar", given=given, granularity="tensor", seed=1)

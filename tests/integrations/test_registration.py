@@ -19,7 +19,9 @@ def run(code: str) -> str:
     return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
 
 
-@pytest.mark.parametrize("first", ["import qdiff_fx", "import diffusers.quantizers.auto"])
+@pytest.mark.parametrize(
+    "first", [pytest.param("import qdiff_fx", marks=pytest.mark.slow), "import diffusers.quantizers.auto"]
+)
 def test_in_either_order(first: str) -> None:
     code = f"""{first}
 import qdiff_fx, sys

@@ -48,7 +48,7 @@ def run(code: str, **environment: str) -> str:
     return output
 
 
-@pytest.mark.parametrize("choice", ["0", "reference"])
+@pytest.mark.parametrize("choice", [pytest.param("0", marks=pytest.mark.slow), "reference"])
 def test_switched_off_runs_the_reference_silently(choice: str, tmp_path: Path) -> None:
     code = """
 warnings.simplefilter("error")
@@ -99,6 +99,7 @@ assert kernels_of(choose_isa()).flags == ()
     run(code)
 
 
+@pytest.mark.slow
 def test_an_unknown_choice_is_named(tmp_path: Path) -> None:
     code = """
 warnings.simplefilter("ignore")
@@ -108,6 +109,7 @@ assert "avx1024: there are no such kernels" in status().reason and "portable" in
     run(code, QDIFF_KERNELS="avx1024")
 
 
+@pytest.mark.slow
 def test_an_instruction_set_this_processor_lacks_is_named_and_not_compiled(tmp_path: Path) -> None:
     code = """
 warnings.simplefilter("ignore")

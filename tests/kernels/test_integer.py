@@ -317,14 +317,8 @@ class TestRefusals:
             ops.group_norm_act([a], 3, None, None, 1e-5, 0, torch.float32, 1.0, 0, 0, 0)
 
 
-def _others() -> list[object]:
-    others = [isa for isa in supported_isas() if isa != status().kernel]
-    # One source in two encodings: compiling both takes half a minute more.
-    again = {"avx_vnni_evex"} if "avx_vnni" in others else set()
-    return [pytest.param(isa, marks=pytest.mark.slow) if isa in again else isa for isa in others]
-
-
-@pytest.mark.parametrize("isa", _others())
+@pytest.mark.slow
+@pytest.mark.parametrize("isa", [isa for isa in supported_isas() if isa != status().kernel])
 def test_other_instruction_sets(isa):
     """These tests, those of Winograd and of attention, with each other instruction set this processor has, forced."""
     if "QDIFF_KERNELS" in os.environ:

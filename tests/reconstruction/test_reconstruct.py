@@ -93,7 +93,9 @@ def test_the_same_seed_gives_the_same_decisions_and_another_seed_others():
     assert any(not torch.equal(codes, layer_codes(other)[name]) for name, codes in layer_codes(first).items())
 
 
-@pytest.mark.parametrize("without_gradients", [torch.no_grad, torch.inference_mode])
+@pytest.mark.parametrize(
+    "without_gradients", [pytest.param(torch.no_grad, marks=pytest.mark.slow), torch.inference_mode]
+)
 def test_it_learns_where_gradients_are_off(without_gradients):
     expected, network, data = make_prepared(), make_prepared(), batches()
     reconstruct(expected, data, QUICK, progress=False)
@@ -102,8 +104,15 @@ def test_it_learns_where_gradients_are_off(without_gradients):
     assert network.decided == expected.decided
 
 
-@pytest.mark.parametrize("config", [QUICK, replace(QUICK, joint=False, objective="plain")], ids=["joint", "paper"])
-@pytest.mark.parametrize("killed_at", [0, 2, 5])
+@pytest.mark.parametrize(
+    ("config", "killed_at"),
+    [
+        pytest.param(config, killed_at, id=f"{name}-{killed_at}", marks=() if quick else pytest.mark.slow)
+        for name, config, few in (("joint", QUICK, 2), ("paper", replace(QUICK, joint=False, objective="plain"), 0))
+        for killed_at in (0, 2, 5)
+        for quick in [killed_at == few]
+    ],
+)
 def test_killed_and_resumed_ends_the_same(tmp_path, config, killed_at):
     whole, parts = make_prepared(), make_prepared()
     reconstruct(whole, batches(), config, progress=False)

@@ -217,7 +217,9 @@ def test_probes_are_spread_over_the_trajectory_and_never_mix_timesteps(network):
         probe_batches(network, mixed, 1, 4)
 
 
-@pytest.mark.parametrize("target", [{"target_latency": 60.0}, {"target_latency_ratio": 1e6}])
+@pytest.mark.parametrize(
+    "target", [{"target_latency": 60.0}, pytest.param({"target_latency_ratio": 1e6}, marks=pytest.mark.slow)]
+)
 def test_a_generous_latency_leaves_everything_in_float_that_may_stay(network, tuned, target, monkeypatch):
     monkeypatch.setattr("qdiff_fx.tuning.latency.ROUNDS", 2)  # any time will do
     monkeypatch.setattr("qdiff_fx.tuning.timing.FEWEST", 2)

@@ -81,7 +81,7 @@ def test_captions_are_what_it_is_calibrated_on_where_nobody_gives_prompts(monkey
     for given, drawn in ((None, list(captions()[:3])), (["a", "b"], ["a", "b", "a"]), ("a", ["a", "a", "a"])):
         assert one_call._source(pipe, given)[1].subjects(request) == {"prompt": drawn}
     monkeypatch.setattr(enough, "usual_trajectories", lambda steps: 2)
-    qdiff_fx.quantize(pipe, QDiffConfig(weight_bits=4, timestep_bins=2), budget=None, **QUIET)
+    qdiff_fx.quantize(pipe, QDiffConfig(weight_bits=4, timestep_bins=2), budget=None, parts="unet", **QUIET)
     assert pipe.unet.qconfig.timestep_bins == 2
 
 
