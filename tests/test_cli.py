@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from captured_once import captured_once
 from PIL import Image
 from typer.testing import CliRunner, Result
 from untimed import untimed
@@ -47,8 +48,8 @@ def succeed(*arguments: str | Path) -> Result:
 
 
 @pytest.fixture(scope="module", autouse=True)
-def _untimed() -> Iterator[None]:
-    with untimed():
+def _quick() -> Iterator[None]:
+    with untimed(), captured_once():
         yield
 
 
@@ -112,6 +113,7 @@ class TestQuantize:
         config = json.loads((tmp_path / "figures.json").read_text())["config"]
         assert (config["act_granularity"], config["split"], config["act_range"]) == ("tensor", "off", "minmax")
 
+    @pytest.mark.slow
     def test_reconstructed_blocks_are_kept_and_read_back(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         schedule = ReconstructionConfig(weight_steps=2, act_steps=2, batch_size=4)
         monkeypatch.setattr(ReconstructionConfig, "fast", staticmethod(lambda: schedule))

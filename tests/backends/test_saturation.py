@@ -175,7 +175,7 @@ def measure_forced() -> dict[str, dict[str, float]]:
     }
 
 
-@pytest.fixture(scope="module", params=["AVX2", pytest.param("AVX512", marks=pytest.mark.slow)])
+@pytest.fixture(scope="module", params=["AVX2", "AVX512"])
 def forced(request) -> dict[str, dict[str, float]]:
     """What `measure_forced` finds where oneDNN and FBGEMM use no newer instructions than these."""
     if torch.backends.cpu.get_cpu_capability() not in ("AVX2", "AVX512"):
@@ -195,12 +195,14 @@ def forced(request) -> dict[str, dict[str, float]]:
     return json.loads(done.stdout.splitlines()[-1])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_older_instructions_lose_products_and_we_notice(forced, backend):
     assert forced[backend]["saturates"]
     assert forced[backend]["without"] < 30
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_seven_bits_agree_on_older_instructions(forced, backend):
     assert forced[backend]["notes"] == 2

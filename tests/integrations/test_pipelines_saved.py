@@ -32,13 +32,12 @@ def saved(quantized_pipeline: Any, tmp_path_factory: pytest.TempPathFactory) -> 
     return folder
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "imports",
     [
         "import qdiff_fx\nfrom diffusers import DiffusionPipeline",
-        pytest.param(
-            "from diffusers import DiffusionPipeline\nDiffusionPipeline\nimport qdiff_fx", marks=pytest.mark.slow
-        ),
+        "from diffusers import DiffusionPipeline\nDiffusionPipeline\nimport qdiff_fx",
     ],
     ids=["first", "last"],
 )

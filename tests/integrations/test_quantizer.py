@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 import torch
+from captured_once import captured_once
 from diffusers import AutoencoderKL, DiffusionPipeline, PipelineQuantizationConfig, UNet2DConditionModel
 from untimed import untimed
 
@@ -29,8 +30,8 @@ needs_accelerate = pytest.mark.skipif(
 
 
 @pytest.fixture(scope="module", autouse=True)
-def _untimed() -> Iterator[None]:
-    with untimed():
+def _quick() -> Iterator[None]:
+    with untimed(), captured_once():
         yield
 
 

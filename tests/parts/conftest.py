@@ -11,6 +11,7 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).parent))
 
+from captured_once import captured_once  # noqa: E402
 from untimed import untimed  # noqa: E402
 from whole import QUIET, tiny_pipeline  # noqa: E402
 
@@ -19,8 +20,8 @@ from qdiff_fx import QDiffConfig  # noqa: E402
 
 
 @pytest.fixture(scope="module", autouse=True)
-def _untimed() -> Iterator[None]:
-    with untimed():
+def _quick() -> Iterator[None]:
+    with untimed(), captured_once():
         yield
 
 
@@ -32,7 +33,7 @@ def float_pipeline() -> Any:
 @pytest.fixture(scope="session")
 def quantized_pipeline() -> Any:
     """W8A8, and every other part by its own recipe. Not to be changed."""
-    with untimed():
+    with untimed(), captured_once():
         return qdiff_fx.quantize(tiny_pipeline(), "w8a8", ["a fish", "two birds"], **QUIET)
 
 

@@ -89,7 +89,7 @@ def test_a_dry_run_says_what_the_parts_will_take(half: Path, tmp_path: Path) -> 
     assert not (tmp_path / "out").exists()
 
 
-def test_what_cannot_be_written_or_drawn_is_said_before_any_work(half: Path, tmp_path: Path, saved: Path) -> None:
+def test_what_cannot_be_written_or_drawn_is_said_before_any_work(half: Path, tmp_path: Path) -> None:
     for out, message in ((half, "it exists and is no pipeline saved by this"), (tmp_path, "it exists and is no")):
         (tmp_path / "own.txt").write_text("mine")
         done = run("quantize", half, "--parts", "all", *QUICK, "--out", out)
@@ -101,5 +101,3 @@ def test_what_cannot_be_written_or_drawn_is_said_before_any_work(half: Path, tmp
     done = run("quantize", "digits", "--parts", "vae", "--steps", "2", "--out", tmp_path / "new")
     assert "no autoencoder with a decoder" in done.stderr
     assert not (tmp_path / "new").exists()
-    done = run("sample", saved, "--compare", "--out", tmp_path / "x.png")
-    assert "--compare: a folder of quantized networks has no float one. Give --source" in done.stderr

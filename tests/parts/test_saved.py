@@ -18,10 +18,12 @@ import pytest
 import torch
 from diffusers import DiffusionPipeline
 from safetensors.torch import load_file, save_file
+from typer.testing import CliRunner
 from whole import STEPS, image, psnr, tiny_decoder, tiny_pipeline
 
 import qdiff_fx
 from qdiff_fx import QuantizedUNet, load_qdiff
+from qdiff_fx.cli import app
 from qdiff_fx.errors import ArtifactError, ConfigError
 from qdiff_fx.networks.autoencoder import QuantizedAutoencoderKL, QuantizedAutoencoderTiny
 from qdiff_fx.sources import SampleRequest, SourceError
@@ -195,6 +197,11 @@ class TestDrawing:
         assert {network.backend for network in networks} == {"reference"}
         assert isinstance(origin.pipe.vae, QuantizedAutoencoderKL)
         assert psnr(image(quantized_pipeline), image(origin.pipe)) > 30
+
+    def test_it_is_compared_with_what_is_named_only(self, saved: Path, tmp_path: Path) -> None:
+        done = CliRunner().invoke(app, ["sample", str(saved), "--compare", "--out", str(tmp_path / "x.png")])
+        assert done.exit_code != 0
+        assert "--compare: a folder of quantized networks has no float one. Give --source" in done.stderr
 
     def test_nothing_that_it_names_is_imported(self, copy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         (copy / "evil.py").write_text("raise SystemExit('executed')")

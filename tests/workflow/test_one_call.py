@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from captured_once import captured_once
 from diffusers import DDIMPipeline, DDIMScheduler, UNet2DModel
 from untimed import untimed
 
@@ -22,8 +23,8 @@ QUIET = {"steps": 2, "progress": False}
 
 
 @pytest.fixture(scope="module", autouse=True)
-def _untimed() -> Iterator[None]:
-    with untimed():
+def _quick() -> Iterator[None]:
+    with untimed(), captured_once():
         yield
 
 

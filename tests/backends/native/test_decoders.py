@@ -62,7 +62,7 @@ class OfX(nn.Module):
 
 
 BUILT = {"tiny": tiny, "kl": kl}
-BITS = pytest.mark.parametrize("bits", [8, 4])
+BITS = pytest.mark.parametrize("bits", [pytest.param(8, marks=pytest.mark.slow), 4])
 DECODERS = pytest.mark.parametrize("name", BUILT)
 
 
