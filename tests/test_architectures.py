@@ -8,12 +8,14 @@ from typing import Any
 import pytest
 import torch
 import zoo
+from diffusers.models.upsampling import Upsample2D
 from tiny_graphs import as_taken_by
 from torch import nn
 from zoo import every_architecture, networks
 
 from qdiff_fx import QDiffConfig, QuantizedUNet
 from qdiff_fx.backends import get_backend
+from qdiff_fx.capture import capture
 from qdiff_fx.ir.annotations import any_value, path_of, value
 from qdiff_fx.ir.edit import copy_graph, get_attr_tensor, is_op
 from qdiff_fx.ir.facts import is_sample, is_timestep
@@ -143,6 +145,16 @@ def test_large_batches(name, batch):
     model, inputs, ours = drop_in(name)
     call = zoo.resized(inputs, batch)
     assert_same(ours(**call), model(**call))
+
+
+def test_large_batches_of_an_upsampling_block():
+    """The same of such a block alone."""
+    model = nn.Sequential(nn.Conv2d(3, 4, 3, stride=2, padding=1), Upsample2D(4, use_conv=True, out_channels=3)).eval()
+    graph = capture(model, {"input": zoo.noise(3)})
+    ours = DropIn(graph.module, graph.signature)
+    for batch in (1, 64, 65):
+        call = {"input": zoo.noise(3, batch)}
+        assert_same(run(ours, call), run(model, call))
 
 
 @pytest.mark.parametrize(

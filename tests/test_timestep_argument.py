@@ -6,6 +6,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from diffusers import ModelMixin
 from diffusers.pipelines.deprecated.wuerstchen import WuerstchenPrior
 from torch import nn
 
@@ -98,7 +99,29 @@ def test_calibrate_checks_the_timestep_and_not_the_label() -> None:
         calibrate(Prepared(), [{"x": X, "c": WHOLE, "t": torch.tensor([101, 101])}], progress=False)
 
 
-@pytest.mark.parametrize("dtype", [pytest.param(torch.float32, marks=pytest.mark.slow), torch.float16])
+class OfWuerstchensKind(ModelMixin):
+    """Of diffusers, but with a time that is embedded in its own type."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(2, 2, 1)
+
+    def gen_r_embedding(self, r):
+        return r[:, None, None, None].sin()
+
+    def forward(self, x, r):
+        return self.conv(x) + self.gen_r_embedding(r)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
+def test_a_time_that_is_embedded_in_the_type_it_comes_in(dtype):
+    network = OfWuerstchensKind().to(dtype).eval()
+    found = capture(network, {"x": torch.randn(2, 2, 4, 4, dtype=dtype), "r": torch.rand(2).to(dtype)})
+    assert found.signature.timestep.dtype == dtype
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
 def test_wuerstchen_embeds_its_time_in_the_type_it_comes_in(dtype):
     network = WuerstchenPrior(c_in=2, c=16, c_cond=8, c_r=8, depth=1, nhead=2).to(dtype).eval()
     call = {"x": torch.randn(2, 2, 4, 4), "r": torch.rand(2), "c": torch.randn(2, 3, 8)}
