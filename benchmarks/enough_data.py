@@ -98,6 +98,7 @@ def by_rounded_rows(recorded: Recorded) -> Iterator[Shown]:
 
 
 def _ever_more(recorded: Recorded) -> Iterator[tuple[int, CalibrationData]]:
+    """How many rows, and these."""
     data, amount = recorded.most, recorded.steps
     while amount < rows_of(data):
         yield amount, data.spread(amount)

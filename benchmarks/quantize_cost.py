@@ -23,6 +23,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from types import FrameType
 from typing import Annotated, TypeVar, cast
@@ -31,7 +32,6 @@ import torch
 import typer
 from safetensors.torch import save_file
 
-from benchmarks.contender import Batch
 from benchmarks.memory import peak_rss_bytes
 from benchmarks.networks import WEIGHT_SEED, Network, fill_tensor, get_network
 from benchmarks.output import Column, number, print_table, write_json
@@ -154,6 +154,16 @@ def stopped_after(seconds: float | None) -> Iterator[None]:
         signal.signal(signal.SIGPROF, before)
 
 
+def finished(work: Callable[[], object], seconds: float | None) -> bool:
+    """Do the work; False: it was stopped after so many seconds."""
+    try:
+        with stopped_after(seconds):
+            work()
+    except Unfinished:
+        return False
+    return True
+
+
 def quantize_by_nncf(network: Network, samples: int, costs: Costs, at_most: float | None) -> None:
     """Export, quantization and saving, once for each preset, on as many random batches.
 
@@ -170,16 +180,8 @@ def quantize_by_nncf(network: Network, samples: int, costs: Costs, at_most: floa
     for preset in presets:
         batches, phase = spread_batches(network, samples * network.batch), f"NNCF, {preset}, {samples} samples"
         with tempfile.TemporaryDirectory() as folder:
-
-            def work(preset: Preset = preset, batches: Iterator[Batch] = batches, folder: str = folder) -> bool:
-                try:
-                    with stopped_after(given):
-                        OpenVINO("f32", preset).prepare(unet, network, batches, Path(folder))
-                except Unfinished:
-                    return False
-                return True
-
-            if not costs.measured(phase, work):
+            work = partial(OpenVINO("f32", preset).prepare, unet, network, batches, Path(folder))
+            if not costs.measured(phase, partial(finished, work, given)):
                 costs.rows[-1] = replace(costs.rows[-1], phase=f"{phase}: not finished")
 
 

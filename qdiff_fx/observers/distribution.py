@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -28,6 +29,16 @@ class Distribution:
 
     edges: Tensor
     mass: Tensor
+
+    @cached_property
+    def density(self) -> Tensor:
+        """[M]."""
+        return self.mass / self.edges.diff()
+
+    @cached_property
+    def is_coarse(self) -> bool:
+        """Whether float32 tells its edges apart."""
+        return float(self.edges.abs().max() / self.edges.diff().min()) <= COARSE
 
 
 def distribution_at(stats: Statistics, index: int) -> Distribution:
@@ -70,9 +81,9 @@ def quantization_errors(
     column = torch.tensor(units, dtype=torch.float64)[:, None]
     grids = scale.double() / column, first, last
     edges = [each.edges / unit for each, unit in zip(distributions, units, strict=True)]
-    density = [each.mass / each.edges.diff() * unit for each, unit in zip(distributions, units, strict=True)]
+    density = [each.density * unit for each, unit in zip(distributions, units, strict=True)]
     errors = torch.empty(scale.shape, dtype=torch.float64)
-    coarse = [index for index, each in enumerate(distributions) if _is_coarse(each)]
+    coarse = [index for index, each in enumerate(distributions) if each.is_coarse]
     if coarse:
         together = (torch.cat([each[index] for index in coarse]).float() for each in (edges, density))
         bins = [len(density[index]) for index in coarse]
@@ -82,11 +93,6 @@ def quantization_errors(
         scale, first, last = (each[index, :, None].double() for each in grids)
         errors[index] = error_integral(edges[index], scale, first, last, p).diff(dim=1) @ density[index]
     return errors.mul_(column.pow(p))
-
-
-def _is_coarse(distribution: Distribution) -> bool:
-    edges = distribution.edges
-    return float(edges.abs().max() / edges.diff().min()) <= COARSE
 
 
 def _cumulative(distribution: Distribution, x: Tensor) -> Tensor:

@@ -133,12 +133,15 @@ def mse_range(
         # Where one end is zero and stays there, all pairs have been tried.
         moving = ((lo < 0) & (hi > 0)).nonzero()[:, 0]
         for turn in range(DESCENT_ROUNDS):
-            before = low.clone(), high.clone()
-            low[moving], _ = best(moving, lows[moving], high[moving, None])
+            lower, _ = best(moving, lows[moving], high[moving, None])
+            moved = lower != low[moving]
+            low[moving] = lower
             if turn:  # elsewhere the high end was searched with this low one
-                moving = moving[low[moving] != before[0][moving]]
-            _, high[moving] = best(moving, low[moving, None], highs[moving])
-            moving = moving[high[moving] != before[1][moving]]  # elsewhere the low end was, with this high one
+                moving = moving[moved]
+            _, higher = best(moving, low[moving, None], highs[moving])
+            moved = higher != high[moving]
+            high[moving] = higher
+            moving = moving[moved]  # elsewhere the low end was searched with this high one
         return low, high
 
     return _from_distribution(stats, per_timestep, chosen)

@@ -1,10 +1,11 @@
 """How many trajectories are drawn, and how many of their rows are shown, where nobody says.
 
 A small network is shown all. A large one is shown as many rows of every timestep as make `WORK` of all of them, as each
-passes the network three times, in floats and on integers; but two of every timestep, and `LEAST_ROWS`, at least. Where
-they are that few, half of the trajectories hold enough of them; but those of few steps are as many as make that many
-rows. Weights are rounded by as many as make `WORK_OF_ROUNDING`: it looks at so many positions, from however many rows,
-where the range of a timestep comes from its rows alone. What either costs in quality is in docs/quality.md.
+passes the network in floats, and those that weights are rounded by twice more, on integers; but two of every timestep,
+and `LEAST_ROWS`, at least. Where they are that few, half of the trajectories hold enough of them; but those of few
+steps are as many as make that many rows. Weights are rounded by as many as make `WORK_OF_ROUNDING`: rounding looks at
+so many positions, from however many rows, where the range of a timestep comes from its rows alone. What either costs in
+quality is in docs/quality.md.
 
 It depends on the network alone, not on how fast a machine is: the same command gives the same bytes everywhere.
 """
@@ -22,7 +23,8 @@ from qdiff_fx.workflow.measure import Costs
 
 WORK = 1.8e12
 """Multiplications, of the layers that are quantized, that all rows together make."""
-WORK_OF_ROUNDING = 9e11
+WORK_OF_ROUNDING = WORK / 2
+"""The same of the rows that weights are rounded by."""
 LEAST_EACH, LEAST_ROWS = 2, 32
 FEW_TRAJECTORIES, TRAJECTORIES = 4, 8
 """Of a large network, and of others."""

@@ -3,9 +3,10 @@
 seconds of
     sampling        trajectories / G · steps · a float step of G samples; those that observers see, what these take more
     calibrating     rows / R · a step with observers, of R rows, where they have not been seen while they were drawn
-    rounding        rows / R · 2 integer steps, and for each layer [O, K]: second moments n K² / 2 of n positions, once
-                    for all layers that read the same; K² and K³ / 3 to factorise them; O K and O K² / 2 to choose codes
-                    with error feedback; ranges; twice converting and lowering the graph
+    rounding        rows that weights are rounded by / R · 2 integer steps, and for each layer [O, K]: second moments
+                    n K² / 2 of n positions, once for all layers that read the same; K² and K³ / 3 to factorise them;
+                    O K and O K² / 2 to choose codes with error feedback; ranges; twice converting and lowering the
+                    graph
     reconstructing  steps of learning, each of so many rows, forwards and backwards, and something for every layer
     saving          converting the graph; where weights are rounded to nearest, ranges and the search for their scales
 
@@ -60,7 +61,7 @@ class Estimate:
     """What a job will take from here on.
 
     Attributes:
-        rows: that observers and rounding will see.
+        rows: that observers will see; rounding sees as many, or fewer.
     """
 
     phases: tuple[PhaseEstimate, ...]
@@ -107,9 +108,9 @@ def estimate(costs: Costs, job: Job, processes: int = 1) -> Estimate:
     if not costs.in_flight:
         phases.append(PhaseEstimate("calibrating", calls * costs.watched_step, watched))
     if job.config.weight_rounding != "nearest":
-        some = min(job.rounded or rows, rows)
-        peak = costs.held_bytes + costs.step_bytes + data + rounding_bytes(costs) + flowing_bytes(costs, some)
-        phases.append(PhaseEstimate("rounding", rounding_seconds(costs, job, some, processes), peak))
+        flowing = flowing_bytes(costs, rounded_rows(job, rows))
+        peak = costs.held_bytes + costs.step_bytes + data + rounding_bytes(costs) + flowing
+        phases.append(PhaseEstimate("rounding", rounding_seconds(costs, job, rows, processes), peak))
     if job.reconstruction is not None:
         peak = costs.held_bytes + 3 * costs.step_bytes + data
         phases.append(PhaseEstimate("reconstructing", learning_seconds(costs, job), peak))
@@ -119,15 +120,20 @@ def estimate(costs: Costs, job: Job, processes: int = 1) -> Estimate:
     return Estimate(tuple(phases), rows)
 
 
+def rounded_rows(job: Job, rows: int) -> int:
+    """How many of the rows that observers see weights are rounded by."""
+    return min(job.rounded or rows, rows)
+
+
 def rounding_seconds(costs: Costs, job: Job, rows: int, processes: int) -> float:
     """Of choosing all codes: rows and layers are shared out, what is done to the graph is not."""
-    inputs = {layer.reads: layer for layer in costs.layers}
-    moments = sum(_samples(layer, rows) * _squared(layer) / 2 for layer in inputs.values())
+    inputs, rounded = {layer.reads: layer for layer in costs.layers}, rounded_rows(job, rows)
+    moments = sum(_samples(layer, rounded) * _squared(layer) / 2 for layer in inputs.values())
     factors = sum(_squared(layer) * _at_once(layer) / 3 for layer in inputs.values())
     entries = sum(map(_squared, inputs.values()))
     weights = sum(layer.outputs * layer.columns for layer in costs.layers)
     feedback = sum(layer.outputs * _squared(layer) / 2 * _tried(layer) for layer in costs.layers)
-    stepping = 2 * rows / costs.rows * integer_step(costs)
+    stepping = 2 * rounded / costs.rows * integer_step(costs)
     shared = (
         stepping
         + moments / costs.rates.moments

@@ -44,8 +44,8 @@ class Job:
         request: the trajectories that are sampled.
         every: which of their steps are recorded, see `collect_calibration_data`.
         rows: how many recorded rows (one is one sample at one timestep; guidance makes it two) are shown to observers
-            and to the rounding of weights, evenly over trajectories and timesteps; `ALL_ROWS` for all; None: what is
-            enough, see `qdiff_fx.workflow.enough`.
+            and, unless `rounded` is fewer, to the rounding of weights, evenly over trajectories and timesteps;
+            `ALL_ROWS` for all; None: what is enough, see `qdiff_fx.workflow.enough`.
         backend: what it is going to run on.
         reconstruction: learn rounding and step sizes besides.
         budget: seconds that it may take; the request's trajectories are then the most there may be.

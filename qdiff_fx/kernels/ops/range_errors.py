@@ -15,13 +15,7 @@ MOST_POWER = 8.0
 
 
 def reference(
-    edges: Tensor,
-    density: Tensor,
-    bins: Sequence[int],
-    scales: Tensor,
-    firsts: Tensor,
-    lasts: Tensor,
-    power: float,
+    edges: Tensor, density: Tensor, bins: Sequence[int], scales: Tensor, firsts: Tensor, lasts: Tensor, power: float
 ) -> Tensor:
     """The mean of `|x - scale * clamp(round(x / scale), first, last)|^power`, float32 [D, K]: D distributions, K grids.
 
@@ -57,13 +51,7 @@ def error_integral(x: Tensor, scale: Tensor, first: Tensor, last: Tensor, power:
 
 
 def check(
-    edges: Tensor,
-    density: Tensor,
-    bins: Sequence[int],
-    scales: Tensor,
-    firsts: Tensor,
-    lasts: Tensor,
-    power: float,
+    edges: Tensor, density: Tensor, bins: Sequence[int], scales: Tensor, firsts: Tensor, lasts: Tensor, power: float
 ) -> None:
     """Raise KernelError unless `range_errors` takes such tensors and numbers."""
     op = "range_errors"
@@ -89,13 +77,7 @@ def check(
 
 
 def fake(
-    edges: Tensor,
-    density: Tensor,
-    bins: Sequence[int],
-    scales: Tensor,
-    firsts: Tensor,
-    lasts: Tensor,
-    power: float,
+    edges: Tensor, density: Tensor, bins: Sequence[int], scales: Tensor, firsts: Tensor, lasts: Tensor, power: float
 ) -> Tensor:
     """One number for each grid."""
     check(edges, density, bins, scales, firsts, lasts, power)

@@ -29,10 +29,9 @@ Tensor range_errors(const Tensor& edges, const Tensor& density, const Integers& 
   QDIFF_CHECK(1 <= power && power <= 8, kOp, ": the power must be 1..8, not ", power);
   Integers begins(count + 1, 0);
   for (int64_t i = 0; i < count; ++i) {
-    // No distribution may have more than there are, so that sums cannot overflow.
-    QDIFF_CHECK(0 < bins[i] && bins[i] <= density.numel(), kOp, ": a distribution cannot have ", bins[i], " bins");
+    const int64_t left = density.numel() - begins[i];  // so that sums cannot overflow
+    QDIFF_CHECK(0 < bins[i] && bins[i] <= left, kOp, ": a distribution cannot have ", bins[i], " bins, ", left, " are left");
     begins[i + 1] = begins[i] + bins[i];
-    QDIFF_CHECK(begins[i + 1] <= density.numel(), kOp, ": the density must have all of the bins");
   }
   const int64_t all = begins[count], grids = scales.size(1);
   const Tensor dense[] = {numbers_of(edges, {all + count}, "the edges"), numbers_of(density, {all}, "the density"),
