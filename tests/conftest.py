@@ -2,6 +2,7 @@
 
 import gc
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -15,6 +16,15 @@ import examples  # noqa: E402, F401, registers the profiles of hypothesis
 @pytest.fixture(autouse=True)
 def _seed() -> None:
     torch.manual_seed(0)
+
+
+@pytest.fixture(scope="module", name="quickly")
+def _quickly() -> Iterator[None]:
+    """Before all that a file makes."""
+    from quickly import quickly  # brings the package, which few files need
+
+    with quickly():
+        yield
 
 
 @pytest.fixture(scope="module", autouse=True)

@@ -8,15 +8,12 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
-from captured_once import captured_once
 from PIL import Image
 from typer.testing import CliRunner, Result
-from untimed import untimed
 
 import qdiff_fx
 from qdiff_fx import load_qdiff
@@ -31,6 +28,7 @@ from qdiff_fx.workflow.amounts import parse_rows
 from qdiff_fx.workflow.job import ALL_ROWS
 
 cli_doctor = importlib.import_module("qdiff_fx.cli.doctor")  # the name is that of its function too
+pytestmark = pytest.mark.usefixtures("quickly")
 CUSTOM = Path(__file__).parents[1] / "examples" / "custom_unet.py"
 QUICK = ("--steps", "3", "--samples", "4", "--batch-size", "2")
 REFERENCE = ("--backend", "reference")
@@ -45,12 +43,6 @@ def succeed(*arguments: str | Path) -> Result:
     result = run(*arguments)
     assert result.exit_code == 0, result.output
     return result
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _quick() -> Iterator[None]:
-    with untimed(), captured_once():
-        yield
 
 
 @pytest.fixture(scope="module")

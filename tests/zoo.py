@@ -16,6 +16,7 @@ from torch import nn
 
 from qdiff_fx import PreparedUNet, QDiffConfig, QuantizedUNet, calibrate, convert_qdiff, prepare_qdiff
 from qdiff_fx.capture import CapturedGraph, capture
+from tests.smallest import ONE_CROSS_ATTENTION, ONE_RESOLUTION
 
 BATCH, SIZE, TOKENS = 2, 16, 5
 
@@ -70,15 +71,6 @@ def conditional(**changes: Any) -> UNet2DConditionModel:
         "norm_num_groups": 8,
     }
     return UNet2DConditionModel(**(settings | changes)).eval()
-
-
-ONE_RESOLUTION: dict[str, Any] = {
-    "block_out_channels": (16,),
-    "down_block_types": ("DownBlock2D",),
-    "up_block_types": ("UpBlock2D",),
-}
-"""Changes that make a UNet as small as it gets."""
-ONE_CROSS_ATTENTION = ONE_RESOLUTION | {"down_block_types": ("CrossAttnDownBlock2D",)}
 
 
 def prompt(dim: int = 24, tokens: int = TOKENS) -> torch.Tensor:

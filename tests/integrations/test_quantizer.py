@@ -4,16 +4,13 @@ from __future__ import annotations
 
 import importlib.util
 import json
-from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from captured_once import captured_once
 from diffusers import AutoencoderKL, DiffusionPipeline, PipelineQuantizationConfig, UNet2DConditionModel
-from untimed import untimed
 
 from qdiff_fx import QDiffConfig, QuantizedUNet
 from qdiff_fx.config import QuantMethod
@@ -22,17 +19,12 @@ from qdiff_fx.integrations.quantizer import QDiffQuantizer, become, pipeline_aro
 from qdiff_fx.storage.pipeline_index import check_is_data
 from qdiff_fx.workflow import enough, one_call
 
+pytestmark = pytest.mark.usefixtures("quickly")
 CONFIG = QDiffConfig(weight_bits=4, timestep_bins=2)
 needs_accelerate = pytest.mark.skipif(
     importlib.util.find_spec("accelerate") is None,
     reason="diffusers loads nothing with a quantization_config without accelerate",
 )
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _quick() -> Iterator[None]:
-    with untimed(), captured_once():
-        yield
 
 
 @pytest.fixture

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +11,7 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).parent))
 
-from captured_once import captured_once  # noqa: E402
-from untimed import untimed  # noqa: E402
+from quickly import quickly  # noqa: E402
 from whole import QUIET, tiny_pipeline  # noqa: E402
 
 import qdiff_fx  # noqa: E402
@@ -20,9 +19,8 @@ from qdiff_fx import QDiffConfig  # noqa: E402
 
 
 @pytest.fixture(scope="module", autouse=True)
-def _quick() -> Iterator[None]:
-    with untimed(), captured_once():
-        yield
+def _quick(quickly: None) -> None:
+    """All of these."""
 
 
 @pytest.fixture
@@ -33,7 +31,7 @@ def float_pipeline() -> Any:
 @pytest.fixture(scope="session")
 def quantized_pipeline() -> Any:
     """W8A8, and every other part by its own recipe. Not to be changed."""
-    with untimed(), captured_once():
+    with quickly():
         return qdiff_fx.quantize(tiny_pipeline(), "w8a8", ["a fish", "two birds"], **QUIET)
 
 

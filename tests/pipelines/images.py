@@ -11,7 +11,6 @@ import torch
 from tests.pipelines.line import Line
 from tests.pipelines.parts import (
     FISH,
-    ONE_RESOLUTION,
     SIZE,
     TEXT,
     TOKENS,
@@ -31,6 +30,7 @@ from tests.pipelines.parts import (
     vae,
     vq_model,
 )
+from tests.smallest import ONE_RESOLUTION
 
 
 def prompted(**more: Any) -> Any:

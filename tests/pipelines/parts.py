@@ -23,6 +23,8 @@ from transformers import (
     CLIPVisionModelWithProjection,
 )
 
+from tests.smallest import ONE_CROSS_ATTENTION
+
 TEXT, TOKENS, SIZE = 32, 24, 16
 """Width of text embeddings, length of prompts, and height and width of the UNets' samples."""
 FISH = {"prompt": ["a fish"], "output_type": "latent"}
@@ -105,17 +107,9 @@ def unet(**changes: Any) -> UNet2DConditionModel:
     return UNet2DConditionModel(**(settings | changes))
 
 
-ONE_RESOLUTION: dict[str, Any] = {
-    "block_out_channels": (16,),
-    "down_block_types": ("DownBlock2D",),
-    "up_block_types": ("UpBlock2D",),
-}
-"""Changes that make a UNet as small as it gets, and its capture as short."""
-
-
 def one_cross_attention() -> UNet2DConditionModel:
     """The smallest that takes a prompt."""
-    return unet(**ONE_RESOLUTION | {"down_block_types": ("CrossAttnDownBlock2D",), "mid_block_type": None})
+    return unet(**ONE_CROSS_ATTENTION, mid_block_type=None)
 
 
 def unet_xl(ids: int = 6, **changes: Any) -> UNet2DConditionModel:

@@ -10,10 +10,8 @@ from pathlib import Path
 import crafted_folders as crafted
 import pytest
 import torch
-from captured_once import captured_once
 from diffusers import DDIMScheduler
 from typer.testing import CliRunner
-from untimed import untimed
 
 from qdiff_fx import load_qdiff, save_qdiff
 from qdiff_fx.calibration.fingerprint import source_fingerprint
@@ -106,12 +104,8 @@ def test_a_folders_own_steps_are_taken_unless_others_are_asked_for(tmp_path):
     assert request_of(origin, quantized, 2, None, 0, 0.5) == SampleRequest(2, 3, schedule=SCHEDULE, guidance_until=0.5)
 
 
+@pytest.mark.usefixtures("quickly")
 class TestCommands:
-    @pytest.fixture(scope="class", autouse=True)
-    def _quick(self):
-        with untimed(), captured_once():
-            yield
-
     @pytest.fixture(scope="class")
     def file(self, tmp_path_factory):
         file = tmp_path_factory.mktemp("schedule") / "steps.json"

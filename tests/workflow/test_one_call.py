@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
 import torch
-from captured_once import captured_once
 from diffusers import DDIMPipeline, DDIMScheduler, UNet2DModel
-from untimed import untimed
 
 import qdiff_fx
 from qdiff_fx import CalibrationData, QDiffConfig, QuantizedUNet, collect_calibration_data
@@ -19,13 +16,8 @@ from qdiff_fx.sources import SampleRequest
 from qdiff_fx.workflow import convert, enough, one_call
 from tests.pipelines.parts import tiny_pipeline
 
+pytestmark = pytest.mark.usefixtures("quickly")
 QUIET = {"steps": 2, "progress": False}
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _quick() -> Iterator[None]:
-    with untimed(), captured_once():
-        yield
 
 
 def unconditional() -> DDIMPipeline:
