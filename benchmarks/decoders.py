@@ -40,6 +40,14 @@ class Decoder(Network):
         drawn = [_square(latents[i % len(latents)], generator) for i in range(PIECES)]
         return [{"sample": torch.cat(some)} for some in zip(*[iter(drawn)] * PIECES_AT_ONCE, strict=True)]
 
+    def finer(self, prepared: Any, batches: Sequence[Mapping[str, Any]]) -> Any:
+        """As a decoder of a pipeline."""
+        from qdiff_fx.sources.parts import VAE
+        from qdiff_fx.tuning.finer import finer
+        from qdiff_fx.workflow.parts import FINER
+
+        return finer(prepared, batches, FINER[VAE])
+
     def predict(
         self, run: Callable[..., Any], sample: torch.Tensor, timestep: Any = None, **conditioning: Any
     ) -> torch.Tensor:

@@ -88,6 +88,10 @@ class Network:
         """What of the calibration data reconstruction learns from: all of it."""
         return batches
 
+    def finer(self, prepared: Any, batches: Sequence[Mapping[str, Any]]) -> Any:
+        """The calibrated network with finer bits where it matters most, if users get it like that."""
+        return prepared
+
     def predict(
         self, run: Callable[..., Any], sample: torch.Tensor, timestep: Any = None, **conditioning: Any
     ) -> torch.Tensor:

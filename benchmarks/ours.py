@@ -13,7 +13,7 @@ from torch import nn
 
 from benchmarks.contender import Batch, Predict
 from benchmarks.networks import Network
-from benchmarks.variants import DEFAULT_VARIANT, make_config, reconstruction_of
+from benchmarks.variants import DEFAULT_VARIANT, is_alike, make_config, reconstruction_of
 
 OURS = ("reference", "native", "inductor", "x86", "qnnpack")
 DTYPES = {"f32": torch.float32, "f16": torch.float16, "bf16": torch.bfloat16}
@@ -37,7 +37,9 @@ class Ours:
         from qdiff_fx import convert_qdiff, save_qdiff
 
         config = make_config(self.variant, network.num_train_timesteps)
-        prepared = decided(unet, config, network.inputs(), batches, reconstruction_of(self.variant), network.pieces)
+        more = {} if is_alike(self.variant) else {"finer": network.finer}
+        preset = reconstruction_of(self.variant)
+        prepared = decided(unet, config, network.inputs(), batches, preset, network.pieces, **more)
         save_qdiff(convert_qdiff(prepared, backend="reference"), folder)
 
     def load(self, network: Network, folder: Path) -> Predict:

@@ -25,12 +25,18 @@ def decided(
     batches: Iterable[Batch],
     preset: str = "",
     pieces: Callable[[Sequence[Batch]], Sequence[Batch]] = lambda batches: batches,
+    finer: Callable[[PreparedUNet, Sequence[Batch]], PreparedUNet] = lambda prepared, batches: prepared,
 ) -> PreparedUNet:
-    """Calibrated, rounded and, with a preset's name, reconstructed on the pieces of what it was calibrated on."""
+    """Calibrated, rounded and, with a preset's name, reconstructed on the pieces of what it was calibrated on.
+
+    Args:
+        finer: gives the calibrated network finer bits where it has a recipe of its own.
+    """
     batches = batches if isinstance(batches, Sequence) else list(batches)
     # Layer outputs too: backends that quantize them share the saved network with those that do not.
     prepared = prepare_qdiff(unet, config, example, output_quantizers=True)
     calibrate(prepared, batches, progress=False)
+    prepared = finer(prepared, batches)
     if config.weight_rounding == "second_order":
         round_weights(prepared, batches, progress=False)
     if preset:

@@ -1,6 +1,7 @@
 """Names for quantization settings: ``w4a8-pertimestep-nosplit`` means 4-bit weights, 8-bit activations, and so on.
 
-A last part ``-fast``, ``-standard`` or ``-paper`` asks for that reconstruction.
+A last part ``-fast``, ``-standard`` or ``-paper`` asks for that reconstruction. ``-alike`` keeps all layers of a
+decoder at these bits, where its recipe has more for a few.
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ SUFFIXES: dict[str, dict[str, Any]] = {
     "maxweights": {"weight_range": "max"},
     "floatattention": {"quantize_attention": False},
     "softmax16": {"softmax_bits": 16},
+    "alike": {},
 }
 RECONSTRUCTIONS = ("fast", "standard", "paper")
 
@@ -53,6 +55,11 @@ def make_config(variant: str, num_train_timesteps: int) -> QDiffConfig:
     from qdiff_fx import QDiffConfig
 
     return QDiffConfig.from_json({"num_train_timesteps": num_train_timesteps, **parse_variant(variant)})
+
+
+def is_alike(variant: str) -> bool:
+    """Whether a decoder's layers all keep the bits of the variant."""
+    return "alike" in variant.split("-")
 
 
 def reconstruction_of(variant: str) -> str:

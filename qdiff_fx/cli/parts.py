@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from qdiff_fx.atomic import check_writable, entries
 from qdiff_fx.cli.output import Output
 from qdiff_fx.errors import ArtifactError, ConfigError
+from qdiff_fx.report.bits import bits_of_layers
 from qdiff_fx.report.comparison import megabytes
 from qdiff_fx.report.layers import float_layers_table, layers_json
 from qdiff_fx.sources.parts import UNET
 from qdiff_fx.storage.artifact import artifact_bytes
 from qdiff_fx.storage.pipeline_index import INDEX, read_index
 from qdiff_fx.workflow.job import WantedPart
-from qdiff_fx.workflow.parts import config_of, wanted_parts
+from qdiff_fx.workflow.parts import wanted_parts
 from qdiff_fx.workflow.pipeline import DonePipeline
 
 ALL = "all"
@@ -32,7 +34,7 @@ def parse_parts(text: str) -> tuple[bool, tuple[WantedPart, ...]]:
     bits = {word: each for word, each in named.items() if each}
     if UNET in bits:
         raise ConfigError("its bits are options of their own", where="--parts", fix="Give --weight-bits and --act-bits")
-    return wanted_parts(list(named), {word: config_of(each) for word, each in bits.items()})
+    return wanted_parts(list(named), bits)
 
 
 def check_pipeline_target(out: Path) -> None:
@@ -51,6 +53,7 @@ def report_pipeline(done: DonePipeline, out: Path, output: Output) -> None:
         output.note(line)
     for name, network in done.networks.items():
         output.show(float_layers_table(network.explain().rows, name))
+        output.show(f"{name}: {bits_of_layers(network.graph_module)}")
     output.show(f"wrote {out}: {megabytes(artifact_bytes(out))}, of which {', '.join(done.networks)} are quantized")
 
 
@@ -61,7 +64,11 @@ def pipeline_figures(done: DonePipeline, out: Path, source: str) -> dict[str, An
         "bytes": artifact_bytes(out),
         "source": source,
         "parts": {
-            name: {"config": network.qconfig.to_json(), "layers": layers_json(network.explain().rows)}
+            name: {
+                "config": network.qconfig.to_json(),
+                "bits": asdict(bits_of_layers(network.graph_module)),
+                "layers": layers_json(network.explain().rows),
+            }
             for name, network in done.networks.items()
         },
         "in_float": dict(done.left),

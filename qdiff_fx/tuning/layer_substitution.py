@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
-from functools import cache
+from functools import cache, partial
 from typing import Any
 
 import torch
@@ -66,16 +66,32 @@ class LayerSubstitution:
         weight = weight_of(layer)
         return self.quantized_subgraph(result_of(layer), lambda node: node is weight, wide=wide)
 
+    def replaced(self, name: str, values: Mapping[fx.Node, Any], weight: Callable[[], Tensor], *, wide: bool) -> Tensor:
+        """What the layer's substitute makes of the float network's values.
+
+        Args:
+            weight: gives the float weight that stands for its codes, where it has one.
+        """
+        substitute = self.substitute(name, wide)
+        # What the float graph does not know is the weight.
+        given = [values[self._by_name[each]] if each in self._by_name else weight() for each in substitute.inputs]
+        found: Tensor = substitute.module(*given)[0]
+        return found
+
     @cache  # noqa: B019
     def scales(self, name: str, bits: int) -> Tensor:
         """Scales of a layer's weight at so many bits."""
         method = self.config.weight_range
-        return weight_scales(self._weight(name).float(), bits, axis=self._axis(name), method=method)
+        return weight_scales(self.weight(name), bits, axis=self._axis(name), method=method)
 
     def quantized_weight(self, name: str, bits: int) -> Tensor:
         """The layer's weight rounded to so many bits, float32."""
         low, high = weight_range(bits)
-        return fake_quantize(self._weight(name).float(), self.scales(name, bits), 0, low, high, axis=self._axis(name))
+        return fake_quantize(self.weight(name), self.scales(name, bits), 0, low, high, axis=self._axis(name))
+
+    def weight(self, name: str) -> Tensor:
+        """The layer's weight, float32."""
+        return get_attr_tensor(self.float_graph, operand(self._by_name[name], 1)).detach().float()
 
     @cache  # noqa: B019
     def affected(self, layers: tuple[str, ...]) -> frozenset[fx.Node]:
@@ -107,9 +123,6 @@ class LayerSubstitution:
             names.pop(layer.name, None)
             names[result_of(layer).name] = name
         return names
-
-    def _weight(self, name: str) -> Tensor:
-        return get_attr_tensor(self.float_graph, operand(self._by_name[name], 1)).detach()
 
     def _axis(self, name: str) -> int:
         info = layer_info(self.quantized_node(name))
@@ -154,20 +167,13 @@ class _Swapped(fx.Interpreter):
     def __init__(self, substitution: LayerSubstitution, unit: Unit, choice: Choice):
         super().__init__(substitution.float_graph, garbage_collect_values=False)
         self.substitution, self.unit, self.choice = substitution, unit, choice
-        self._names: dict[str, fx.Node] = substitution._by_name
 
     def run_node(self, n: fx.Node) -> Any:
         if n.name not in self.unit.layers:
             return super().run_node(n)
-        substitute = self.substitution.substitute(n.name, self.choice.wide)
-        # What the float graph does not know is the weight.
-        values = [
-            self.env[self._names[name]]
-            if name in self._names
-            else self.substitution.quantized_weight(n.name, self.choice.weight_bits)
-            for name in substitute.inputs
-        ]
-        return substitute.module(*values)[0]
+        bits = self.choice.weight_bits
+        weight = partial(self.substitution.quantized_weight, n.name, bits)
+        return self.substitution.replaced(n.name, self.env, weight, wide=self.choice.wide)
 
 
 def paired_layers(prepared: fx.GraphModule, qdq: fx.GraphModule) -> dict[str, fx.Node]:

@@ -6,8 +6,9 @@ import json
 import os
 from collections.abc import Callable, Mapping
 from copy import copy
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from qdiff_fx.calibration.fingerprint import inputs_fingerprint, source_fingerprint
 from qdiff_fx.checkpoint import Checkpoint
@@ -15,6 +16,7 @@ from qdiff_fx.config import QDiffConfig
 from qdiff_fx.errors import ConfigError
 from qdiff_fx.reconstruction import ReconstructionConfig
 from qdiff_fx.sources import SampleRequest, Source
+from qdiff_fx.tuning.finer import Limits
 
 CHOICE = "choice"
 ALL_ROWS = 1 << 62
@@ -27,11 +29,13 @@ class WantedPart:
     Attributes:
         word: which, see `qdiff_fx.sources.parts`.
         config: what to quantize of it, and how.
+        finer: what may be added for its layers that matter most, see `qdiff_fx.tuning.finer`; None: nothing.
         by_name: somebody named it: that it cannot be quantized is an error then. Else it stays in float.
     """
 
     word: str
     config: QDiffConfig
+    finer: Limits | None = None
     by_name: bool = False
 
 
@@ -92,7 +96,8 @@ class Job:
             "number of samples at most": str(self.at_most),
         }
         if self.parts:
-            parts = {each.word: each.config.to_json() for each in self.parts}
+            limits = {each.word: each.finer and asdict(each.finer) for each in self.parts}
+            parts = {each.word: [each.config.to_json(), limits[each.word]] for each in self.parts}
             found["parts"] = json.dumps([self.network, parts], sort_keys=True)
         return found
 
@@ -128,14 +133,23 @@ class WorkFolder:
         """The job without a budget, with as many trajectories and rows as were chosen when the folder was begun."""
         if job.budget is None:
             return job
-        found = self._checkpoint.load(CHOICE)
-        if found is None:
-            chosen = choose()
-            self._checkpoint.save(CHOICE, {}, {"samples": chosen.request.count, "rows": chosen.rows})
-            return chosen
-        report = found[1]
+
+        def chosen() -> dict[str, Any]:
+            found = choose()
+            return {"samples": found.request.count, "rows": found.rows}
+
+        report = self.chosen_once(CHOICE, chosen)
         request = replace(job.request, count=report["samples"])
         return replace(job, budget=None, at_most=False, request=request, rows=report["rows"])
+
+    def chosen_once(self, name: str, choose: Callable[[], Mapping[str, Any]]) -> Mapping[str, Any]:
+        """What was chosen when the folder was begun, so that what depends on it goes on; JSON can hold it."""
+        found = self._checkpoint.load(name)
+        if found is not None:
+            return found[1]
+        chosen = choose()
+        self._checkpoint.save(name, {}, chosen)
+        return chosen
 
     def of(self, part: str) -> WorkFolder:
         """The one of a part of the pipeline, inside this one. What it holds says itself what it belongs to."""

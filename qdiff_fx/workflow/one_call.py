@@ -27,7 +27,7 @@ from qdiff_fx.workflow.convert import converted
 from qdiff_fx.workflow.enough import at_most
 from qdiff_fx.workflow.job import Job, WantedPart, WorkFolder
 from qdiff_fx.workflow.overall import Overall
-from qdiff_fx.workflow.parts import config_of, wanted_parts
+from qdiff_fx.workflow.parts import wanted_parts
 from qdiff_fx.workflow.run import calibrated
 from qdiff_fx.workflow.screen import make_screen
 
@@ -55,7 +55,8 @@ def quantize(
     Args:
         pipe_or_unet: a pipeline, or its UNet together with `data` that were recorded.
         bits: "w4a8", "w8a8", or a configuration: of the UNet. Or one for each part, {"unet": "w4a8", "vae": "w4a8"};
-            those that are not mentioned have 8-bit weights, and text encoders inputs of 16 bits.
+            those that are not mentioned have 8-bit weights, and text encoders inputs of 16 bits. Of a decoder they are
+            those that most layers have; the few that most of its error comes from get more (docs/pipelines.md).
         data: prompts; or the network's own inputs, from `collect_calibration_data` or `calibrating`. None: captions
             that come with the package, for pipelines that take prompts.
         budget: the time it may take, "30min" or seconds; as many trajectories and rows as fit are used. None: eight
@@ -98,13 +99,13 @@ def quantize(
     return pipe_or_unet
 
 
-def _configs(bits: Bits) -> tuple[QDiffConfig, dict[str, QDiffConfig]]:
-    """That of the network that denoises, and those of other parts that are given."""
+def _configs(bits: Bits) -> tuple[QDiffConfig, dict[str, str | QDiffConfig]]:
+    """That of the network that denoises, and what is given of other parts."""
     if not isinstance(bits, Mapping):
         return _config(bits), {}
     named = {check_words([word])[0]: each for word, each in bits.items()}
     network = _config(named.pop(UNET, BITS))
-    return network, {word: config_of(each) if isinstance(each, str) else _config(each) for word, each in named.items()}
+    return network, {word: each if isinstance(each, str) else _config(each) for word, each in named.items()}
 
 
 def _config(bits: object) -> QDiffConfig:
@@ -116,12 +117,12 @@ def _config(bits: object) -> QDiffConfig:
 
 
 def _wanted(
-    given: Any, data: Data, parts: Parts, configs: Mapping[str, QDiffConfig]
+    given: Any, data: Data, parts: Parts, bits: Mapping[str, str | QDiffConfig]
 ) -> tuple[bool, tuple[WantedPart, ...]]:
     """Whether the network that denoises is quantized, and what else."""
     words = [each.strip() for each in parts.split(",")] if isinstance(parts, str) else parts
     alone = isinstance(given, nn.Module) or isinstance(data, CalibrationData)
-    network, wanted = wanted_parts([UNET] if alone and words is None else words, configs)
+    network, wanted = wanted_parts([UNET] if alone and words is None else words, bits)
     if alone and (wanted or not network):
         what = "a network alone has no" if isinstance(given, nn.Module) else "its recorded inputs say nothing about"
         names = [each.word for each in wanted] or [UNET]

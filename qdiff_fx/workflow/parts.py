@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from qdiff_fx.api import prepare_qdiff
+from qdiff_fx.calibration import CalibrationData
 from qdiff_fx.calibration.fingerprint import inputs_fingerprint, source_fingerprint
 from qdiff_fx.calibration.plan import samples_at_once
 from qdiff_fx.calibration.record import as_record
@@ -22,7 +23,8 @@ from qdiff_fx.quant.digest import digest
 from qdiff_fx.quant.qparams import SIXTEEN_BITS
 from qdiff_fx.sources import RecordedSource, SampleRequest, Source
 from qdiff_fx.sources.heard import Heard
-from qdiff_fx.sources.parts import TEXT, UNET, USUAL, NothingToQuantizeError, Part, check_words, parts_of
+from qdiff_fx.sources.parts import TEXT, UNET, USUAL, VAE, NothingToQuantizeError, Part, check_words, parts_of
+from qdiff_fx.tuning.finer import Limits, finer, finer_passes
 from qdiff_fx.workflow.enough import enough, rounded_by
 from qdiff_fx.workflow.estimate import PhaseEstimate, estimate
 from qdiff_fx.workflow.job import Job, WantedPart, WorkFolder
@@ -38,13 +40,16 @@ FEW_TRAJECTORIES = 8
 
 
 WIDE_INPUTS = (Rule("*", act_bits=SIXTEEN_BITS),)
+FINER = {VAE: Limits()}
+"""What may be added to parts whose error is seen as it is, for the few layers that most of it comes from."""
 
 
 def recipe(word: str) -> QDiffConfig:
     """How a part is quantized where nobody says.
 
-    A decoder has few weights, and its error is seen as it is: 8 bits. In text encoders a few numbers are a hundred
-    times as large as the others, which 8 bits do not hold beside them: their layers read 16. They run once per image.
+    A decoder has few weights, and its error is seen as it is: 8 bits, and `FINER` adds some. In text encoders a few
+    numbers are a hundred times as large as the others, which 8 bits do not hold beside them: their layers read 16. They
+    run once per image.
     """
     return QDiffConfig(rules=WIDE_INPUTS) if word == TEXT else QDiffConfig()
 
@@ -63,25 +68,30 @@ def config_of(text: str) -> QDiffConfig:
 
 
 def wanted_parts(
-    words: Sequence[str] | None, configs: Mapping[str, QDiffConfig] | None = None
+    words: Sequence[str] | None, bits: Mapping[str, str | QDiffConfig] | None = None
 ) -> tuple[bool, tuple[WantedPart, ...]]:
     """Whether the network that denoises is quantized, and what else.
 
     Args:
         words: which; None: all that every image takes, as far as they can be.
-        configs: how, where it is not the usual `recipe`.
+        bits: how, where it is not the usual `recipe`. A configuration is taken as it is; of a decoder bits are those
+            that most layers have.
     Raises:
-        ConfigError: there are no such parts, or a configuration is of one that is not quantized.
+        ConfigError: there are no such parts, or bits are of one that is not quantized, or none at all.
     """
     chosen = check_words(USUAL if words is None else words)
-    given = configs or {}
+    given = bits or {}
     if idle := [word for word in given if word not in chosen]:
         named = ", ".join(chosen)
         raise ConfigError(f"{idle[0]!r} is not among the parts ({named})", where="bits", fix="Name it in parts too")
     others = [word for word in chosen if word != UNET]
-    return UNET in chosen, tuple(
-        WantedPart(word, given.get(word, recipe(word)), by_name=words is not None) for word in others
-    )
+    return UNET in chosen, tuple(_wanted(word, given.get(word), by_name=words is not None) for word in others)
+
+
+def _wanted(word: str, bits: str | QDiffConfig | None, *, by_name: bool) -> WantedPart:
+    if isinstance(bits, QDiffConfig):
+        return WantedPart(word, bits, by_name=by_name)
+    return WantedPart(word, recipe(word) if bits is None else config_of(bits), FINER.get(word), by_name)
 
 
 @dataclass(frozen=True)
@@ -90,6 +100,7 @@ class ReadyPart:
 
     Attributes:
         each: calls of it for every image.
+        choosing: seconds that it takes to choose which of its layers get finer bits.
     """
 
     part: Part
@@ -97,6 +108,7 @@ class ReadyPart:
     prepared: PreparedUNet
     costs: Costs
     each: float
+    choosing: float = 0.0
 
 
 class OtherParts:
@@ -153,7 +165,8 @@ class OtherParts:
             # Text encoders read few numbers; pictures are looked at one by one, for memory's sake.
             count = EXAMPLES if part.word == TEXT else EXAMPLES * samples_at_once(part.network)
             costs = measure(source, prepared, example, count, seconds)
-        return ReadyPart(part, wanted, prepared, replace(costs, samples=costs.rows), each)
+            chosen_in = 0.0 if wanted.finer is None else finer_passes(prepared, data) * costs.step / costs.rows
+        return ReadyPart(part, wanted, prepared, replace(costs, samples=costs.rows), each, chosen_in)
 
     @contextmanager
     def _or_left(self, wanted: WantedPart, name: str) -> Iterator[None]:
@@ -177,7 +190,7 @@ class OtherParts:
         return tuple(
             replace(each, name=f"{ready.part.name}: {each.name}")
             for ready in self._ready
-            for each in estimate(ready.costs, self.job_of(ready, count), processes).phases
+            for each in (*_choosing(ready), *estimate(ready.costs, self.job_of(ready, count), processes).phases)
         )
 
     def listening(self, job: Job, folder: WorkFolder) -> AbstractContextManager[None]:
@@ -233,8 +246,31 @@ class OtherParts:
         with named(progress, name):
             data = self._heard.data(ready.part, own.rows).rebatched(ready.costs.rows)
             calibrate_together(ready.prepared, data, workers, resume_dir=inside.statistics, progress=progress)
-            decide(ready.prepared, rounded_by(data, own, ready.costs.rows), own, inside, progress, workers)
+            prepared = _finer(ready, data, folder, workers, progress)
+            decide(prepared, rounded_by(data, own, ready.costs.rows), own, inside, progress, workers)
+        return prepared
+
+
+def _choosing(ready: ReadyPart) -> tuple[PhaseEstimate, ...]:
+    if ready.wanted.finer is None:
+        return ()
+    return (PhaseEstimate("choosing bits", ready.choosing, ready.costs.held_bytes + ready.costs.step_bytes),)
+
+
+def _finer(
+    ready: ReadyPart, data: CalibrationData, folder: WorkFolder, workers: Workers, progress: bool | Progress
+) -> PreparedUNet:
+    """The part with finer bits where the leading process has chosen them."""
+    limits = ready.wanted.finer
+    if limits is None:
         return ready.prepared
+
+    def choose() -> Mapping[str, Any]:
+        return finer(ready.prepared, data, limits, progress=progress).qconfig.to_json()
+
+    chosen = folder.chosen_once(f"bits of {ready.part.name}", choose) if workers.leads else None
+    config = QDiffConfig.from_json(workers.agreed(chosen))
+    return ready.prepared if config == ready.prepared.qconfig else ready.prepared.with_config(config)
 
 
 def _of_two(example: Mapping[str, Any]) -> Mapping[str, Any]:

@@ -15,6 +15,7 @@ from qdiff_fx.cli import app
 from qdiff_fx.cli.parts import parse_parts
 from qdiff_fx.errors import ConfigError
 from qdiff_fx.quant.qparams import SIXTEEN_BITS
+from qdiff_fx.tuning.finer import Limits
 
 QUICK = ("--steps", "2", "--samples", "2", "--prompt", "a fish")
 
@@ -44,6 +45,7 @@ def test_parts_as_text() -> None:
     (wide,) = parse_parts("vae=w4a16")[1]
     assert (wide.config.weight_bits, wide.config.act_bits) == (4, 8)
     assert wide.config.settings_for("anything").act_bits == SIXTEEN_BITS
+    assert [each.finer for each in others] == [Limits(), None]
     for text, message in (
         ("vea", "'vea' is none of unet, vae, encoder, text"),
         ("", "is none of"),
@@ -63,7 +65,11 @@ def test_from_float16_files_to_a_picture(half: Path, tmp_path: Path) -> None:
     assert list(figures["parts"]) == ["unet", "vae.decoder", "text_encoder"]
     assert figures["parts"]["unet"]["config"]["weight_bits"] == 4
     assert figures["parts"]["vae.decoder"]["config"]["weight_bits"] == 8
-    assert {"sampling", "vae.decoder: rounding", "text_encoder: saving"} <= set(figures["estimate"]["phases"])
+    assert figures["parts"]["vae.decoder"]["bits"]["weights"] == 8
+    assert "vae.decoder: 8.00 bits a weight" in done.stderr
+    assert {"sampling", "vae.decoder: choosing bits", "vae.decoder: rounding", "text_encoder: saving"} <= set(
+        figures["estimate"]["phases"]
+    )
     assert figures["in_float"] == {}
     assert "vae.decoder: calibrating" in done.stderr
     drawn = run("sample", out, "--prompt", "a fish", "--prompt", "two birds", "--steps", "2", "--out", picture)

@@ -12,10 +12,12 @@ from diffusers import AutoencoderKL, AutoPipelineForImage2Image, DDIMPipeline, U
 from diffusers.loaders import lora_base
 from whole import image, psnr, sqnr, tiny_decoder, tiny_pipeline, tiny_xl
 
-from qdiff_fx import QuantizedUNet, collect_calibration_data
+from qdiff_fx import QDiffConfig, QuantizedUNet, collect_calibration_data
 from qdiff_fx.errors import CalibrationError, CaptureError, ConfigError, InputError, QDiffError
 from qdiff_fx.networks.autoencoder import QuantizedAutoencoderKL, QuantizedAutoencoderTiny
 from qdiff_fx.quant.qparams import SIXTEEN_BITS
+from qdiff_fx.report.bits import bits_of_layers
+from qdiff_fx.tuning.finer import Limits
 from qdiff_fx.workflow import parts
 
 Few = Callable[..., Any]
@@ -32,6 +34,23 @@ def test_all_parts_are_quantized_each_by_its_own_recipe(quantized_pipeline: Any)
     assert pipe.vae.decoder.explain().counts[1] == 0
     assert pipe.text_encoder.qconfig.rules[0].act_bits == SIXTEEN_BITS
     assert psnr(image(tiny_pipeline()), image(pipe)) > 30
+
+
+def test_bits_of_a_decoder_are_those_of_most_of_its_layers(few: Few) -> None:
+    """The rest have more, within the limits; what a configuration says is taken as it is."""
+    finer, alike = (
+        few(tiny_pipeline(), bits={"vae": bits}, parts="vae").vae.decoder
+        for bits in ("w4a8", QDiffConfig.of_bits("w4a8"))
+    )
+    assert not alike.qconfig.rules
+    assert finer.qconfig.rules
+    assert finer.qconfig.weight_bits == 4
+    before, after = (bits_of_layers(network.graph_module) for network in (alike, finer))
+    assert before.weights < after.weights <= before.weights * (1 + Limits().bytes)
+    latents = torch.randn(4, 4, 8, 8, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        picture = tiny_pipeline().vae.decoder(latents)
+    assert sqnr(picture, finer(latents)) > sqnr(picture, alike(latents))
 
 
 def test_what_pipelines_and_people_ask_an_autoencoder_goes_on_working(quantized_pipeline: Any) -> None:

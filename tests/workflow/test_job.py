@@ -12,7 +12,8 @@ from qdiff_fx.config import QDiffConfig, Rule
 from qdiff_fx.errors import ArtifactError, ConfigError
 from qdiff_fx.reconstruction import ReconstructionConfig
 from qdiff_fx.sources import DigitsSource, SampleRequest, Source
-from qdiff_fx.workflow.job import Job, WorkFolder
+from qdiff_fx.tuning.finer import Limits
+from qdiff_fx.workflow.job import Job, WantedPart, WorkFolder
 
 JOB = Job(QDiffConfig(), SampleRequest(4, 3))
 
@@ -39,6 +40,7 @@ def test_begun_again_it_is_the_same_folder(source: Source, tmp_path: Path) -> No
         (replace(JOB, at_most=True), "number of samples at most"),
         (replace(JOB, config=QDiffConfig(weight_bits=4)), "weight_bits"),
         (replace(JOB, config=QDiffConfig(rules=(Rule("a", weight_bits=4),))), "rules"),
+        (replace(JOB, parts=(WantedPart("vae", QDiffConfig(), Limits()),)), "parts"),
         (replace(JOB, reconstruction=ReconstructionConfig.fast()), "reconstruction"),
     ],
 )
@@ -46,6 +48,16 @@ def test_another_job_is_refused_by_what_differs(source: Source, tmp_path: Path, 
     WorkFolder(tmp_path, source, JOB)
     with pytest.raises(ArtifactError, match=f"it was begun with another {named}\\. Give the folder of this run"):
         WorkFolder(tmp_path, source, other)
+
+
+def test_what_was_chosen_once_stays_where_it_is_kept(source: Source, tmp_path: Path) -> None:
+    given = iter([{"bits": 4}, {"bits": 5}, {"bits": 6}, {"bits": 7}])
+    assert [WorkFolder(tmp_path, source, JOB).chosen_once("a", lambda: next(given)) for _ in range(2)] == [
+        {"bits": 4}
+    ] * 2
+    assert WorkFolder(tmp_path, source, JOB).chosen_once("b", lambda: next(given)) == {"bits": 5}
+    nowhere = WorkFolder(None, source, JOB)
+    assert [nowhere.chosen_once("a", lambda: next(given))["bits"] for _ in range(2)] == [6, 7]
 
 
 def test_another_network_and_another_number_of_processes_are_refused(tmp_path: Path) -> None:
