@@ -116,14 +116,9 @@ inline bool takes_winograd(const qdiff::Conv& p) {
 inline void run_winograd(const qdiff::Conv& p, int64_t threads) {
   const qdiff::Winograd& winograd = *qdiff::kKernels.winograd;
   const int64_t each = winograd.thread_bytes(p, threads);
-  const Aligned shared(winograd.shared_bytes(p, threads)), own(each * threads);
-  for (int64_t run = 0; run < winograd.runs(p, threads); ++run) {
-    share(winograd.input_tasks(p, run, threads), threads,
-          [&](qdiff::Tasks& tasks) { winograd.transform_input(p, run, shared.data(), threads, tasks); });
-    share(winograd.tasks(p, threads), threads, [&](qdiff::Tasks& tasks) {
-      winograd.multiply(p, run, shared.data(), own.data() + tasks.thread * each, threads, tasks);
-    });
-  }
+  const Aligned memory(each * threads);
+  share(winograd.tasks(p, threads), threads,
+        [&](qdiff::Tasks& tasks) { winograd.multiply(p, memory.data() + tasks.thread * each, threads, tasks); });
 }
 
 using Shape = std::array<int64_t, 4>;

@@ -76,7 +76,7 @@ def test_any_number_of_threads(threads):
 @pytest.mark.parametrize("threads", [1, 2])
 @pytest.mark.parametrize(("height", "width"), [(58, 61), (120, 40)])
 def test_few_channels_of_large_images(height, width, threads):
-    """Weights are shared, every thread transforms its own inputs; the last chunk and the last tiles are not whole."""
+    """Several chunks of tiles, of which the last is not whole, nor are the last tiles."""
     codes = torch.randint(0, 256, (2, 70, height, width), dtype=torch.uint8).contiguous(
         memory_format=torch.channels_last
     )
@@ -90,9 +90,17 @@ def test_few_channels_of_large_images(height, width, threads):
     assert torch.equal(direct, winograd)
 
 
-def test_inputs_too_large_to_be_transformed_at_once():
-    codes = torch.randint(0, 256, (1, 300, 162, 158), dtype=torch.uint8).contiguous(memory_format=torch.channels_last)
+def test_many_chunks_and_blocks():
+    codes = torch.randint(0, 256, (1, 300, 82, 78), dtype=torch.uint8).contiguous(memory_format=torch.channels_last)
     direct, winograd = both(plain_convolution(codes, torch.randint(-128, 128, (16, 300, 3, 3), dtype=torch.int8)))
+    assert torch.equal(direct, winograd)
+
+
+@pytest.mark.parametrize("size", [8, 13])
+def test_a_task_of_several_panels(size):
+    """Few tiles, so a task has several panels of output channels, of which the last group has fewer."""
+    codes = torch.randint(0, 256, (1, 300, size, size), dtype=torch.uint8).contiguous(memory_format=torch.channels_last)
+    direct, winograd = both(plain_convolution(codes, torch.randint(-128, 128, (600, 300, 3, 3), dtype=torch.int8)))
     assert torch.equal(direct, winograd)
 
 

@@ -31,18 +31,10 @@ bool by_winograd(const Kernels& kernels, const Conv& p) {
 }
 
 void run_winograd(const Winograd& winograd, const Conv& p, int64_t work) {
-  const int64_t count = std::min<int64_t>(threads.count(), TaskPool::kMaxThreads);
-  const int64_t shared = winograd.shared_bytes(p, count), each = winograd.thread_bytes(p, count);
-  const Bytes scratch(size_t(shared + count * each));
-  uint8_t* memory = scratch.data();
-  const int64_t runs = winograd.runs(p, count);
-  for (int64_t run = 0; run < runs; ++run) {
-    parallel(winograd.input_tasks(p, run, count), work, false,
-             [&](Tasks& tasks) { winograd.transform_input(p, run, memory, count, tasks); });
-    parallel(winograd.tasks(p, count), work, true, [&](Tasks& tasks) {
-      winograd.multiply(p, run, memory, memory + shared + tasks.thread * each, count, tasks);
-    });
-  }
+  const int64_t count = std::min<int64_t>(threads.count(), TaskPool::kMaxThreads), each = winograd.thread_bytes(p, count);
+  const Bytes scratch(size_t(count * each));
+  parallel(winograd.tasks(p, count), work, true,
+           [&](Tasks& tasks) { winograd.multiply(p, scratch.data() + tasks.thread * each, count, tasks); });
 }
 
 // In nanoseconds: dots are of four products each, some 64 a nanosecond; lone products are as slow as four.

@@ -203,18 +203,14 @@ struct Tasks {
   }
 };
 
-// The same convolutions with fewer multiplications, to the same bit, where they are of 3x3 and stride 1. Run by run what the
-// threads share is transformed first, all inputs or all weights, then results are made of it. Memory is 64-byte aligned.
+// The same convolutions with fewer multiplications, to the same bit, where they are of 3x3 and stride 1. Memory is 64-byte
+// aligned.
 struct Winograd {
   // Whether it is likely to be faster.
   bool (*pays)(const Conv&, int64_t threads);
-  int64_t (*runs)(const Conv&, int64_t threads);
-  int64_t (*shared_bytes)(const Conv&, int64_t threads);
   int64_t (*thread_bytes)(const Conv&, int64_t threads);  // of each thread
-  int64_t (*input_tasks)(const Conv&, int64_t run, int64_t threads);
-  void (*transform_input)(const Conv&, int64_t run, void* shared, int64_t threads, Tasks&);
   int64_t (*tasks)(const Conv&, int64_t threads);
-  void (*multiply)(const Conv&, int64_t run, void* shared, void* of_thread, int64_t threads, Tasks&);
+  void (*multiply)(const Conv&, void* of_thread, int64_t threads, Tasks&);
 };
 
 // A Gram run by run: some of its rows are brought into the order of the tile, then multiplied. Memory is 64-byte aligned.

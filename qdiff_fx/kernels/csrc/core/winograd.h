@@ -26,36 +26,17 @@ struct Rates {
 
 extern const Rates kRates;
 
-int64_t winograd_input_tasks(const Conv& p, int64_t run, int64_t threads) {
-  const WinogradPlan plan(p, threads);
-  return plan.by_chunks ? plan.panels * block_count(p) : plan.last_tile(run) - plan.first_tile(run);
-}
-
-// A task is a tile of the run.
-void make_all_inputs(const Conv& p, const WinogradPlan& plan, int64_t run, int16_t* to, Tasks& tasks) {
-  const int64_t chunk_size = input_chunk_size(p, plan.chunk);
-  int64_t begin, end;
-  while (tasks.take(begin, end)) {
-    for (int64_t task = begin; task < end; ++task) {
-      const int64_t of_run = task / plan.chunk;
-      ChunkInputs(p, plan, plan.first_chunk(run) + of_run, to + of_run * chunk_size).tile(task % plan.chunk);
-    }
-  }
-}
-
-void winograd_input(const Conv& p, int64_t run, void* shared, int64_t threads, Tasks& tasks) {
-  const WinogradPlan plan(p, threads);
-  int16_t* to = static_cast<int16_t*>(shared);
-  return plan.by_chunks ? make_all_weights(p, plan, to, tasks) : make_all_inputs(p, plan, run, to, tasks);
-}
-
 int64_t winograd_tasks(const Conv& p, int64_t threads) { return WinogradPlan(p, threads).tasks(); }
 
-void winograd(const Conv& p, int64_t run, void* shared, void* of_thread, int64_t threads, Tasks& tasks) {
+int64_t winograd_thread_bytes(const Conv& p, int64_t threads) { return WinogradMemory(p, WinogradPlan(p, threads), nullptr).bytes; }
+
+void winograd(const Conv& p, void* of_thread, int64_t threads, Tasks& tasks) {
   const WinogradPlan plan(p, threads);
   const WinogradMemory memory(p, plan, of_thread);
-  int16_t* made = static_cast<int16_t*>(shared);
-  return plan.by_chunks ? by_chunks(p, plan, made, memory, tasks) : by_panels(p, plan, run, made, memory, tasks);
+  int64_t begin, end;
+  while (tasks.take(begin, end)) {
+    for (int64_t task = begin; task < end; ++task) WinogradTask(p, plan, memory, task).run();
+  }
 }
 
 // ------------------------------------------------------------------------------------------------- what it costs
@@ -73,16 +54,15 @@ bool winograd_pays(const Conv& p, int64_t threads) {
     const double channels = double(p.sources[i].quads * 4);
     direct += results * channels * 9 / (p.sources[i].nibbles ? kRates.direct_nibbles : kRates.direct);
     products += kPositions * tiles * channels * outputs / (kRates.product * full);
-    weights += kRates.weight * channels * outputs * double(plan.by_chunks ? 1 : plan.keeps_weights ? plan.runs * plan.splits : plan.chunks);
-    inputs += kRates.input * tiles * channels;
+    weights += kRates.weight * channels * outputs * double(plan.chunks);
+    inputs += kRates.input * tiles * channels * double(plan.keeps_inputs ? plan.shares : ceil_div(plan.panels, plan.group));
   }
   const double sums = kRates.output * kOutputs * kOutputs * tiles * outputs * double(p.source_count);
   const double tasks = double(plan.tasks()), rounds = double(ceil_div(plan.tasks(), threads));
-  return inputs / double(threads) + (products + weights + sums) * rounds / tasks < 0.95 * direct / double(threads);
+  return (inputs + products + weights + sums) * rounds / tasks < 0.95 * direct / double(threads);
 }
 
-const Winograd kWinograd = {winograd_pays,        winograd_runs,  winograd_shared_bytes, winograd_thread_bytes,
-                            winograd_input_tasks, winograd_input, winograd_tasks,        winograd};
+const Winograd kWinograd = {winograd_pays, winograd_thread_bytes, winograd_tasks, winograd};
 
 }  // namespace
 }  // namespace qdiff

@@ -20,6 +20,8 @@ typedef int32_t Wides __attribute__((vector_size(kRegister)));
 typedef uint32_t Unsigneds __attribute__((vector_size(kRegister)));
 
 constexpr int64_t kPatch = 6, kOutputs = 4, kPositions = kPatch * kPatch;
+// Positions are computed in two halves, three rows of six each: what both need in between is half as much.
+constexpr int64_t kHalfRows = kPatch / 2, kHalfPositions = kHalfRows * kPatch;
 
 // The first three, and the last three: so many intermediate results at a time are as many as there are registers.
 template <bool Last, typename V>
@@ -44,16 +46,26 @@ QDIFF_INLINE void input_transform(const V (&d)[kPatch], V (&out)[kPatch]) {
   half_input_transform<true>(d, out + kPatch / 2);
 }
 
-// G without its fractions 1/4, -1/6, -1/6, 1/24, 1/24, 1.
+// G without its fractions 1/4, -1/6, -1/6, 1/24, 1/24, 1; the first three and the last three.
+template <bool Last, typename V>
+QDIFF_INLINE void half_weight_transform(const V& a, const V& b, const V& c, V* out) {
+  if constexpr (Last) {
+    const V far = a + (c << 2), twice = b << 1;
+    out[0] = far + twice;
+    out[1] = far - twice;
+    out[2] = c;
+  } else {
+    const V ends = a + c;
+    out[0] = a;
+    out[1] = ends + b;
+    out[2] = ends - b;
+  }
+}
+
 template <typename V>
 QDIFF_INLINE void weight_transform(const V& a, const V& b, const V& c, V (&out)[kPatch]) {
-  const V ends = a + c, far = a + (c << 2), twice = b << 1;
-  out[0] = a;
-  out[1] = ends + b;
-  out[2] = ends - b;
-  out[3] = far + twice;
-  out[4] = far - twice;
-  out[5] = c;
+  half_weight_transform<false>(a, b, c, out);
+  half_weight_transform<true>(a, b, c, out + kHalfRows);
 }
 
 // 24 times what G's fractions would have made of it.

@@ -31,30 +31,30 @@ QDIFF_INLINE Shorts unpacked(const int8_t* from) {
   return (load_raw<Shorts>(from) << up) >> (Nibbles ? 12 : 8);
 }
 
-// The weights of a quad in a register's worth of output channels, one of every two, at every position.
-template <bool Nibbles, bool Upper, bool Odd>
+// The weights of a quad in a register's worth of output channels, one of every two, at half of the positions.
+template <bool Nibbles, bool Upper, bool Odd, bool Last>
 QDIFF_INLINE void transform_weight(const int8_t* from, int64_t tap, int16_t* to, int64_t position) {
-  Shorts half[kPatch][3];
+  Shorts half[kHalfRows][3];
   for (int j = 0; j < 3; ++j) {
-    Shorts made[kPatch];
-    weight_transform(unpacked<Nibbles, Upper, Odd>(from + j * tap), unpacked<Nibbles, Upper, Odd>(from + (3 + j) * tap),
-                     unpacked<Nibbles, Upper, Odd>(from + (6 + j) * tap), made);
-    for (int64_t i = 0; i < kPatch; ++i) half[i][j] = made[i];
+    Shorts made[kHalfRows];
+    half_weight_transform<Last>(unpacked<Nibbles, Upper, Odd>(from + j * tap), unpacked<Nibbles, Upper, Odd>(from + (3 + j) * tap),
+                                unpacked<Nibbles, Upper, Odd>(from + (6 + j) * tap), made);
+    for (int64_t i = 0; i < kHalfRows; ++i) half[i][j] = made[i];
   }
-  for (int64_t i = 0; i < kPatch; ++i) {
+  for (int64_t i = 0; i < kHalfRows; ++i) {
     Shorts made[kPatch];
     weight_transform(half[i][0], half[i][1], half[i][2], made);
     for (int64_t j = 0; j < kPatch; ++j) store_raw(to + (i * kPatch + j) * position, made[j]);
   }
 }
 
-template <bool Nibbles, bool Upper>
+template <bool Nibbles, bool Upper, bool Last>
 QDIFF_INLINE void transform_vector(const int8_t* from, int64_t tap, int16_t* even, int16_t* odd, int64_t position) {
   for (int64_t byte = 0; byte < kVectorBytes; byte += kRegister) {
-    transform_weight<Nibbles, Upper, false>(from + byte, tap, even + byte / 2, position);
+    transform_weight<Nibbles, Upper, false, Last>(from + byte, tap, even + byte / 2, position);
   }
   for (int64_t byte = 0; byte < kVectorBytes; byte += kRegister) {
-    transform_weight<Nibbles, Upper, true>(from + byte, tap, odd + byte / 2, position);
+    transform_weight<Nibbles, Upper, true, Last>(from + byte, tap, odd + byte / 2, position);
   }
 }
 
@@ -103,52 +103,36 @@ class Magnitudes {
 // Whether the sums of a source may be too large for one part, so that magnitudes matter.
 QDIFF_INLINE bool may_need_parts(const ConvSource& s) { return s.quads * 4 * 9 * (s.nibbles ? 8 : 128) * 128 >= kReach; }
 
-// A block of a panel's weights, [position][pair][kPanel][2] of `quads` quads from `first`, made piece by piece: a piece is 16
-// output channels of a quad. Pairs are in the order of transform_input.
-class BlockWeights {
- public:
-  BlockWeights(const Conv& p, int64_t source, int64_t panel, int64_t first, int64_t quads, int16_t* to)
-      : packed_(p, source, panel),
-        first_(first),
-        quads_(quads),
-        vectors_(vectors_of_block(p, panel)),
-        measures_(may_need_parts(p.sources[source]) && !packed_.nibbles),
-        to_(to) {}
+// A bound of the sums of magnitudes of a block of a panel's weights, of every output channel: `quads` quads from `first`.
+int64_t magnitude_of(const PackedPanel& packed, int64_t vectors, int64_t first, int64_t quads) {
+  if (packed.nibbles) return quads * 36 * 8;
+  Magnitudes magnitudes;
+  for (int64_t q = first; q < first + quads; ++q) {
+    for (int64_t v = 0; v < vectors; ++v) magnitudes.add(packed.at(v, q), packed.tap, v);
+  }
+  return magnitudes.largest();
+}
 
-  int64_t pieces() const { return quads_ * vectors_; }
-
-  // The largest sum of magnitudes over the output channels, or a bound of it, where it matters.
-  int64_t magnitude() const { return measures_ ? magnitudes_.largest() : quads_ * 36 * (packed_.nibbles ? 8 : 128); }
-
-  // As if it were made.
-  void measure() {
-    for (int64_t q = 0; measures_ && q < quads_; ++q) {
-      for (int64_t v = 0; v < vectors_; ++v) magnitudes_.add(packed_.at(v, first_ + q), packed_.tap, v);
+// A block of a panel's weights at half of the positions, [position][pair][kPanel][2] of `quads` quads from `first`. Pairs are
+// in the order of transform_input.
+template <bool Last>
+void transform_weights(const PackedPanel& packed, int64_t vectors, int64_t first, int64_t quads, int16_t* to) {
+  const int64_t position = weight_position(quads);
+  for (int64_t q = 0; q < quads; ++q) {
+    const int64_t group = q / kGroupQuads * kGroupQuads, in_group = std::min(kGroupQuads, quads - group);
+    for (int64_t v = 0; v < vectors; ++v) {
+      int16_t *even = to + (group + q) * kPanel * 2 + v * kLanes * 2, *odd = even + in_group * kPanel * 2;
+      const int8_t* from = packed.at(v, first + q);
+      if (!packed.nibbles) {
+        transform_vector<false, false, Last>(from, packed.tap, even, odd, position);
+      } else if (v % 2) {
+        transform_vector<true, true, Last>(from, packed.tap, even, odd, position);
+      } else {
+        transform_vector<true, false, Last>(from, packed.tap, even, odd, position);
+      }
     }
   }
-
-  void piece(int64_t number) {
-    const int64_t q = number / vectors_, v = number % vectors_, position = weight_position(quads_);
-    const int64_t group = q / kGroupQuads * kGroupQuads, in_group = std::min(kGroupQuads, quads_ - group);
-    int16_t *even = to_ + (group + q) * kPanel * 2 + v * kLanes * 2, *odd = even + in_group * kPanel * 2;
-    const int8_t* from = packed_.at(v, first_ + q);
-    if (measures_) magnitudes_.add(from, packed_.tap, v);
-    if (!packed_.nibbles) {
-      transform_vector<false, false>(from, packed_.tap, even, odd, position);
-    } else if (v % 2) {
-      transform_vector<true, true>(from, packed_.tap, even, odd, position);
-    } else {
-      transform_vector<true, false>(from, packed_.tap, even, odd, position);
-    }
-  }
-
- private:
-  PackedPanel packed_;
-  int64_t first_, quads_, vectors_;
-  bool measures_;
-  int16_t* to_;
-  Magnitudes magnitudes_;
-};
+}
 
 }  // namespace
 }  // namespace qdiff

@@ -126,8 +126,10 @@ __attribute__((noinline)) void multiply_rows(const int16_t* a, int64_t a_stride,
       acc[r][v] = add ? _mm512_loadu_si512(m + r * kPanel + v * kLanes) : _mm512_setzero_si512();
     }
   }
-  for (int64_t k = 0; k < pairs; ++k, a += 2, b += 2 * kPanel, ahead += 64) {
+  const int32_t* next = m + R * kPanel;
+  for (int64_t k = 0; k < pairs; ++k, a += 2, b += 2 * kPanel, ahead += 64, next += kLanes) {
     __builtin_prefetch(ahead);
+    __builtin_prefetch(next);
     __m512i operand[V];
 #pragma GCC unroll 4
     for (int v = 0; v < V; ++v) operand[v] = _mm512_loadu_si512(b + v * 2 * kLanes);
@@ -167,7 +169,7 @@ void multiply_pairs(const int16_t* a, int64_t a_stride, int64_t rows, const int1
   }
 }
 
-const Rates kRates = {125, 125, 62, 4.5, 10, 0.8, 8};
+const Rates kRates = {108, 108, 54, 8, 8, 1.2, 8};
 
 }  // namespace
 

@@ -23,8 +23,10 @@ __attribute__((noinline)) void multiply_rows(const int16_t* a, int64_t a_stride,
     acc[r][0] = add ? _mm256_loadu_si256(vector(m + r * kPanel)) : _mm256_setzero_si256();
     acc[r][1] = add ? _mm256_loadu_si256(vector(m + r * kPanel + 8)) : _mm256_setzero_si256();
   }
-  for (int64_t k = 0; k < pairs; ++k, a += 2, b += 2 * kPanel, ahead += 64) {
+  const int32_t* next = m + R * kPanel;
+  for (int64_t k = 0; k < pairs; ++k, a += 2, b += 2 * kPanel, ahead += 64, next += kPanel) {
     __builtin_prefetch(ahead);
+    __builtin_prefetch(next);
     const __m256i left = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(b));
     const __m256i right = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(b + 16));
 #pragma GCC unroll 6
