@@ -10,17 +10,19 @@ from torch import fx
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from qdiff_fx.capture.example import Example
-from qdiff_fx.capture.sizes import traced_sizes
-from qdiff_fx.signature.inputs import BATCH, TensorInput
+from qdiff_fx.capture.sizes import next_free_prime, traced_sizes
+from qdiff_fx.signature.inputs import TensorInput
 
-_MORE, _FEWER = 101, 7  # both primes; batches are traced with one between them
+_FEWER = 7  # a prime, as all sizes that are traced with are, and smaller than these
 
 
 def unrelated_rows(module: fx.GraphModule, inputs: Sequence[TensorInput], example: Example) -> list[str]:
     """Names of inputs of which the graph takes more and fewer rows than samples: no row belongs to a sample."""
     candidates = [spec.name for spec in inputs if not spec.role and spec.rows_per_sample]
-    sizes = {**traced_sizes(inputs, example), BATCH: 13}
-    return [name for name in candidates if all(_runs(module, inputs, sizes, name, rows) for rows in (_MORE, _FEWER))]
+    sizes = traced_sizes(inputs, example)
+    # No size is a multiple of another: rows that were divided by mistake, and tokens multiplied, would fit again.
+    more = next_free_prime(max(sizes.values(), default=_FEWER), ())
+    return [name for name in candidates if all(_runs(module, inputs, sizes, name, rows) for rows in (more, _FEWER))]
 
 
 def _runs(

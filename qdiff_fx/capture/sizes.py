@@ -156,11 +156,12 @@ def traced_sizes(inputs: Sequence[TensorInput], example: Example) -> dict[str, i
     for spec in inputs:
         for dim, size in zip(spec.dims, example.tensors[spec.name].shape, strict=True):
             if isinstance(dim, Size) and dim.symbol not in sizes:
-                sizes[dim.symbol] = _next_free_prime(max(10, size // dim.multiple), sizes.values())
+                sizes[dim.symbol] = next_free_prime(max(10, size // dim.multiple), sizes.values())
     return sizes
 
 
-def _next_free_prime(above: int, taken: Collection[int]) -> int:
+def next_free_prime(above: int, taken: Collection[int]) -> int:
+    """The smallest prime above a number that is not among those taken."""
     prime = sympy.nextprime(above)
     while prime in taken:
         prime = sympy.nextprime(prime)
