@@ -43,15 +43,14 @@ RUNS = (
     Run(
         "README.md",
         "qdiff_fx.quantize(pipe",
-        {"prompts": "prompts"},
-        FOLDER,
+        around=FOLDER,
         leaves=("pipeline-w4a8/model_index.json",),
     ),
     Run(
         "README.md",
         "collect_calibration_data",
         FLOAT,
-        edits={"num_samples=32": "num_samples=2", "num_inference_steps=25": "num_inference_steps=2"},
+        edits={"num_inference_steps=25": "num_inference_steps=2"},
         leaves=("unet-w4a8/qdiff.json",),
     ),
     Run("diffusers.md", 'quantize(pipe, "w4a8", prompts', FLOAT),
