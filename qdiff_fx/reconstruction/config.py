@@ -6,6 +6,7 @@ from dataclasses import asdict, dataclass
 from typing import Any, Literal, get_args
 
 from qdiff_fx.errors import ConfigError
+from qdiff_fx.reconstruction.precision import multiplies_bfloat16
 
 Objective = Literal["output", "plain"]
 
@@ -33,7 +34,8 @@ class ReconstructionConfig:
         typical_loss: a unit whose rounded weights cause this relative error of the output takes the steps given here;
             one of another loss as many times more or fewer as the root of the losses' ratio, up to three times as
             many, and none where it would be less than a twentieth: such units decide nothing. 0: all take the same.
-        bfloat16: run the units' layers in bfloat16 while they learn, not where they are judged.
+        bfloat16: run the units' layers in bfloat16 while they learn, not where they are judged; None: where this
+            processor has products of it.
         joint: learn a unit's activations right after its weights, its inputs quantized in both respects. Otherwise,
             as the paper does, all weights first, under float activations, then all activations.
         samples: calibration samples used at most, evenly over the timesteps; 0: all of them.
@@ -54,7 +56,7 @@ class ReconstructionConfig:
     act_loss_power: float = 2.0
     objective: Objective = "output"
     typical_loss: float = 1e-4
-    bfloat16: bool = True
+    bfloat16: bool | None = None
     joint: bool = True
     samples: int = 0
     cache_bytes: int = 4 << 30
@@ -72,6 +74,11 @@ class ReconstructionConfig:
         self._check("objective", self.objective in get_args(Objective), f"one of {list(get_args(Objective))}")
         self._check("beta", len(self.beta) == 2 and min(self.beta) > 0, "two positive exponents")
         self._check("act_loss_power", self.act_loss_power >= 1, "1 or more")
+
+    @property
+    def in_bfloat16(self) -> bool:
+        """Whether layers run in bfloat16 on this processor while they learn."""
+        return multiplies_bfloat16() if self.bfloat16 is None else self.bfloat16
 
     def _check(self, name: str, holds: bool, allowed: str) -> None:
         if not holds:

@@ -45,7 +45,7 @@ def learn_weights(stage: Stage, config: ReconstructionConfig, steps: int, loss: 
     Args:
         loss: the unit's loss on some samples, about 1 where it starts.
     """
-    dtype = torch.bfloat16 if config.bfloat16 else torch.float32
+    dtype = torch.bfloat16 if config.in_bfloat16 else torch.float32
     learners = [each.begin(config.head_start, dtype) for each in stage.roundings.values()]
     biases = [each.decided.requires_grad_() for each in stage.biases.values()]
     optimizer = torch.optim.Adam(biases, lr=config.bias_rate) if biases else None

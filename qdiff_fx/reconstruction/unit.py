@@ -75,7 +75,7 @@ def reconstruct_unit(stage: Stage, lesson: Lesson, seed: int) -> UnitReport:
 def _folded(stage: Stage, lesson: Lesson, learned: Collection[object]) -> AbstractContextManager[Stage]:
     """The stage without what comes before these modules, see `folded`."""
     config = lesson.config
-    return folded(stage, lesson.cache, learned, bfloat16=config.bfloat16, room=config.cache_bytes, chunk=CHUNK)
+    return folded(stage, lesson.cache, learned, bfloat16=config.in_bfloat16, room=config.cache_bytes, chunk=CHUNK)
 
 
 def _attempt(
@@ -106,7 +106,7 @@ def _objective(stage: Stage, lesson: Lesson, before: float, *, power: float) -> 
     scale = before if lesson.sensitivity else 1.0
 
     def loss(rows: Tensor) -> Tensor:
-        with torch.autocast("cpu", torch.bfloat16) if lesson.config.bfloat16 else nullcontext():
+        with torch.autocast("cpu", torch.bfloat16) if lesson.config.in_bfloat16 else nullcontext():
             error = stage.error(lesson.cache, rows)
         return _loss(stage, lesson, error, power) / max(scale, 1e-30)
 

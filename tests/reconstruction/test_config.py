@@ -28,6 +28,14 @@ def test_what_can_never_work_is_refused(change):
         ReconstructionConfig(**change)
 
 
+@pytest.mark.parametrize("multiplies", [True, False])
+def test_bfloat16_is_learned_in_where_the_processor_multiplies_it(multiplies, monkeypatch):
+    monkeypatch.setattr("qdiff_fx.reconstruction.config.multiplies_bfloat16", lambda: multiplies)
+    assert ReconstructionConfig.fast().in_bfloat16 == multiplies
+    assert not ReconstructionConfig.paper().in_bfloat16
+    assert ReconstructionConfig(bfloat16=True).in_bfloat16
+
+
 def test_an_unknown_preset_is_refused_with_the_known_ones():
     with pytest.raises(ConfigError, match="fast, standard, paper"):
         ReconstructionConfig.preset("best")
