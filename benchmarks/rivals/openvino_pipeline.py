@@ -84,7 +84,7 @@ class OpenVINOPipeline:
         for place, part in components.items():
             if isinstance(part, Compiled) and (floats / place).is_dir():
                 part.configured_like(floats / place)
-        return subject.load(floats, **components)
+        return subject.assembled(floats, components)
 
 
 class Compiled(nn.Module):

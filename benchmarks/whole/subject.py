@@ -38,6 +38,10 @@ class Subject:
         """The pipeline, with these components in the place of those in the folder."""
         raise NotImplementedError
 
+    def assembled(self, folder: Path, components: Mapping[str, Any]) -> Any:
+        """The pipeline with networks that are no classes of diffusers' or transformers'."""
+        return self.load(folder, **components)
+
     def arguments(self, steps: int, guidance: float, seed: int = 0) -> dict[str, Any]:
         """Of one call that draws one image."""
         generator = torch.Generator().manual_seed(seed)
@@ -56,6 +60,11 @@ class StableDiffusion(Subject):
         from diffusers import DiffusionPipeline
 
         return DiffusionPipeline.from_pretrained(folder, torch_dtype=dtype, **components)
+
+    def assembled(self, folder: Path, components: Mapping[str, Any]) -> Any:
+        # `from_pretrained` asks for classes, a pipeline itself does not.
+        rest = self.load(folder, **dict.fromkeys(components))
+        return type(rest)(**{**rest.components, **components})
 
 
 class Digits(Subject):
