@@ -43,6 +43,7 @@ WORK_OF_QDIFF = {
     "tune": ("tune", "started_together"),
 }
 WORK_OF_BENCHMARKS = {
+    "caching": "resolve",
     "coverage.__main__": "_in_a_process",
     "decoder": "artifact_cache",
     "enough_data": "resolve",
