@@ -63,7 +63,8 @@ class StableDiffusion(Subject):
 
     def assembled(self, folder: Path, components: Mapping[str, Any]) -> Any:
         # `from_pretrained` asks for classes, a pipeline itself does not.
-        rest = self.load(folder, **dict.fromkeys(components))
+        without: dict[str, Any] = dict.fromkeys(components)
+        rest = self.load(folder, **without)
         return type(rest)(**{**rest.components, **components})
 
 
