@@ -133,17 +133,20 @@ class _Steps(nn.Module):
         return tuple(results)
 
 
-def placed_refreshes(features: Sequence[Tensor], count: int) -> list[int]:
+def placed_refreshes(features: Sequence[Tensor], moves: Sequence[float], count: int) -> list[int]:
     """The `count` steps at which to compute features so that what the others reuse has changed least.
 
-    Dynamic programming over the summed squared relative change between a step's features and those it reuses.
+    Dynamic programming over the squared relative change between a step's features and those it reuses, times how far
+    the step moves, summed over the steps.
 
     Args:
         features: of each step, of the same shape.
+        moves: by how much each step lowers the noise level.
     """
     steps = len(features)
     flat = torch.stack([each.flatten() for each in features]).double()
     change = torch.cdist(flat, flat).square() / flat.square().sum(1)[:, None]
+    change *= torch.tensor(moves, dtype=torch.float64)[:, None]
     reused = change.tril().cumsum(0)  # [until, from]: by all steps up to one, of what step `from` computed
     best = {0: (0.0, [0])}  # by the last step that computes: what earlier ones cost, and which they are
     for _ in range(count - 1):

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Annotated
 
@@ -77,11 +78,11 @@ class Trial:
             yield self._row("placed steps", cost, cost, self.schedules[cost])
             full = refreshes(cost, ALL, self.cut.left)
             yield self._row("uniform steps, features kept evenly", ALL, full, None, evenly(full, ALL))
-            placed = placed_refreshes(features[ALL], full)
+            placed = placed_refreshes(features[ALL], self._moves(None), full)
             yield self._row("uniform steps, features kept where they change least", ALL, full, None, placed)
             steps = further(cost)
             full = refreshes(cost, steps, self.cut.left)
-            placed = placed_refreshes(features[steps], full)
+            placed = placed_refreshes(features[steps], self._moves(self.schedules[steps]), full)
             yield self._row("placed steps, features kept likewise", steps, full, self.schedules[steps], placed)
 
     @torch.no_grad()
@@ -91,6 +92,15 @@ class Trial:
         schedule = None if steps == ALL else self.schedules[steps]
         self.judge.origin.sample(self.network, SampleRequest(CHOSEN_BY, steps, CHOSEN, schedule=schedule))
         return self.network.seen
+
+    def _moves(self, schedule: Schedule | None) -> list[float]:
+        """By how much each step lowers `sqrt(1/ᾱ - 1)`."""
+        origin = self.judge.origin
+        scheduler = origin.make_scheduler(ALL) or origin.pipe.scheduler
+        scheduler.set_timesteps(ALL)
+        at = scheduler.timesteps if schedule is None else torch.tensor(schedule.timesteps)
+        sigmas = (1 / scheduler.alphas_cumprod[at.long()] - 1).sqrt().tolist()
+        return [before - after for before, after in pairwise([*sigmas, 0.0])]
 
     def _row(
         self, way: str, steps: int, full: int, schedule: Schedule | None, where: Sequence[int] | None = None

@@ -49,9 +49,11 @@ def test_what_is_kept_is_of_the_last_step_that_computed_it(digits):
 
 def test_features_are_computed_where_they_change():
     features = [torch.full((2,), value) for value in (1.0, 1.0, 1.0, 5.0, 5.0, 9.0)]
-    assert placed_refreshes(features, 3) == [0, 3, 5]
-    assert placed_refreshes(features, 1) == [0]
-    assert placed_refreshes(features, 6) == [0, 1, 2, 3, 4, 5]
+    alike = [1.0] * 6
+    assert placed_refreshes(features, alike, 3) == [0, 3, 5]
+    assert placed_refreshes(features, alike, 1) == [0]
+    assert placed_refreshes(features, alike, 6) == [0, 1, 2, 3, 4, 5]
+    assert placed_refreshes(features, [1.0, 1.0, 1.0, 0.0, 0.0, 1.0], 2) == [0, 5]
 
 
 def test_costs_are_met():
