@@ -90,9 +90,9 @@ class CachedNetwork(DropIn):
         super().__init__(captured.module, captured.signature)
         self._steps = _Steps(captured.module, cut.name)
 
-    def restart(self, full: Collection[int], watching: bool = False) -> None:
-        """Begin an image whose steps of these numbers, 0 among them, compute everything."""
-        self._steps.restart(full, watching)
+    def restart(self, full: Collection[int], watching: bool = False, every: int = 0) -> None:
+        """Begin an image whose steps of these numbers, 0 among them, compute everything; and another every so many."""
+        self._steps.restart(full, watching, every)
 
     @property
     def seen(self) -> list[Tensor]:
@@ -113,15 +113,17 @@ class _Steps(nn.Module):
         self._cut = cut
         self._whole = subgraph(gm, [*results, nodes[cut]], lambda node: False)
         self._rest = subgraph(gm, results, lambda node: node.name == cut)
-        self.restart({0}, False)
+        self.restart({0}, False, 0)
 
-    def restart(self, full: Collection[int], watching: bool) -> None:
-        self._full, self._watching, self._step = frozenset(full), watching, 0
+    def restart(self, full: Collection[int], watching: bool, every: int) -> None:
+        self._full, self._watching, self._every, self._step = frozenset(full), watching, every, 0
         self._kept: Tensor | None = None
         self.seen: list[Tensor] = []
 
     def forward(self, *inputs: Tensor) -> tuple[Tensor, ...]:
         values = dict(zip(self._placeholders, inputs, strict=True))
+        if self._every and self._step == self._every:
+            self.restart(self._full, self._watching, self._every)
         if self._kept is None or self._step in self._full:
             *results, self._kept = self._whole.module(*(values[name] for name in self._whole.inputs))
             if self._watching:

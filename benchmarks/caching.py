@@ -16,12 +16,11 @@ from typing import Annotated
 
 import torch
 import typer
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from benchmarks.cached_network import CachedNetwork, Cut, find_cuts, placed_refreshes
 from benchmarks.output import Column, number, print_table, write_json
-from benchmarks.steps import ALL, CHOSEN, CHOSEN_BY, Judge, Row, chosen
+from benchmarks.steps import ALL, CHOSEN, CHOSEN_BY, QUALITY, Judge, Judged, chosen, psnr_axes
 from qdiff_fx import Schedule
 from qdiff_fx.capture import capture
 from qdiff_fx.sources import SampleRequest, Source, resolve
@@ -32,7 +31,7 @@ FURTHER = 1.3
 
 
 @dataclass(frozen=True)
-class CachedRow:
+class CachedRow(Judged):
     """A row of `benchmarks.steps` and what it costs, in whole calls of the network."""
 
     way: str
@@ -42,10 +41,6 @@ class CachedRow:
     psnr: tuple[float, ...]
     accuracy: float | None
     frechet: float | None
-
-    @property
-    def mean(self) -> float:
-        return sum(self.psnr) / len(self.psnr)
 
 
 def refreshes(cost: float, steps: int, left: float) -> int:
@@ -106,25 +101,10 @@ class Trial:
         self, way: str, steps: int, full: int, schedule: Schedule | None, where: Sequence[int] | None = None
     ) -> CachedRow:
         taken: Sequence[int] = range(steps) if where is None else where
-        network = Restarted(self.network, taken, steps)
-        row: Row = self.judge.row(way, "float", network, steps, schedule)
+        self.network.restart(taken, every=steps)
+        row = self.judge.row(way, "float", self.network, steps, schedule)
         cost = full + (steps - full) * self.cut.left
         return CachedRow(way, steps, full, cost, row.psnr, row.accuracy, row.frechet)
-
-
-class Restarted(torch.nn.Module):
-    """The network, begun anew for every run of so many steps."""
-
-    def __init__(self, network: CachedNetwork, full: Sequence[int], steps: int):
-        super().__init__()
-        self.network, self.full, self.steps, self.calls = network, full, steps, 0
-        self.config, self.dtype, self.device = network.config, network.dtype, network.device
-
-    def forward(self, *args: object, **kwargs: object) -> object:
-        if self.calls % self.steps == 0:
-            self.network.restart(self.full)
-        self.calls += 1
-        return self.network(*args, **kwargs)
 
 
 def trial(origin: Source, images: int, left: float, costs: Sequence[int], folder: Path | None) -> Trial:
@@ -141,26 +121,17 @@ COLUMNS: dict[str, Column] = {
     "steps": ("steps", str),
     "of them whole": ("full", str),
     "cost": ("cost", number(1)),
-    "PSNR, dB": ("mean", number(1)),
-    "of each seed": ("psnr", lambda values: ", ".join(f"{each:.1f}" for each in values)),
-    "right digit": ("accuracy", number(3)),
-    "Fréchet": ("frechet", number(3)),
+    **QUALITY,
 }
 
 
 def drawn(found: Sequence[CachedRow], title: str) -> Figure:
     """PSNR over cost."""
-    figure = Figure(figsize=(6, 4), layout="constrained")
-    FigureCanvasAgg(figure)
-    axes = figure.subplots()
+    figure, axes = psnr_axes(title, "cost, in whole calls of the network")
     for way in dict.fromkeys(row.way for row in found):
         line = [row for row in found if row.way == way]
         axes.plot([row.cost for row in line], [row.mean for row in line], "o-", label=way)
-    axes.set_xlabel("cost, in whole calls of the network")
-    axes.set_ylabel(f"PSNR to {ALL} uniform steps, dB")
-    axes.grid(axis="y", color="#dddddd")
     axes.legend(fontsize=8)
-    axes.set_title(title, fontsize=10)
     return figure
 
 

@@ -40,8 +40,18 @@ CLIPPED = -5.1
 """The smallest log signal-to-noise ratio that DPM-Solver++ may begin at with cosine schedules, as diffusers advises."""
 
 
+class Judged:
+    """Images of all judged seeds."""
+
+    psnr: tuple[float, ...]
+
+    @property
+    def mean(self) -> float:
+        return sum(self.psnr) / len(self.psnr)
+
+
 @dataclass(frozen=True)
-class Row:
+class Row(Judged):
     """Images of all judged seeds.
 
     Attributes:
@@ -59,10 +69,6 @@ class Row:
     psnr: tuple[float, ...]
     accuracy: float | None
     frechet: float | None
-
-    @property
-    def mean(self) -> float:
-        return sum(self.psnr) / len(self.psnr)
 
 
 def trailing(own: Any, steps: int) -> Any:
@@ -191,11 +197,21 @@ def rows(judge: Judge, schedules: Mapping[int, Schedule], networks: Sequence[Pat
         yield judge.row("uniform" if kept is None else "placed", bits, quantized, steps, kept)
 
 
-def drawn(found: Sequence[Row], title: str) -> Figure:
-    """PSNR over steps, a line for each that placed them; saved networks are points."""
+def psnr_axes(title: str, over: str) -> tuple[Figure, Any]:
+    """A figure of PSNR over something, and its axes, for lines that name themselves."""
     figure = Figure(figsize=(6, 4), layout="constrained")
     FigureCanvasAgg(figure)
     axes = figure.subplots()
+    axes.set_xlabel(over)
+    axes.set_ylabel(f"PSNR to {ALL} uniform steps, dB")
+    axes.grid(axis="y", color="#dddddd")
+    axes.set_title(title, fontsize=10)
+    return figure, axes
+
+
+def drawn(found: Sequence[Row], title: str) -> Figure:
+    """PSNR over steps, a line for each that placed them; saved networks are points."""
+    figure, axes = psnr_axes(title, "calls of the network")
     for name in dict.fromkeys(row.model for row in found if row.backend == "float"):
         line = [row for row in found if (row.model, row.backend) == (name, "float")]
         width = 2.5 if name == "placed" else 1.2
@@ -205,23 +221,22 @@ def drawn(found: Sequence[Row], title: str) -> Figure:
             axes.plot([row.steps], [row.mean], "s", color="black")
             at = (row.steps, row.mean)
             axes.annotate(row.backend, at, xytext=(0, 6), textcoords="offset points", ha="center")
-    axes.set_xlabel("calls of the network")
-    axes.set_ylabel(f"PSNR to {ALL} uniform steps, dB")
-    axes.grid(axis="y", color="#dddddd")
     axes.legend(fontsize=8)
-    axes.set_title(title, fontsize=10)
     return figure
 
 
+QUALITY: dict[str, Column] = {
+    "PSNR, dB": ("mean", number(1)),
+    "of each seed": ("psnr", lambda values: ", ".join(f"{each:.1f}" for each in values)),
+    "right digit": ("accuracy", number(3)),
+    "Fréchet": ("frechet", number(3)),
+}
 COLUMNS: dict[str, Column] = {
     "steps by": ("model", str),
     "network": ("backend", str),
     "steps": ("steps", str),
     "s per image": ("seconds", number(2)),
-    "PSNR, dB": ("mean", number(1)),
-    "of each seed": ("psnr", lambda values: ", ".join(f"{each:.1f}" for each in values)),
-    "right digit": ("accuracy", number(3)),
-    "Fréchet": ("frechet", number(3)),
+    **QUALITY,
 }
 
 
