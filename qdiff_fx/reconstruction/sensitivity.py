@@ -65,6 +65,17 @@ def output_sensitivity(
     return {name: _shrunk(total / power, positions[name]) for name, total in products.items()}
 
 
+def expected_error(error: Tensor, sensitivity: Tensor) -> Tensor:
+    """The relative error of the network's output to expect, `mean_j e_jᵀ G e_j`.
+
+    Args:
+        error: of a unit's output, float32.
+        sensitivity: G, of that output.
+    """
+    rows = channel_rows(error)
+    return ((rows @ sensitivity) * rows).sum(1).mean()
+
+
 def channel_rows(tensor: Tensor) -> Tensor:
     """[samples and positions, C]: the channels are the second dimension of an image, the last of everything else."""
     return tensor.movedim(1 if tensor.dim() == 4 else -1, -1).flatten(0, -2)

@@ -16,7 +16,7 @@ from qdiff_fx.reconstruction.data import Samples
 from qdiff_fx.reconstruction.folding import folded
 from qdiff_fx.reconstruction.learning import Batches, learn_activations, learn_weights
 from qdiff_fx.reconstruction.report import UnitReport
-from qdiff_fx.reconstruction.sensitivity import channel_rows
+from qdiff_fx.reconstruction.sensitivity import channel_rows, expected_error
 from qdiff_fx.reconstruction.stage import Stage
 
 JUDGED = 32
@@ -128,7 +128,6 @@ def _loss(stage: Stage, lesson: Lesson, error: Tensor, power: float) -> Tensor:
 
     Without, BRECQ's loss, summed over channels and averaged over the rest, which Q-Diffusion's λ was chosen for.
     """
-    rows = channel_rows(error.float())
     if lesson.sensitivity:
-        return ((rows @ lesson.sensitivity[stage.unit.output]) * rows).sum(1).mean()
-    return rows.abs().pow(power).mean(0).sum()
+        return expected_error(error.float(), lesson.sensitivity[stage.unit.output])
+    return channel_rows(error.float()).abs().pow(power).mean(0).sum()

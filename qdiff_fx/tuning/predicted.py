@@ -16,7 +16,7 @@ from torch import Tensor
 from qdiff_fx.ir.arguments import operand
 from qdiff_fx.ir.facts import layer_info
 from qdiff_fx.quant.qparams import SIXTEEN_BITS
-from qdiff_fx.reconstruction.sensitivity import channel_rows, output_sensitivity
+from qdiff_fx.reconstruction.sensitivity import expected_error, output_sensitivity
 from qdiff_fx.tuning.choice import Choice
 from qdiff_fx.tuning.layer_substitution import LayerSubstitution, Run
 from qdiff_fx.tuning.units import Unit
@@ -94,8 +94,7 @@ def _noise(run: Run, name: str, sensitivity: Tensor, bits: int | None) -> float:
         return substitution.weight(name) if bits is None else substitution.quantized_weight(name, bits)
 
     found = substitution.replaced(name, run.values, weight, wide=False)
-    error = channel_rows((found - run.values[substitution.float_node(name)]).float())
-    return float(((error @ sensitivity) * error).sum(1).mean())
+    return float(expected_error((found - run.values[substitution.float_node(name)]).float(), sensitivity))
 
 
 def _multiplications(run: Run, name: str) -> int:
