@@ -58,7 +58,7 @@ def exports(pipe: Any) -> None:
     import onnx
 
     onnx.checker.check_model(qdiff_fx.export_qdiff(pipe.unet, "unet.onnx"))
-    inputs = (torch.randn(2, 4, 16, 16), torch.tensor([3, 3]), torch.randn(2, 24, 32))
+    inputs = (torch.randn(2, 4, 16, 16), torch.tensor([3.0, 3.0]), torch.randn(2, 24, 32))
     (found,) = torch.export.load(qdiff_fx.export_qdiff(pipe.unet, "unet.pt2")).module()(*inputs)
     expected = pipe.unet.with_backend("reference")(*inputs).sample
     torch.testing.assert_close(found, expected, rtol=0, atol=0.02 * float(expected.std()))
