@@ -16,7 +16,7 @@ from benchmarks.whole.subject import PARTS, UNET, Digits, Subject
 
 FLOAT = "float"
 """The folder of the float pipeline, which everybody is made from."""
-CALIBRATION_STEPS, CALIBRATION_IMAGES = 4, 4
+HALVES = {"float16": torch.float16, "bfloat16": torch.bfloat16}
 
 
 class Contender(Protocol):
@@ -52,10 +52,13 @@ class Plain:
 class Ours:
     """All parts quantized by this package; the variant says how the UNet is, the others are as nobody says otherwise.
 
+    The dtype is what the pipeline computes in between integers, and what is in float in memory.
+
     Random weights are rounded to nearest, on one image of two steps: what they are has no part in how long they take.
     """
 
     variant: str
+    dtype: torch.dtype = torch.float32
 
     @property
     def artifact(self) -> str:
@@ -95,8 +98,8 @@ class Ours:
         import qdiff_fx
 
         if isinstance(subject, Digits):
-            return subject.load(floats, unet=qdiff_fx.load_qdiff(folder))
-        return subject.load(folder)
+            return subject.load(floats, self.dtype, unet=qdiff_fx.load_qdiff(folder))
+        return subject.load(folder, self.dtype)
 
 
 @dataclass(frozen=True)
@@ -133,13 +136,13 @@ CONTENDERS: Mapping[str, Contender] = {
 
 
 def get_contender(name: str) -> Contender:
-    """A rival by its name, or ours by ``native-VARIANT``; raises ValueError with what is known."""
+    """A rival by its name, or ours: ``native-VARIANT[-float16]``; raises ValueError with the names that are known."""
     if name in CONTENDERS:
         return CONTENDERS[name]
-    if (match := re.fullmatch(r"native-(w\d.*)", name)) is not None:
+    if (match := re.fullmatch(rf"native-(w\d.*?)(?:-({'|'.join(HALVES)}))?", name)) is not None:
         make_config(match[1], 1000)
-        return Ours(match[1])
-    raise ValueError(f"unknown backend {name!r}; known: {', '.join(CONTENDERS)}, native-w8a8, native-w4a8…")
+        return Ours(match[1], HALVES.get(match[2], torch.float32))
+    raise ValueError(f"unknown backend {name!r}; known: {', '.join(CONTENDERS)}, native-w8a8, native-w4a8-float16…")
 
 
 def places() -> tuple[str, ...]:

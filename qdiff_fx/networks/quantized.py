@@ -14,7 +14,7 @@ from torch import fx, nn
 
 from qdiff_fx.backends import BackendOptions, Lowered, get_backend
 from qdiff_fx.backends.common.explanation import Explanation
-from qdiff_fx.backends.common.memory import release_unused
+from qdiff_fx.backends.common.memory import release_unused, trim
 from qdiff_fx.backends.common.options import checked_options, choose_options
 from qdiff_fx.config import QDiffConfig
 from qdiff_fx.errors import ConfigError, InputError
@@ -107,10 +107,14 @@ class QuantizedUNet(WithLora, WithState):
         call = self.signature.bind(args, kwargs)
         self._check_timestep(call.tensors)
         self._check_numbers(call.tensors)
+        if self._just_loaded:  # other parts of a pipeline were read since then
+            self._just_loaded = False
+            trim()
         with as_captured():
             outputs = handed_out(self._forward_flat(call.tensors), call.tensors, self._held)
         return self.signature.pack(outputs, call.return_dict)
 
+    _just_loaded = False
     _way_out = "Save the network with save_qdiff and load it with load_qdiff"
 
     def _digests(self) -> dict[str, torch.Tensor]:
@@ -156,6 +160,7 @@ class QuantizedUNet(WithLora, WithState):
             # Resolved: the working directory may be another one by then.
             network.reload = partial(_read_graph_again, Path(folder).resolve(), artifact.digest)
         release_unused()
+        network._just_loaded = True
         return network
 
     def save_pretrained(self, save_directory: str | os.PathLike[str]) -> None:

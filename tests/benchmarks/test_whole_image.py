@@ -5,10 +5,10 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import torch
@@ -163,6 +163,15 @@ def test_unknown_names_are_refused() -> None:
         get_contender("native-w4a8-funny")
     with pytest.raises(ValueError, match="known: digits"):
         get_subject("sd3")
+
+
+@pytest.mark.parametrize("name", ["native-w4a8-float16", "native-w4a8-alike-float16"])
+def test_half_a_pipeline_is_made_as_a_whole_one_is(name: str) -> None:
+    whole, half = get_contender(name.removesuffix("-float16")), get_contender(name)
+    assert half.artifact == whole.artifact
+    assert half == replace(cast("Any", whole), dtype=torch.float16)
+    with pytest.raises(ValueError, match="write w4a8"):
+        get_contender(f"{name}-float16")
 
 
 def test_networks_are_found_inside_of_others(pipe: Any) -> None:

@@ -16,7 +16,7 @@ namespace {
 constexpr size_t kMostWaiting = size_t{256} << 20;
 // Pieces of different sizes do not replace each other, so there are more of them than were in use at once. As much as this is
 // no matter; and beyond what was in use at once at most, so much.
-constexpr size_t kNoMatter = size_t{256} << 20, kSpare = size_t{32} << 20;
+constexpr size_t kNoMatter = size_t{128} << 20, kSpare = size_t{8} << 20;
 
 void* allocate(size_t bytes) {
   void* memory = bytes < kLeastPages ? std::aligned_alloc(64, bytes) : take_pages(bytes);
