@@ -107,7 +107,8 @@ class QuantizedUNet(WithLora, WithState):
         call = self.signature.bind(args, kwargs)
         self._check_timestep(call.tensors)
         self._check_numbers(call.tensors)
-        if self._just_loaded:  # other parts of a pipeline were read since then
+        # Other parts of a pipeline were read, or were at work, since it was loaded or ran last.
+        if self._just_loaded or self._timestep_position is None:
             self._just_loaded = False
             trim()
         with as_captured():

@@ -13,7 +13,7 @@
 namespace qdiff {
 namespace {
 
-constexpr size_t kMostWaiting = size_t{256} << 20;
+constexpr size_t kMostWaiting = size_t{192} << 20;
 // Pieces of different sizes do not replace each other, so there are more of them than were in use at once. As much as this is
 // no matter; and beyond what was in use at once at most, so much.
 constexpr size_t kNoMatter = size_t{128} << 20, kSpare = size_t{8} << 20;
