@@ -41,7 +41,7 @@ class ImageRow:
         speedup, of_processor: medians over the rounds of the anchor's over this backend's in the same round.
         parts: processor seconds of a warm image by part, medians.
         from_start, processor_from_start: from the start of the process to the end of its first image.
-        peak_rss_bytes: largest resident set of the process.
+        first_peak_bytes, peak_rss_bytes: largest resident set of the process, up to its first image and in all.
     """
 
     model: str
@@ -57,6 +57,7 @@ class ImageRow:
     parts: Mapping[str, float] = field(default_factory=dict)
     from_start: float | None = None
     processor_from_start: float | None = None
+    first_peak_bytes: int | None = None
     peak_rss_bytes: int | None = None
     runs: int = 0
     error: str = ""
@@ -90,6 +91,7 @@ COLUMNS: dict[str, Column] = {
     "rest": ("rest", number(3)),
     "start s": ("from_start", number(1)),
     "start CPU s": ("processor_from_start", number(1)),
+    "first peak MB": ("first_peak_bytes", number(0, 1e-6)),
     "peak MB": ("peak_rss_bytes", number(0, 1e-6)),
 }
 
@@ -152,7 +154,12 @@ def _started(worker: Worker, row: ImageRow) -> ImageRow:
     except WorkerError as error:
         return replace(row, error=str(error))
     from_start = time.perf_counter() - begun + loaded["counted_seconds"]
-    return replace(row, from_start=from_start, processor_from_start=loaded["processor_from_start"])
+    return replace(
+        row,
+        from_start=from_start,
+        processor_from_start=loaded["processor_from_start"],
+        first_peak_bytes=loaded["peak_rss_bytes"],
+    )
 
 
 def timed(row: ImageRow, timings: Timings, anchor: Timings) -> ImageRow:

@@ -13,6 +13,8 @@ from torch import nn
 
 from qdiff_fx.bundled.captions import captions
 from qdiff_fx.errors import CalibrationError, ConfigError
+from qdiff_fx.schedules import with_schedule
+from qdiff_fx.schedules.walk import uniform
 from qdiff_fx.sources import PythonFileSource, SampleRequest, Source, SourceError, resolve
 from qdiff_fx.sources.pipeline import half_alone
 from qdiff_fx.sources.python_file import import_file
@@ -256,6 +258,14 @@ class TestPipeline:
         with pytest.raises(TypeError):
             source.sample(FailingUNet(), SampleRequest(1, 1))
         assert pipe.unet is source.unet
+
+    def test_one_whose_scheduler_takes_the_steps_of_a_schedule_shows_an_example_and_draws(self) -> None:
+        own = DDIMScheduler()
+        pipe = DDPMPipeline(tiny_unet(), with_schedule(own, uniform(own, 8).part([0, 3, 5])))
+        source, walking = Source("pipe", pipe), pipe.scheduler
+        assert source.example_inputs(2)["sample"].shape[0] == 2
+        source.run(SampleRequest(1, 2))
+        assert pipe.scheduler is walking
 
     def test_prompts_are_given_in_turn(self) -> None:
         source = Source("pipe", PromptPipeline(), ["a cat", "a dog"])

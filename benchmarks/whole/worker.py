@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.answers import answer, claim_stdout, serve, telling_errors
+from benchmarks.memory import peak_rss_bytes
 from benchmarks.whole.clock import NOTHING, Clock, Time
 from benchmarks.whole.contender import FLOAT, Contender, get_contender
 from benchmarks.whole.subject import UNET, Subject, get_subject, network_at
@@ -38,7 +39,12 @@ def main() -> None:
         first = draw()
         seconds, processor = first["counted"]
         gc.collect()
-        answer(answers, processor_from_start=time.process_time() + processor, counted_seconds=seconds)
+        answer(
+            answers,
+            processor_from_start=time.process_time() + processor,
+            counted_seconds=seconds,
+            peak_rss_bytes=peak_rss_bytes(),
+        )
         serve(draw, sys.stdin, answers)
 
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import inspect
 import os
-from collections.abc import Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from typing import Any, TypeVar
 
 import numpy as np
@@ -90,14 +90,10 @@ class Source:
     def sample(self, unet: nn.Module, request: SampleRequest) -> torch.Tensor:
         """Images (N, C, H, W) in [-1, 1], denoised by ``unet``, which is called as this source's own network is."""
         setattr(self.pipe, self._name, unet)
-        own = self.pipe.scheduler
         try:
-            if request.schedule is not None or schedule_of(own) is not None:
-                self.pipe.scheduler = self.scheduler_for(request)
             images: np.ndarray = self._call(request).images
         finally:
             setattr(self.pipe, self._name, self.unet)
-            self.pipe.scheduler = own
         return torch.from_numpy(np.ascontiguousarray(images)).permute(0, 3, 1, 2) * 2 - 1
 
     @torch.no_grad()
@@ -224,7 +220,21 @@ class Source:
             given |= self._guidance(request.guidance_until)
         arguments = {name: value for name, value in given.items() if name in self._takes}
         self.pipe.set_progress_bar_config(disable=not self.progress, leave=False, desc="denoising")
-        return self.pipe(**arguments, **self.subjects(request))
+        with self._taking_steps_of(request):
+            return self.pipe(**arguments, **self.subjects(request))
+
+    @contextmanager
+    def _taking_steps_of(self, request: SampleRequest) -> Iterator[None]:
+        """Its scheduler takes the steps asked for, where it would take those of a schedule alone, or others."""
+        own = self.pipe.scheduler
+        if request.schedule is None and schedule_of(own) is None:
+            yield
+            return
+        try:
+            self.pipe.scheduler = self.scheduler_for(request)
+            yield
+        finally:
+            self.pipe.scheduler = own
 
     def _guidance(self, share: float) -> dict[str, Any]:
         own = guidance_until.__name__

@@ -97,7 +97,7 @@ class FakeWorker:
         if self.takes is None:
             raise WorkerError("no such instruction")
         FakeWorker.alive += 1
-        return {"processor_from_start": 30.0, "counted_seconds": 100.0}
+        return {"processor_from_start": 30.0, "counted_seconds": 100.0, "peak_rss_bytes": 5}
 
     def step(self) -> dict[str, Any]:
         assert self.takes is not None
@@ -131,6 +131,7 @@ def test_every_backend_gets_a_row_and_ratios_to_the_first(monkeypatch: pytest.Mo
     assert {name: row.of_processor for name, row in rows.items()} == {"a": 1.0, "b": 0.5, "c": 2.0}
     assert (rows["b"].seconds, rows["b"].processor, rows["b"].unet) == (8.0, 4.0, 4.0)
     assert (rows["b"].decoder, rows["b"].runs, rows["b"].peak_rss_bytes) == (None, 3, 7)
+    assert rows["b"].first_peak_bytes == 5
     assert rows["b"].from_start is not None
     assert rows["b"].from_start >= 100.0
     assert FakeWorker.alive == 0

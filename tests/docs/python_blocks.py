@@ -71,7 +71,7 @@ RUNS = (
         "pipelines.md",
         'parts="unet,vae"',
         {**FLOAT, "another": "another_pipe"},
-        edits={"quantize(pipe, {": "quantize(another, {"},
+        edits={"quantize(\n    pipe, {": "quantize(\n    another, {"},
     ),
     Run(
         "reconstruction.md",
