@@ -32,8 +32,14 @@ class AdaRound(nn.Module):
         self.qmin, self.qmax = weight_range(start.bits)
         shape = [1] * weight.dim()
         shape[start.axis] = -1
-        self.scales = start.scales.view(shape)
+        self.log_factor = nn.Parameter(torch.zeros_like(start.scales.view(shape)), requires_grad=False)
+        self._measured = start.scales.view(shape)
         self.learner: Learner | None = None
+
+    @property
+    def scales(self) -> Tensor:
+        """Those of the start times `exp(log_factor)`, like the weight but for the other axes, of which there is one."""
+        return self._measured * self.log_factor.exp()
 
     def begin(self, head_start: float = 0.0, dtype: torch.dtype = torch.float32) -> Learner:
         """Start learning a weight of that dtype, this share of the way from the float weight to the codes."""

@@ -21,9 +21,12 @@ class ReconstructionConfig:
         weight_steps: Adam steps on the rounding of each unit's weights.
         act_steps: Adam steps on the step sizes of each unit's activations.
         batch_size: samples per step, spread evenly over the timesteps.
-        weight_rate: learning rate of AdaRound's V.
+        weight_rate: learning rate of AdaRound's V where it begins.
+        rate_growth: how many times as high it is at the end, along a line.
         head_start: how far from the float weight, where AdaRound starts, towards the codes given, from 0 to below 1.
         bias_rate: learning rate of the biases; 0 keeps them.
+        scale_rate: learning rate of the logarithm of the weights' scales, which are learned with the step sizes; decays
+            with theirs; 0 keeps them.
         act_rate: learning rate of the logarithm of the step sizes; decays to 0 along a cosine.
         regularisation: λ, the weight of the rounding regulariser.
         warm_up: share of the weight steps before the regulariser acts.
@@ -46,10 +49,12 @@ class ReconstructionConfig:
     weight_steps: int = 400
     act_steps: int = 80
     batch_size: int = 8
-    weight_rate: float = 2e-2
+    weight_rate: float = 1.6e-2
+    rate_growth: float = 2.25
     head_start: float = 0.7
     bias_rate: float = 1e-3
     act_rate: float = 4e-3
+    scale_rate: float = 1e-3
     regularisation: float = 1e-2
     warm_up: float = 0.2
     beta: tuple[float, float] = (20.0, 2.0)
@@ -67,7 +72,15 @@ class ReconstructionConfig:
             self._check(name, getattr(self, name) >= 0, "0 or more")
         for name in ("batch_size", "cache_bytes"):
             self._check(name, getattr(self, name) >= 1, "1 or more")
-        for name in ("weight_rate", "bias_rate", "act_rate", "regularisation", "typical_loss"):
+        for name in (
+            "weight_rate",
+            "rate_growth",
+            "bias_rate",
+            "act_rate",
+            "scale_rate",
+            "regularisation",
+            "typical_loss",
+        ):
             self._check(name, getattr(self, name) >= 0, "0 or more")
         self._check("head_start", 0 <= self.head_start < 1, "from 0 up to, not including, 1")
         self._check("warm_up", 0 <= self.warm_up < 1, "from 0 up to, not including, 1")
@@ -92,7 +105,7 @@ class ReconstructionConfig:
     @staticmethod
     def standard() -> ReconstructionConfig:
         """About an hour."""
-        return ReconstructionConfig(weight_steps=1200, act_steps=200, weight_rate=8e-3)
+        return ReconstructionConfig(weight_steps=1200, act_steps=200, weight_rate=8e-3, rate_growth=1.0)
 
     @staticmethod
     def paper() -> ReconstructionConfig:
@@ -102,9 +115,11 @@ class ReconstructionConfig:
             act_steps=5_000,
             batch_size=32,
             weight_rate=1e-3,
+            rate_growth=1.0,
             head_start=0.0,
             bias_rate=0.0,
             act_rate=4e-4,
+            scale_rate=0.0,
             act_loss_power=2.4,
             objective="plain",
             typical_loss=0.0,

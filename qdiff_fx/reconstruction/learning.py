@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -55,8 +56,9 @@ def learn_weights(stage: Stage, config: ReconstructionConfig, steps: int, loss: 
         pull, beta = 0.0, 2.0
         if step >= warm_up:
             pull, beta = config.regularisation, annealed(config.beta, (step - warm_up) / (steps - warm_up))
+        rate = config.weight_rate * (1 + (config.rate_growth - 1) * step / steps)
         for learner in learners:
-            learner.step(config.weight_rate, pull, beta)
+            learner.step(rate, pull, beta)
         if optimizer is not None:
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
@@ -71,9 +73,18 @@ def learn_weights(stage: Stage, config: ReconstructionConfig, steps: int, loss: 
 def learn_activations(
     stage: Stage, config: ReconstructionConfig, steps: int, loss: Objective, batches: Batches
 ) -> None:
-    """LSQ: Adam on the logarithm of the unit's step sizes; zero-points stay (Q-Diffusion, section 4.3)."""
+    """LSQ: Adam on the logarithm of the unit's step sizes; zero-points stay (Q-Diffusion, section 4.3).
+
+    And, beside what the paper learns, on that of its weights' scales, and on its biases: codes stay.
+    """
     factors = [each.log_factor.requires_grad_() for each in stage.activations.values()]
-    optimizer = torch.optim.Adam(factors, lr=config.act_rate)
+    groups: list[dict[str, Any]] = [{"params": factors, "lr": config.act_rate}]
+    if config.scale_rate:
+        scales = [each.log_factor.requires_grad_() for each in stage.roundings.values()]
+        biases = [each.decided.requires_grad_() for each in stage.biases.values()]
+        groups += [{"params": scales, "lr": config.scale_rate}, {"params": biases, "lr": config.bias_rate}]
+        factors = [*factors, *scales, *biases]
+    optimizer = torch.optim.Adam([group for group in groups if group["params"]])
     decay = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
     smooth, looks = math.nan, [math.inf, math.inf]
     for step in range(steps):

@@ -131,7 +131,12 @@ def _decided(simulation: Simulation) -> ParameterStore:
     for node, layer in simulation.weights.items():
         name, bias = simulation.ids[node], simulation.biases.get(node)
         learned = None if bias is None else bias.decided.detach().clone()
-        weights[name] = replace(start.weights[name], codes=layer.rounding.codes, bias=learned)
+        weights[name] = replace(
+            start.weights[name],
+            codes=layer.rounding.codes,
+            scales=layer.rounding.scales.detach().flatten(),
+            bias=learned,
+        )
     for node, quantizer in simulation.activations.items():
         name = simulation.ids[node]
         activations[name] = replace(start.activations[name], params=quantizer.decided())

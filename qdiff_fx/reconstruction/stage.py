@@ -37,8 +37,9 @@ class Stage:
     activations: dict[str, ActivationQuantizer]
 
     def state(self) -> dict[str, Tensor]:
-        """Everything the unit decides: int8 codes, biases, logarithms of step sizes' factors."""
+        """Everything the unit decides: int8 codes, biases, logarithms of the factors of scales and step sizes."""
         tensors = {f"codes.{name}": each.codes for name, each in self.roundings.items()}
+        tensors |= {f"scale.{name}": each.log_factor.detach().clone() for name, each in self.roundings.items()}
         tensors |= {f"bias.{name}": each.decided.detach().clone() for name, each in self.biases.items()}
         return tensors | {f"factor.{name}": each.log_factor.detach().clone() for name, each in self.activations.items()}
 
@@ -47,6 +48,7 @@ class Stage:
         """Go back to what `state` returned."""
         for name, rounding in self.roundings.items():
             rounding.codes = state[f"codes.{name}"]
+            rounding.log_factor.copy_(state[f"scale.{name}"])
         for name, bias in self.biases.items():
             bias.decided.copy_(state[f"bias.{name}"])
         for name, activation in self.activations.items():

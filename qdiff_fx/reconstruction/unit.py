@@ -64,7 +64,10 @@ def reconstruct_unit(stage: Stage, lesson: Lesson, seed: int) -> UnitReport:
         steps = _share(config.act_steps, before, config)
 
         def activations() -> None:
-            with _folded(stage, lesson, list(stage.activations.values())) as rest:
+            moving: list[object] = list(stage.activations.values())
+            if config.scale_rate:
+                moving += [*stage.roundings.values(), *stage.biases.values()]
+            with _folded(stage, lesson, moving) as rest:
                 learn_activations(stage, config, steps, _objective(rest, lesson, before, power=power), batches)
 
         after, reason = _attempt(stage, lesson, activations if steps else None, after, "the step sizes", power=2.0)

@@ -16,6 +16,7 @@ def test_the_papers_counts():
     paper = ReconstructionConfig.paper()
     assert (paper.weight_steps, paper.act_steps, paper.batch_size) == (20_000, 5_000, 32)
     assert (paper.weight_rate, paper.act_rate, paper.regularisation) == (1e-3, 4e-4, 0.01)
+    assert (paper.rate_growth, paper.scale_rate) == (1.0, 0.0)
     assert (paper.objective, paper.joint, paper.act_loss_power) == ("plain", False, 2.4)
 
 

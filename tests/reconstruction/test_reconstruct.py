@@ -3,6 +3,7 @@
 from dataclasses import replace
 from unittest import mock
 
+import numpy as np
 import pytest
 import torch
 from residual_net import QUICK, Net, batches, make_prepared
@@ -14,8 +15,10 @@ from qdiff_fx.errors import ArtifactError, CalibrationError, InputError
 from qdiff_fx.ir.annotations import nodes_with
 from qdiff_fx.ir.edit import get_attr_tensor, is_op
 from qdiff_fx.ir.facts import LayerPlan, layer_id
+from qdiff_fx.passes.quantize.measure import measure
 from qdiff_fx.quant.numerics import sqnr_db
 from qdiff_fx.reconstruction import learning
+from qdiff_fx.reconstruction.adaround import Learner
 
 dequantize = torch.ops.quantized_decomposed.dequantize_per_channel.default
 
@@ -60,6 +63,30 @@ def test_codes_in_the_saved_file_are_those_decided(tmp_path):
     assert len(codes) == len(stored) > 5
     for name, expected in codes.items():
         assert torch.equal(stored[f"{before[name].args[1].target}_codes"], expected), name
+
+
+def test_scales_are_learned_with_the_step_sizes_and_arrive_with_the_codes():
+    network = make_prepared()
+    measured = measure(network.graph_module, network.qconfig).weights
+    reconstruct(network, batches(), replace(QUICK, scale_rate=0.0), progress=False)
+    assert all(each.scales.equal(measured[name].scales) for name, each in network.decided.weights.items())
+    reconstruct(network, batches(), replace(QUICK, weight_steps=0, scale_rate=1e-2), progress=False)
+    learned = network.decided.weights
+    ratios = [each.scales / measured[name].scales for name, each in learned.items()]
+    assert any((ratio != 1).any() for ratio in ratios)
+    assert all(((ratio > 0.5) & (ratio < 2)).all() for ratio in ratios)
+    graph = convert_qdiff(network, "reference").graph_module
+    given = [get_attr_tensor(graph, node.args[1]) for node in graph.graph.nodes if is_op(node, dequantize)]
+    assert all(any(scales.equal(each.scales) for scales in given) for each in learned.values())
+
+
+def test_the_rate_of_the_weights_rises_along_a_line():
+    rates = []
+    step = Learner.step
+    with mock.patch.object(Learner, "step", lambda self, rate, *rest: (rates.append(rate), step(self, rate, *rest))):
+        config = replace(QUICK, weight_steps=4, act_steps=0, weight_rate=0.1, rate_growth=3.0, warm_up=0.9)
+        reconstruct(make_prepared(), batches(), config, progress=False)
+    assert set(np.round(rates, 6)) == {0.1, 0.15, 0.2, 0.25}
 
 
 @pytest.mark.parametrize(("backend", "options"), [("native", {}), ("inductor", {"compile": False})])
