@@ -34,5 +34,4 @@ def test_no_second_copy_of_the_weights_is_made(dtype):
     prepared, calibrated, converted = map(float, said(QUANTIZES, LAYERS, WIDTH, dtype).split())
     assert prepared < 0.3 * weights
     assert calibrated < 0.4 * weights  # one layer in float32 more, kept for the next
-    # Where layers in float32 come to lie, and with it the holes between codes, differs by 50 MB from run to run.
-    assert converted < codes + 0.75 * weights
+    assert converted < codes + 0.5 * weights

@@ -136,7 +136,7 @@ CONTENDERS: Mapping[str, Contender] = {
 
 
 def get_contender(name: str) -> Contender:
-    """A rival by its name, or ours: ``native-VARIANT[-float16]``; raises ValueError with the names that are known."""
+    """A rival by its name, or ours: ``native-VARIANT[-DTYPE]``; raises ValueError with the names that are known."""
     if name in CONTENDERS:
         return CONTENDERS[name]
     if (match := re.fullmatch(rf"native-(w\d.*?)(?:-({'|'.join(HALVES)}))?", name)) is not None:
