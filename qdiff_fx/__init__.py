@@ -82,6 +82,8 @@ _COMPONENTS = {
     "DigitEmbedding": "bundled.modules",
     "QuantizedAutoencoderKL": "networks.autoencoder",
     "QuantizedAutoencoderTiny": "networks.autoencoder",
+    "QuantizedControlNetModel": "networks.controlnet",
+    "QuantizedMultiControlNetModel": "networks.controlnet",
 }
 
 

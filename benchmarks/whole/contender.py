@@ -76,7 +76,8 @@ class Ours:
         source = Source(subject.name, subject.load(floats), [subject.asked["prompt"]])
         config = replace(make_config(self.variant, 1000), weight_rounding="nearest")
         parts = tuple(
-            replace(part, config=replace(part.config, weight_rounding="nearest")) for part in wanted_parts(None)[1]
+            replace(part, config=replace(part.config or config, weight_rounding="nearest"))
+            for part in wanted_parts(None)[1]
         )
         quantize_pipeline(source, Job(config, SampleRequest(1, 2), parts=parts), folder)
 

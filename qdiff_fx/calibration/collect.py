@@ -35,6 +35,8 @@ NOT_PER_SAMPLE = frozenset(
     | {"controlnet_conditioning_scale", "ip_adapter_image", "ip_adapter_image_embeds"}
 )
 """Arguments of pipelines whose lists are for all samples, however many items they have: schedules, mostly."""
+MEMORY_CAP = 2 << 30
+"""Bytes that are recorded at most where nobody says."""
 
 
 def collect_calibration_data(
@@ -48,7 +50,7 @@ def collect_calibration_data(
     seed: int,
     inputs: Inputs = None,
     guidance_scale: float | None = None,
-    memory_cap_bytes: int = 2 << 30,
+    memory_cap_bytes: int = MEMORY_CAP,
     resume_dir: str | os.PathLike[str] | None = None,
     workers: Workers = ALONE,
     observing: InFlight | None = None,

@@ -71,7 +71,12 @@ class CalibrationData(Sequence[Batch]):
     @property
     def nbytes(self) -> int:
         """Memory footprint of all tensors, shared ones counted once."""
-        return sum(tensor.nbytes for tensor in self._tensors().values())
+        return sum(tensor.nbytes for tensor in self.tensors)
+
+    @property
+    def tensors(self) -> tuple[Tensor, ...]:
+        """Of all batches, shared ones once."""
+        return tuple(self._tensors().values())
 
     def batches(self, batch_size: int) -> Iterator[Batch]:
         """The same samples in batches of at most `batch_size`, never mixing timesteps, in order of recording.

@@ -20,8 +20,16 @@ from importlib.machinery import ModuleSpec
 from types import ModuleType
 
 NAME = "qdiff_fx"
-COMPONENTS = ("QuantizedUNet", "QuantizedAutoencoderKL", "QuantizedAutoencoderTiny", "DigitEmbedding")
-"""Parts of pipelines: quantized networks, autoencoders with such inside, and the labels of the bundled digits."""
+COMPONENTS = (
+    "QuantizedUNet",
+    "QuantizedAutoencoderKL",
+    "QuantizedAutoencoderTiny",
+    "QuantizedControlNetModel",
+    "QuantizedMultiControlNetModel",
+    "DigitEmbedding",
+)
+"""Parts of pipelines: quantized networks, autoencoders and ControlNets with such inside, and the labels of the bundled
+digits."""
 
 
 def register_component(module: ModuleType) -> None:

@@ -17,8 +17,9 @@ from torch import nn
 
 from qdiff_fx.backends import get_backend
 from qdiff_fx.backends.common.options import choose_options
-from qdiff_fx.errors import ArtifactError, ConfigError
+from qdiff_fx.errors import ArtifactError
 from qdiff_fx.networks.quantized import QuantizedUNet
+from qdiff_fx.networks.settled import check_settled
 from qdiff_fx.storage.autoencoder import FILES, INSIDE, SavedAutoencoder, read_autoencoder, save_autoencoder
 from qdiff_fx.storage.hub import located
 
@@ -90,13 +91,7 @@ class WithQuantizedNetworks(Base):
             ArtifactError: it is missing, damaged, or something else.
             ConfigError: it would be quantized twice, or is to be somewhere else.
         """
-        if quantization_config is not None:
-            raise ConfigError("it is quantized already", where=str(name), fix="Leave its quantization_config out")
-        places = device_map.values() if isinstance(device_map, Mapping) else [device_map]
-        if elsewhere := [each for each in places if each is not None and str(each) != "cpu"]:
-            raise ConfigError(
-                f"it cannot be put on {elsewhere[0]!r}", where="device_map", fix="Leave it out, or say cpu"
-            )
+        check_settled(name, quantization_config, device_map)
         hub: dict[str, Any] = {"revision": revision, "cache_dir": cache_dir, "token": token}
         folder = located(name, FILES, subfolder=subfolder, local_files_only=local_files_only, **hub)
         saved = read_autoencoder(folder, {each.__name__: _arguments(each) for each in map(_base, KINDS)})

@@ -29,6 +29,7 @@ from qdiff_fx.schedule import Schedule
 from qdiff_fx.schedules import schedule_of, with_schedule, without_schedule
 from qdiff_fx.sources.parts import Part, put_parts
 from qdiff_fx.sources.request import SampleRequest
+from qdiff_fx.sources.subjects import EMBEDDED, PROMPT, check_subjects, in_turn, missing_pictures
 
 Found = TypeVar("Found")
 
@@ -49,6 +50,10 @@ class SourceError(QDiffError):
 class Source:
     """Where a network comes from and how it is sampled: any diffusers pipeline that denoises with one network.
 
+    Args:
+        identifier, pipe: see below.
+        prompts: given to the images in turn; captions that come with the package where there are none.
+        given: other arguments of the pipeline, of which lists and tensors have an item for each image, in turn.
     Attributes:
         identifier: what ``resolve`` turns into this source again; saved networks record it.
         pipe: takes prompts or a batch size, and returns ``.images``.
@@ -60,7 +65,7 @@ class Source:
 
     draws = True
 
-    def __init__(self, identifier: str, pipe: Any, prompts: Sequence[str] = ()):
+    def __init__(self, identifier: str, pipe: Any, prompts: Sequence[str] = (), given: Mapping[str, Any] | None = None):
         try:
             self._name = denoiser_name(pipe)
         except CalibrationError as error:
@@ -72,6 +77,9 @@ class Source:
         self.num_train_timesteps: int = length_of_schedule(pipe.scheduler) or QDiffConfig.num_train_timesteps
         self.progress = False
         self._takes = inspect.signature(type(pipe).__call__).parameters
+        self.given = dict(given or {})
+        own = {PROMPT: self.prompts} if prompts and self.takes_prompts else {}
+        check_subjects(own | self.given, self._takes, type(pipe).__name__)
 
     def _check(self) -> None:
         if isinstance(self.unet, (PreparedUNet, QuantizedUNet)):
@@ -180,7 +188,7 @@ class Source:
 
     @property
     def takes_prompts(self) -> bool:
-        return "prompt" in self._takes
+        return PROMPT in self._takes
 
     def steps_taken(self, steps: int | None, schedule: Schedule | None) -> int:
         """Of an image: those of a schedule, or those that somebody asks for, or the usual."""
@@ -197,10 +205,18 @@ class Source:
 
     def subjects(self, request: SampleRequest) -> dict[str, Any]:
         """The pipeline's arguments that say what to draw, one item per image."""
-        if self.takes_prompts:
-            return {"prompt": [self.prompts[number % len(self.prompts)] for number in request.numbers]}
-        if "batch_size" in self._takes:
-            return {}
+        if pictures := missing_pictures(self.pipe, self.given, self._takes):
+            example = ", ".join(f'"{name}": [...]' for name in ("prompt", *pictures))
+            raise SourceError(
+                f"{type(self.pipe).__name__} draws by {' and '.join(pictures)}, which nobody gave",
+                where=self.identifier,
+                fix=f"Give them in Python, to pipe(...) or to qdiff_fx.quantize(pipe, data={{{example}}})",
+            )
+        found = in_turn(self.given, request.numbers)
+        if self.takes_prompts and EMBEDDED not in found:
+            return in_turn({PROMPT: self.prompts}, request.numbers) | found
+        if found or self.takes_prompts or "batch_size" in self._takes:
+            return found
         raise SourceError(
             f"{type(self.pipe).__name__} takes neither prompts nor a batch size",
             where=self.identifier,

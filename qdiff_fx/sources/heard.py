@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from functools import partial
@@ -14,13 +15,14 @@ from torch import Tensor
 from qdiff_fx.calibration import CalibrationData
 from qdiff_fx.calibration.data import FILE_NAME
 from qdiff_fx.calibration.record import Record, as_record
+from qdiff_fx.calibration.recorder import same_or_copy
 from qdiff_fx.distributed import Workers
 from qdiff_fx.errors import CalibrationError
 from qdiff_fx.quant.digest import digest
 from qdiff_fx.sampling.listener import Listener
 from qdiff_fx.sampling.recorder import watching
 from qdiff_fx.signature.roles import positional_names
-from qdiff_fx.sources.parts import AUTOENCODER, ENCODER, TEXT, Part
+from qdiff_fx.sources.parts import AUTOENCODER, CONTROLNET, ENCODER, Part
 
 LATENTS = "latents"
 
@@ -31,22 +33,26 @@ class Heard:
     So they are the same whoever drew them: several processes, or a run that was killed and one that went on.
 
     Args:
-        pipe: its autoencoder and text encoders are listened to. Of an autoencoder the latents are heard; its encoder is
-            called with the pictures that the decoder makes of them.
+        pipe: its autoencoder, text encoders and ControlNets are listened to. Of an autoencoder the latents are heard;
+            its encoder is called with the pictures that the decoder makes of them. ControlNets are called in every
+            step, and what their results are scaled by is left out.
         parts: what is to be heard.
     """
 
     def __init__(self, pipe: Any, parts: Sequence[Part]):
-        self._encoders = [part for part in parts if part.word == TEXT]
-        self._decoder = getattr(pipe, AUTOENCODER).decoder if len(self._encoders) < len(parts) else None
+        self._called = [part for part in parts if not part.inside]
+        self._stepped = [part.name for part in parts if part.word == CONTROLNET]
+        self._decoder = getattr(pipe, AUTOENCODER).decoder if len(self._called) < len(parts) else None
         self._listener = None if self._decoder is None else Listener(self._decoder, self._hear_latents)
         self._folder: Path | None = None
         self._calls: dict[str, dict[str, Record]] = {}
+        self._latest: dict[str, Record] = {}
         self.forget()
 
     def forget(self) -> None:
         """All that was heard so far."""
-        self._calls = {part.component: {} for part in self._encoders}
+        self._latest = {}
+        self._calls = {part.name: {} for part in self._called}
         if self._listener is not None:
             self._calls[LATENTS] = {}
 
@@ -67,8 +73,8 @@ class Heard:
         with ExitStack() as stack:
             if self._listener is not None:
                 stack.enter_context(self._listener.listening())
-            for part in self._encoders:
-                stack.enter_context(watching(part.network, before=partial(self._hear, part.component)))
+            for part in self._called:
+                stack.enter_context(watching(part.network, before=partial(self._hear_call, part)))
             yield
 
     def share(self, workers: Workers) -> None:
@@ -82,11 +88,19 @@ class Heard:
                 calls.update(zip(keys, CalibrationData.of_tensors(found, received)._records, strict=True))
 
     @property
-    def latents(self) -> int | None:
-        """How many were heard; None where nobody listens to them."""
-        if LATENTS not in self._calls:
-            return None
-        return sum(record.count for record in self._calls[LATENTS].values())
+    def images(self) -> int | None:
+        """Of how many latents and steps were heard; None where it is enough to begin: nobody listens to either."""
+        found = [self._rows_of_a_step(name) for name in self._stepped]
+        if LATENTS in self._calls:
+            found.append(sum(record.count for record in self._calls[LATENTS].values()))
+        return min(found, default=None)
+
+    def _rows_of_a_step(self, name: str) -> int:
+        """The fewest; guidance has two for an image."""
+        rows = Counter[float]()
+        for record in self._calls[name].values():
+            rows[record.timestep(None)] += record.count
+        return min(rows.values(), default=0)
 
     def data(self, part: Part, rows: int | None = None) -> CalibrationData:
         """What the part is called with, in its own floating type.
@@ -96,7 +110,7 @@ class Heard:
         Raises:
             CalibrationError: nothing was heard.
         """
-        calls = self._calls[part.component if part.word == TEXT else LATENTS]
+        calls = self._calls[LATENTS if part.inside else part.name]
         if not calls:
             raise CalibrationError(
                 "the pipeline did not call it while it was drawing",
@@ -104,7 +118,7 @@ class Heard:
                 fix="Leave it out: parts= names the others",
             )
         found = CalibrationData([calls[key] for key in sorted(calls)]).spread(rows)
-        if part.word == TEXT:
+        if not part.inside:
             return found
         (name, *_), dtype = positional_names(part.network), next(part.network.parameters()).dtype
         inputs = [batch[LATENTS] for batch in found]
@@ -128,9 +142,18 @@ class Heard:
             )
         self._hear(LATENTS, {LATENTS: latents})
 
+    def _hear_call(self, part: Part, inputs: dict[str, Any]) -> None:
+        if part.word == CONTROLNET:
+            from qdiff_fx.networks.controlnet import OUTSIDE
+
+            inputs = {name: each for name, each in inputs.items() if name not in OUTSIDE}
+        self._hear(part.name, inputs)
+
     def _hear(self, name: str, inputs: dict[str, Any]) -> None:
         record = as_record(inputs)
-        copied = Record({key: tensor.clone() for key, tensor in record.tensors.items()}, record.layout)
+        before = self._latest[name].tensors if name in self._latest else {}
+        tensors = {key: same_or_copy(before.get(key), tensor) for key, tensor in record.tensors.items()}
+        self._latest[name] = copied = Record(tensors, record.layout)
         key = digest([*(each for item in sorted(copied.tensors.items()) for each in item), repr(copied.layout)])
         if key in self._calls[name]:
             return

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,19 +12,25 @@ from qdiff_fx.errors import ConfigError
 from qdiff_fx.networks import PreparedUNet, QuantizedUNet
 from qdiff_fx.sampling.denoiser import NAMES
 
-UNET, VAE, ENCODER, TEXT = "unet", "vae", "encoder", "text"
-WORDS = (UNET, VAE, ENCODER, TEXT)
-"""The network that denoises, whatever the pipeline calls it; the decoder of its autoencoder; the encoder of that, for
-pipelines that take images; and its text encoders."""
-USUAL = (UNET, VAE, TEXT)
+UNET, CONTROLNET, VAE, ENCODER, TEXT = "unet", "controlnet", "vae", "encoder", "text"
+WORDS = (UNET, CONTROLNET, VAE, ENCODER, TEXT)
+"""The network that denoises, whatever the pipeline calls it; the ControlNets beside it; the decoder of its autoencoder;
+the encoder of that, for pipelines that take images; and its text encoders."""
+USUAL = (UNET, CONTROLNET, VAE, TEXT)
 """Those that every image takes."""
 AUTOENCODER = "vae"
 TEXT_ENCODERS = ("text_encoder", "text_encoder_2", "text_encoder_3", "text_encoder_4")
 INSIDE_OF = {VAE: "decoder", ENCODER: "encoder"}
+ALIKE = ("block_out_channels", "layers_per_block", "cross_attention_dim")
+"""Of a ControlNet's configuration: as in the UNet's, whose first half it is a copy of."""
 
 
 class NothingToQuantizeError(ConfigError):
     """The pipeline has no such part, or one that is quantized already."""
+
+
+class CannotRunError(ConfigError):
+    """The pipeline cannot run as it is, whatever of it is quantized."""
 
 
 @dataclass(frozen=True)
@@ -33,7 +39,8 @@ class Part:
 
     Attributes:
         word: what people call it, one of `WORDS`.
-        component: what the pipeline calls what it is in, "vae" or "text_encoder_2".
+        component: what the pipeline calls what it is in, "vae" or "text_encoder_2"; the second of several ControlNets
+            is "controlnet_1", as its folder is called.
         network: in float, in eval mode.
     """
 
@@ -57,8 +64,11 @@ def parts_of(pipe: Any, word: str) -> list[Part]:
 
     Raises:
         NothingToQuantizeError: there is none, or one that is quantized already.
+        CannotRunError: nor can the float pipeline run with it.
         ConfigError: it cannot be quantized by itself.
     """
+    if word == CONTROLNET:
+        return _controlnets(pipe)
     if word == TEXT:
         found = {name: getattr(pipe, name, None) for name in TEXT_ENCODERS}
         encoders = {name: each for name, each in found.items() if isinstance(each, nn.Module)}
@@ -84,6 +94,46 @@ def parts_of(pipe: Any, word: str) -> list[Part]:
     return [Part(word, AUTOENCODER, network.eval())]
 
 
+def _controlnets(pipe: Any) -> list[Part]:
+    given = getattr(pipe, CONTROLNET, None)
+    if not isinstance(given, nn.Module):
+        raise _none(pipe, "ControlNet", CONTROLNET)
+    from qdiff_fx.networks.controlnet import can_be_quantized, controlnets_of, quantized_inside
+
+    for name, network in quantized_inside(given).items():
+        _check_float(network, name)
+    found = controlnets_of(given)
+    for name, each in found.items():
+        if not can_be_quantized(each):
+            raise ConfigError(
+                f"its {name} is a {type(each).__name__}, no ControlNetModel",
+                where=f"parts, {CONTROLNET!r}",
+                fix="Leave it out: it stays in float",
+            )
+        _check_fits(pipe, name, each)
+    return [Part(CONTROLNET, name, each.eval()) for name, each in found.items()]
+
+
+def _check_fits(pipe: Any, name: str, controlnet: Any) -> None:
+    """Said here, as diffusers fails in the middle of the UNet."""
+    unet: Any = getattr(pipe, UNET, None)
+    if unet is None:
+        return
+    expected, found = {"type": unet.dtype, **unet.config}, {"type": controlnet.dtype, **controlnet.config}
+    for what in ("type", *ALIKE):
+        if _plain(expected.get(what)) != _plain(found.get(what)):
+            raise CannotRunError(
+                f"its {name} has {what} {found.get(what)}, its {UNET} {expected.get(what)}",
+                where=f"parts, {CONTROLNET!r}",
+                fix="Give the pipeline a ControlNet that was trained beside this UNet, read in the same type",
+            )
+
+
+def _plain(value: Any) -> Any:
+    """JSON has no tuples."""
+    return list(value) if isinstance(value, Sequence) and not isinstance(value, str) else value
+
+
 def put_parts(pipe: Any, networks: Mapping[Part, QuantizedUNet]) -> None:
     """Into the pipeline, in the place of its own. Around a decoder there is another object, with the same modules."""
     for part, network in networks.items():
@@ -91,8 +141,13 @@ def put_parts(pipe: Any, networks: Mapping[Part, QuantizedUNet]) -> None:
 
 
 def put_quantized(pipe: Any, name: str, network: QuantizedUNet) -> None:
-    """One network: "text_encoder", "vae.decoder"."""
+    """One network: "text_encoder", "vae.decoder", "controlnet_1"."""
     component, _, inside = name.partition(".")
+    if component.startswith(CONTROLNET):
+        from qdiff_fx.networks.controlnet import with_quantized
+
+        setattr(pipe, CONTROLNET, with_quantized(getattr(pipe, CONTROLNET), {component: network}))
+        return
     if not inside:
         setattr(pipe, component, network)
         return
@@ -108,6 +163,10 @@ def all_quantized(pipe: Any) -> dict[str, QuantizedUNet]:
     autoencoder = components.get(AUTOENCODER)
     inside = {part: getattr(autoencoder, part, None) for part in INSIDE_OF.values()}
     found |= {f"{AUTOENCODER}.{part}": each for part, each in inside.items() if isinstance(each, QuantizedUNet)}
+    if isinstance(controlnet := components.get(CONTROLNET), nn.Module):
+        from qdiff_fx.networks.controlnet import quantized_inside
+
+        found |= quantized_inside(controlnet)
     return dict(sorted(found.items(), key=lambda item: item[0] not in NAMES))
 
 

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_flatten, tree_unflatten
 
 from qdiff_fx.calibration import CalibrationData
+from qdiff_fx.calibration.collect import MEMORY_CAP
 from qdiff_fx.calibration.data import TIMESTEP
 from qdiff_fx.config import QDiffConfig
 from qdiff_fx.errors import CalibrationError
@@ -20,8 +21,6 @@ from qdiff_fx.sampling.recorder import watching
 from qdiff_fx.sampling.samplers import length_of_schedule
 from qdiff_fx.signature.roles import timestep_of_call
 from qdiff_fx.workflow.one_call import quantize
-
-MEMORY_CAP = 2 << 30
 
 
 class Calibrating:

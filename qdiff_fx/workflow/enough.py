@@ -15,9 +15,11 @@ from __future__ import annotations
 import math
 from dataclasses import replace
 
+from qdiff_fx.calibration.collect import MEMORY_CAP
 from qdiff_fx.calibration.data import CalibrationData
 from qdiff_fx.schedule import Schedule
 from qdiff_fx.sources import SampleRequest, Source
+from qdiff_fx.workflow.estimate import recorded_rows
 from qdiff_fx.workflow.job import Job
 from qdiff_fx.workflow.measure import Costs
 
@@ -69,6 +71,19 @@ def enough(costs: Costs, job: Job) -> Job:
     if job.rows is None:
         job = replace(job, rows=each * steps, rounded=rounded * steps)
     return replace(job, at_most=False, request=request)
+
+
+def within_memory(costs: Costs, job: Job) -> Job:
+    """The job with no more trajectories than may be recorded, where it leaves their number open; of one alone that is
+    too much, fewer steps are recorded. A ControlNet adds as much to every step as a dozen images."""
+    if not job.at_most and job.budget is None:
+        return job
+    one = recorded_rows(costs, replace(job, request=replace(job.request, count=costs.samples))) * costs.changing_bytes
+    fitting = costs.samples * MEMORY_CAP // max(one, 1)
+    if fitting >= job.request.count:
+        return job
+    every = min(job.request.steps, job.every * -(-one // (costs.samples * MEMORY_CAP)))
+    return replace(job, every=every, request=replace(job.request, count=max(fitting, 1)))
 
 
 def rounded_by(shown: CalibrationData, job: Job, at_once: int) -> CalibrationData:

@@ -1,7 +1,8 @@
 """What a job will take, from what was measured; and how much of it fits into a budget.
 
 seconds of
-    sampling        trajectories / G · steps · a float step of G samples; those that observers see, what these take more
+    sampling        trajectories / G · steps · a float step of G samples, of ControlNets too; those that observers see,
+                    what these take more
     calibrating     rows / R · a step with observers, of R rows, where they have not been seen while they were drawn
     rounding        rows that weights are rounded by / R · 2 integer steps, and for each layer [O, K]: second moments
                     n K² / 2 of n positions, once for all layers that read the same; K² and K³ / 3 to factorise them;
@@ -99,7 +100,7 @@ def estimate(costs: Costs, job: Job, processes: int = 1) -> Estimate:
     phases = []
     watched = costs.held_bytes + costs.watched_bytes + data
     if costs.draws:
-        seconds = groups * job.request.steps * costs.step
+        seconds = groups * job.request.steps * (costs.step + costs.beside)
         if costs.in_flight:
             shown = shown_calls(costs, job)
             seconds += groups * shown.calls / shown.runs * max(costs.watched_step - costs.step, 0.0)

@@ -28,13 +28,13 @@ class WantedPart:
 
     Attributes:
         word: which, see `qdiff_fx.sources.parts`.
-        config: what to quantize of it, and how.
+        config: what to quantize of it, and how; None: as the network that denoises, but for rules, which name layers.
         finer: what may be added for its layers that matter most, see `qdiff_fx.tuning.finer`; None: nothing.
         by_name: somebody named it: that it cannot be quantized is an error then. Else it stays in float.
     """
 
     word: str
-    config: QDiffConfig
+    config: QDiffConfig | None = None
     finer: Limits | None = None
     by_name: bool = False
 
@@ -79,6 +79,9 @@ class Job:
                 "the budget chooses the rows, and they are given too", where="rows", fix="Give one of the two"
             )
 
+    def config_of(self, part: WantedPart) -> QDiffConfig:
+        return replace(self.config, rules=()) if part.config is None else part.config
+
     def settings(self) -> dict[str, str]:
         """All of it, each thing under the name under which people know it."""
         found = {name: json.dumps(value, sort_keys=True) for name, value in self.config.to_json().items()}
@@ -97,7 +100,7 @@ class Job:
         }
         if self.parts:
             limits = {each.word: each.finer and asdict(each.finer) for each in self.parts}
-            parts = {each.word: [each.config.to_json(), limits[each.word]] for each in self.parts}
+            parts = {each.word: [self.config_of(each).to_json(), limits[each.word]] for each in self.parts}
             found["parts"] = json.dumps([self.network, parts], sort_keys=True)
         return found
 

@@ -30,6 +30,8 @@ from qdiff_fx.workflow.memory import held_bytes, peak_bytes, reset_peak
 
 SECONDS = 0.5
 """Spent on a step at least, and on all rates together at most about as much."""
+OF_IMAGES = 4
+"""Dimensions."""
 ROWS, COLUMNS, CHANNELS, FEW, BITS, BINS = 2048, 2048, 256, 256, 4, 4
 """Of the matrices that rates are measured on."""
 LEAST = 0.3
@@ -99,6 +101,9 @@ class Costs:
         layers: all that are going to be quantized and have a weight.
         draws: whether trajectories are yet to be drawn.
         in_flight: whether observers can see them while they are.
+        changing_bytes: of a recorded row, what is another in every step: its images, among them all that a ControlNet
+            adds to it. Prompts are recorded once.
+        beside: seconds of networks that are called in every step beside this one, its ControlNets.
     """
 
     samples: int
@@ -115,6 +120,8 @@ class Costs:
     rates: Rates
     draws: bool = True
     in_flight: bool = False
+    changing_bytes: int = 0
+    beside: float = 0.0
 
 
 def measure(source: Source, prepared: PreparedUNet, example: Mapping[str, Any], count: int, capture: float) -> Costs:
@@ -131,6 +138,7 @@ def measure(source: Source, prepared: PreparedUNet, example: Mapping[str, Any], 
     step, step_bytes = _timed(lambda: source.unet(**batch))
     watched, layers = _watched(prepared, batch, len(sample))
     watched_step, watched_bytes = _timed(watched)
+    recorded = CalibrationData([batch])
     return Costs(
         samples=samples,
         rows=len(sample),
@@ -138,7 +146,7 @@ def measure(source: Source, prepared: PreparedUNet, example: Mapping[str, Any], 
         watched_step=watched_step,
         step_bytes=step_bytes,
         watched_bytes=watched_bytes,
-        row_bytes=CalibrationData([batch]).nbytes // len(sample),
+        row_bytes=recorded.nbytes // len(sample),
         capture=capture,
         held_bytes=held,
         observers=sum(isinstance(each, Observer) for each in prepared.modules()),
@@ -146,6 +154,7 @@ def measure(source: Source, prepared: PreparedUNet, example: Mapping[str, Any], 
         rates=measure_rates(prepared.qconfig.act_range),
         draws=source.draws,
         in_flight=source.draws and _settled(prepared, example),
+        changing_bytes=sum(each.nbytes for each in recorded.tensors if each.dim() >= OF_IMAGES) // len(sample),
     )
 
 

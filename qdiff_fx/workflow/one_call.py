@@ -21,6 +21,7 @@ from qdiff_fx.schedule import Schedule
 from qdiff_fx.schedules import schedule_of
 from qdiff_fx.sources import DrawingSource, RecordedSource, SampleRequest, Source
 from qdiff_fx.sources.parts import UNET, check_words
+from qdiff_fx.sources.subjects import PROMPT
 from qdiff_fx.storage.hub import HUB_ID
 from qdiff_fx.workflow.amounts import parse_seconds
 from qdiff_fx.workflow.convert import converted
@@ -33,7 +34,7 @@ from qdiff_fx.workflow.screen import make_screen
 
 BITS = "w4a8"
 Given = TypeVar("Given")
-Data = CalibrationData | Sequence[str] | None
+Data = CalibrationData | Sequence[str] | Mapping[str, Any] | None
 Bits = str | QDiffConfig | Mapping[str, str | QDiffConfig]
 Parts = str | Sequence[str] | None
 
@@ -55,17 +56,20 @@ def quantize(
     Args:
         pipe_or_unet: a pipeline, or its UNet together with `data` that were recorded.
         bits: "w4a8", "w8a8", or a configuration: of the UNet. Or one for each part, {"unet": "w4a8", "vae": "w4a8"};
-            those that are not mentioned have 8-bit weights, and text encoders inputs of 16 bits. Of a decoder they are
-            those that most layers have; the few that most of its error comes from get more (docs/pipelines.md).
-        data: prompts; or the network's own inputs, from `collect_calibration_data` or `calibrating`. None: captions
-            that come with the package, for pipelines that take prompts.
+            those that are not mentioned have 8-bit weights, text encoders inputs of 16 bits, and ControlNets the bits
+            of the UNet. Of a decoder they are those that most layers have; the few that most of its error comes from
+            get more (docs/pipelines.md).
+        data: prompts; or what the pipeline draws in its own arguments, {"prompt": [...], "image": [...]}, where lists
+            and tensors have one item for each image and all else is for all of them; or the network's own inputs, from
+            `collect_calibration_data` or `calibrating`. None: captions that come with the package, for pipelines that
+            take prompts and nothing else.
         budget: the time it may take, "30min" or seconds; as many trajectories and rows as fit are used. None: eight
             trajectories at most (more of few steps), and as many of their rows as a network of its size needs.
         backend: what it is to run on.
         parts: which networks, "unet,vae" or a list of them: "unet", whatever the pipeline calls the network that
-            denoises; "vae", the decoder of its autoencoder; "text", its text encoders; "encoder", that of the
-            autoencoder. None: the first three, where they can be; what cannot stays in float, and a warning says why.
-            With `data` that were recorded, the UNet alone.
+            denoises; "controlnet", those beside it; "vae", the decoder of its autoencoder; "text", its text encoders;
+            "encoder", that of the autoencoder. None: all but the last, where they can be; what cannot stays in float,
+            and a warning says why. With `data` that were recorded, the UNet alone.
         steps: of the sampler, while it is recorded: as many as images are going to be drawn by. None: 25, or those of a
             few-step pipeline (a latent consistency model's 4); those of its schedule where it has one, see
             `with_schedule`.
@@ -144,7 +148,7 @@ def _request(
 def _source(given: Any, data: Data, network: bool = True) -> tuple[Source | None, Source]:
     """Whoever gets the result in the network's place, and where what is calibrated on comes from."""
     kind = Source if network else DrawingSource
-    owner = None if isinstance(given, nn.Module) else kind(_identifier(given), given, _prompts(data))
+    owner = None if isinstance(given, nn.Module) else kind(_identifier(given), given, *_subjects(data))
     if isinstance(given, (QuantizedUNet, PreparedUNet)):
         raise ConfigError(f"it is a {type(given).__name__} already", where="quantize", fix="Give the float network")
     if isinstance(data, CalibrationData):
@@ -156,7 +160,7 @@ def _source(given: Any, data: Data, network: bool = True) -> tuple[Source | None
             where="data",
             fix="Give the pipeline; or data that collect_calibration_data or calibrating recorded",
         )
-    if data is not None and not owner.takes_prompts:
+    if data is not None and not isinstance(data, Mapping) and not owner.takes_prompts:
         raise ConfigError(f"{type(given).__name__} takes no prompts", where="data", fix="Leave them out")
     return owner, owner
 
@@ -167,13 +171,23 @@ def _identifier(pipe: Any) -> str:
     return name if isinstance(name, str) and HUB_ID.fullmatch(name) and not Path(name).exists() else ""
 
 
-def _prompts(data: Data) -> tuple[str, ...]:
+def _subjects(data: Data) -> tuple[tuple[str, ...], dict[str, Any]]:
+    """Prompts, and what else the pipeline is given."""
+    if not isinstance(data, Mapping):
+        return _prompts(data), {}
+    others = dict(data)
+    return _prompts(others.pop(PROMPT, None)), others
+
+
+def _prompts(data: CalibrationData | Sequence[str] | None) -> tuple[str, ...]:
     if data is None or isinstance(data, CalibrationData):
         return ()
     prompts = (data,) if isinstance(data, str) else tuple(data)
     if not prompts or not all(isinstance(each, str) for each in prompts):
         raise ConfigError(
-            "they are no prompts", where="data", fix="Give a list of strings, CalibrationData, or nothing at all"
+            "they are no prompts",
+            where="data",
+            fix="Give a list of strings, the pipeline's arguments by name, CalibrationData, or nothing at all",
         )
     return prompts
 

@@ -23,7 +23,18 @@ from qdiff_fx.quant.digest import digest
 from qdiff_fx.quant.qparams import SIXTEEN_BITS
 from qdiff_fx.sources import RecordedSource, SampleRequest, Source
 from qdiff_fx.sources.heard import Heard
-from qdiff_fx.sources.parts import TEXT, UNET, USUAL, VAE, NothingToQuantizeError, Part, check_words, parts_of
+from qdiff_fx.sources.parts import (
+    CONTROLNET,
+    TEXT,
+    UNET,
+    USUAL,
+    VAE,
+    CannotRunError,
+    NothingToQuantizeError,
+    Part,
+    check_words,
+    parts_of,
+)
 from qdiff_fx.tuning.finer import Limits, finer, finer_passes
 from qdiff_fx.workflow.enough import enough, rounded_by
 from qdiff_fx.workflow.estimate import PhaseEstimate, estimate
@@ -44,13 +55,15 @@ FINER = {VAE: Limits()}
 """What may be added to parts whose error is seen as it is, for the few layers that most of it comes from."""
 
 
-def recipe(word: str) -> QDiffConfig:
-    """How a part is quantized where nobody says.
+def recipe(word: str) -> QDiffConfig | None:
+    """How a part is quantized where nobody says; None: as the network that denoises, which a ControlNet is half of.
 
     A decoder has few weights, and its error is seen as it is: 8 bits, and `FINER` adds some. In text encoders a few
     numbers are a hundred times as large as the others, which 8 bits do not hold beside them: their layers read 16. They
     run once per image.
     """
+    if word == CONTROLNET:
+        return None
     return QDiffConfig(rules=WIDE_INPUTS) if word == TEXT else QDiffConfig()
 
 
@@ -119,12 +132,12 @@ class OtherParts:
     Attributes:
         left: why parts stay in float that nobody asked for by name.
     Raises:
-        ConfigError: one that was asked for is not there.
+        ConfigError: one that was asked for is not there, or the pipeline cannot run with what it has.
     """
 
     def __init__(self, source: Source, job: Job):
         self.left: dict[str, str] = {}
-        self._source, self._backend = source, job.backend
+        self._source, self._job = source, job
         self._wanted: dict[Part, WantedPart] = {}
         self._ready: list[ReadyPart] = []
         for wanted in job.parts:
@@ -134,7 +147,7 @@ class OtherParts:
 
     def example(self) -> Mapping[str, Any]:
         """An example call of the network that denoises; what happens around it all other parts are listened to."""
-        if self._heard.latents is None:
+        if self._heard.images is None:
             with self._heard.listening():
                 return self._source.example_inputs(EXAMPLES)
         with self._heard.listening():
@@ -158,15 +171,21 @@ class OtherParts:
         with phase(progress, "capturing", None, "network"):
             begun = time.monotonic()
             example = _of_two(source.example_inputs(EXAMPLES))
-            prepared = prepare_qdiff(part.network, wanted.config, example, backend=self._backend)
+            prepared = prepare_qdiff(part.network, self._config_of(part, wanted), example, backend=self._job.backend)
             seconds = time.monotonic() - begun
-        each = source.request.count / (EXAMPLES if self._heard.latents is None else 1)
+        each = source.request.count / (EXAMPLES if self._heard.images is None else 1)
         with phase(progress, "measuring", None, "step"):
             # Text encoders read few numbers; pictures are looked at one by one, for memory's sake.
             count = EXAMPLES if part.word == TEXT else EXAMPLES * samples_at_once(part.network)
             costs = measure(source, prepared, example, count, seconds)
             chosen_in = 0.0 if wanted.finer is None else finer_passes(prepared, data) * costs.step / costs.rows
         return ReadyPart(part, wanted, prepared, replace(costs, samples=costs.rows), each, chosen_in)
+
+    def _config_of(self, part: Part, wanted: WantedPart) -> QDiffConfig:
+        config = self._job.config_of(wanted)
+        if part.word != CONTROLNET:
+            return config
+        return replace(config, num_train_timesteps=self._source.num_train_timesteps)
 
     @contextmanager
     def _or_left(self, wanted: WantedPart, name: str) -> Iterator[None]:
@@ -176,14 +195,22 @@ class OtherParts:
             if wanted.by_name:
                 error.add_note(f"This happened to {name}, which parts= names.")
                 raise
+            if isinstance(error, CannotRunError):
+                raise
             if isinstance(error, NothingToQuantizeError):
                 return
             self.left[name] = f"{name} stays in float: {error}"
 
     def job_of(self, ready: ReadyPart, count: int) -> Job:
         """Of a part, where so many images are drawn."""
-        request = SampleRequest(max(1, round(count * ready.each)), 1)
-        return enough(ready.costs, Job(ready.wanted.config, request, backend=self._backend))
+        steps = self._job.request.steps if ready.part.word == CONTROLNET else 1
+        request = SampleRequest(max(1, round(count * ready.each)), steps)
+        return enough(ready.costs, Job(ready.prepared.qconfig, request, backend=self._job.backend))
+
+    @property
+    def of_a_step(self) -> float:
+        """Seconds that parts take in float beside every step of the network that denoises."""
+        return sum(ready.costs.step for ready in self._ready if ready.part.word == CONTROLNET)
 
     def phases(self, count: int, processes: int) -> tuple[PhaseEstimate, ...]:
         """What the parts will take, where so many images are drawn."""
@@ -201,7 +228,7 @@ class OtherParts:
 
     def draw(self, job: Job, folder: WorkFolder, progress: bool | Progress, workers: Workers) -> None:
         """Images, where the network that denoises is not quantized: for what the others are called with on the way."""
-        if self._heard.latents is not None:
+        if self._heard.images is not None:
             draw(self._source, job, folder, progress, workers)
             return
         with phase(progress, "sampling", None, "prompt"):  # which ends where denoising begins
@@ -226,7 +253,7 @@ class OtherParts:
         if not self._ready:
             return {}
         self._heard.share(workers)
-        if self._heard.latents is not None and self._heard.latents < job.request.count:
+        if self._heard.images is not None and self._heard.images < job.request.count:
             raise CalibrationError(
                 "trajectories are there without what the other parts of the pipeline are called with",
                 where=str(folder.samples or "parts"),

@@ -12,7 +12,7 @@ from qdiff_fx.networks import PreparedUNet, QuantizedUNet
 from qdiff_fx.progress import Progress, phase
 from qdiff_fx.sources import Source
 from qdiff_fx.sources.parts import Part
-from qdiff_fx.workflow.enough import enough, rounded_by
+from qdiff_fx.workflow.enough import enough, rounded_by, within_memory
 from qdiff_fx.workflow.estimate import Estimate, check_fits, estimate, fitted
 from qdiff_fx.workflow.job import Job, WorkFolder
 from qdiff_fx.workflow.measure import Costs
@@ -117,6 +117,7 @@ def calibrated(
         others = OtherParts(source, job)
         prepared, costs = _captured(source, job, others, progress)
         others.prepare(progress)
+        costs = costs and replace(costs, beside=others.of_a_step)
         passed = progress.passed() if isinstance(progress, Overall) else time.monotonic() - begun
         settled, expected = _planned(folder, job, costs, others, passed, workers)
         if memory_bytes is not None:
@@ -190,6 +191,7 @@ def work_folder(
 
 def _settled(folder: WorkFolder, job: Job, costs: Costs, passed: float, workers: Workers) -> Job:
     """What is enough, or what the budget allows by the clock of one process."""
+    job = within_memory(costs, job)
     if job.budget is None:
         return enough(costs, job)
     left = job.budget - passed

@@ -35,7 +35,7 @@ def half(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_parts_as_text() -> None:
     network, others = parse_parts("all")
     assert network
-    assert [(each.word, each.by_name) for each in others] == [("vae", False), ("text", False)]
+    assert [(each.word, each.by_name) for each in others] == [("controlnet", False), ("vae", False), ("text", False)]
     network, others = parse_parts("vae=w4a8, text")
     assert not network
     assert [(each.word, each.config.weight_bits, each.by_name) for each in others] == [
@@ -47,7 +47,7 @@ def test_parts_as_text() -> None:
     assert wide.config.settings_for("anything").act_bits == SIXTEEN_BITS
     assert [each.finer for each in others] == [Limits(), None]
     for text, message in (
-        ("vea", "'vea' is none of unet, vae, encoder, text"),
+        ("vea", "'vea' is none of unet, controlnet, vae, encoder, text"),
         ("", "is none of"),
         ("vae=four", "says no bits"),
         ("unet=w4a8", "its bits are options of their own. Give --weight-bits"),

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from controlled import DRAWN, PICTURE, controlled
 from torch import Tensor, nn
 from whole import STEPS, tiny_pipeline
 
@@ -79,7 +80,7 @@ def test_final_latents_and_tokens_are_heard_and_nothing_is_changed() -> None:
     with heard.listening():
         data = draw(pipe)
     assert same(alone, data)
-    assert heard.latents == 6
+    assert heard.images == 6
     expected = [
         pipe(PROMPTS[:4], num_inference_steps=STEPS, output_type="latent", generator=torch.Generator().manual_seed(0)),
         pipe(PROMPTS[4:], num_inference_steps=STEPS, output_type="latent", generator=torch.Generator().manual_seed(4)),
@@ -133,8 +134,33 @@ def test_processes_tell_one_another(monkeypatch: pytest.MonkeyPatch) -> None:
             return [(report, dict(tensors or {})), ([list(records), description], theirs)]
 
     both[0].share(Two(both[1]))
-    assert both[0].latents == 2
+    assert both[0].images == 2
     assert len(both[0].data(parts(pipe)[2])) == 3  # either prompt, and none
+
+
+def test_every_step_of_a_controlnet_is_heard_without_what_scales_its_results(tmp_path: Path) -> None:
+    pipe = controlled()
+    (part,) = parts_of(pipe, "controlnet")
+    first, again, later = (Heard(pipe, [part]) for _ in range(3))
+    assert first.images == 0
+    inputs = DRAWN | {"controlnet_conditioning_scale": 0.4}
+    with first.listening(tmp_path):
+        collect_calibration_data(
+            pipe, num_samples=2, num_inference_steps=STEPS, seed=0, inputs=inputs, resume_dir=tmp_path / "runs"
+        )
+    assert first.images == 4  # guided: two rows of each
+    data = first.data(part)
+    assert len(data) == STEPS
+    assert {float(batch["timestep"][0]) for batch in data} == {float(each) for each in pipe.scheduler.timesteps}
+    assert len(data.select("last", 1)) == 1
+    assert not {"conditioning_scale", "guess_mode"} & set(data[0])
+    assert len({id(batch["controlnet_cond"]) for batch in data}) == 1  # it is in memory once
+    assert len(data.spread(3)) == 3
+    with later.listening(tmp_path):  # what a killed run heard is known again
+        assert same(later.data(part), data)
+    with again.listening():
+        pipe("a fish", image=PICTURE, num_inference_steps=STEPS, guess_mode=True)
+    assert {len(batch["sample"]) for batch in again.data(part)} == {1}  # without guidance's other half
 
 
 def test_a_part_that_is_not_called() -> None:

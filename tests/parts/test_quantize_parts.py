@@ -169,7 +169,7 @@ def test_the_tiny_decoder_and_its_encoder_where_they_are_named(few: Few) -> None
 @pytest.mark.parametrize(
     ("given", "message"),
     [
-        ({"parts": "unet,decoder2"}, "parts: 'decoder2' is none of unet, vae, encoder, text"),
+        ({"parts": "unet,decoder2"}, "parts: 'decoder2' is none of unet, controlnet, vae, encoder, text"),
         ({"parts": ""}, "parts: '' is none of"),
         ({"parts": []}, "parts: none are named"),
         ({"parts": "unet", "bits": {"vae": "w4a8"}}, r"bits: 'vae' is not among the parts \(unet\)"),

@@ -10,7 +10,7 @@ import torch
 from qdiff_fx.calibration.data import CalibrationData
 from qdiff_fx.config import QDiffConfig
 from qdiff_fx.sources import SampleRequest
-from qdiff_fx.workflow.enough import enough, rounded_by, usual_trajectories
+from qdiff_fx.workflow.enough import MEMORY_CAP, enough, rounded_by, usual_trajectories, within_memory
 from qdiff_fx.workflow.job import ALL_ROWS, Job
 from qdiff_fx.workflow.measure import Costs, LayerSize, Rates
 
@@ -69,3 +69,21 @@ def test_what_is_given_is_kept() -> None:
     assert (given.rows, given.rounded, given.request.count) == (ALL_ROWS, None, 8)
     fewer = enough(costs(3.5e11), replace(JOB, request=SampleRequest(2, 25)))
     assert fewer.request.count == 2
+
+
+@pytest.mark.parametrize(
+    ("share", "count", "every"),
+    [
+        (1e-3, 8, 1),  # of the cap, by one trajectory of 25 steps
+        (0.2, 5, 1),
+        (0.9, 1, 1),
+        (2.5, 1, 3),
+        (1000.0, 1, 25),
+    ],
+)
+def test_no_more_is_recorded_than_memory_holds(share: float, count: int, every: int) -> None:
+    large = replace(costs(2e8), changing_bytes=int(share * MEMORY_CAP / (25 * 2)))
+    chosen = within_memory(large, JOB)
+    assert (chosen.request.count, chosen.every) == (count, every)
+    assert within_memory(large, replace(JOB, at_most=False)) == replace(JOB, at_most=False)
+    assert within_memory(costs(2e8), JOB) == JOB

@@ -63,6 +63,12 @@ def test_what_is_seen_while_it_is_drawn_costs_what_observing_costs() -> None:
     assert estimate(replace(costs, watched_bytes=10**9), JOB).phases[0].peak_bytes > 16 * 10**8
 
 
+def test_what_is_called_beside_the_network_takes_its_time() -> None:
+    alone, beside = (seconds_of(replace(COSTS, beside=each), JOB) for each in (0.0, 0.1))
+    assert beside["sampling"] == pytest.approx(2 * alone["sampling"])
+    assert {**beside, "sampling": 0} == {**alone, "sampling": 0}
+
+
 def test_only_what_will_be_done_is_estimated() -> None:
     nearest = replace(JOB, config=QDiffConfig(weight_rounding="nearest"))
     assert set(seconds_of(COSTS, nearest)) == {"sampling", "calibrating", "saving"}
