@@ -81,26 +81,35 @@ QDIFF_INLINE void find_even_rows(const Conv& p, const ConvSource& s, const uint8
   }
 }
 
-// Where each tap of each of the `count` output pixels from `first` reads.
-QDIFF_INLINE void find_rows(const Conv& p, const ConvSource& s, int64_t first, int64_t count, Rows* rows) {
-  int64_t x = first % p.out_w, y = first / p.out_w % p.out_h, n = first / (p.out_w * p.out_h);
-  if (x + count <= p.out_w && reads_evenly(p, s, x, count)) {
-    return find_even_rows(p, s, s.codes + n * s.stride_n, y, x, rows);
+// The place of a pixel among those of all images. Divisions take as long as a row of products: one for the first pixel, none
+// for those that follow.
+struct Position {
+  int64_t x, y, n;
+
+  Position(const Conv& p, int64_t pixel) : x(pixel % p.out_w), y(pixel / p.out_w % p.out_h), n(pixel / (p.out_w * p.out_h)) {}
+
+  QDIFF_INLINE void advance(const Conv& p, int64_t pixels) {
+    for (x += pixels; x >= p.out_w; x -= p.out_w) {
+      if (++y == p.out_h) y = 0, ++n;
+    }
   }
-  for (int64_t r = 0; r < count; ++r) {
-    const uint8_t* image = s.codes + n * s.stride_n;
+};
+
+// Where each tap of each of the `count` output pixels from `at` reads.
+QDIFF_INLINE void find_rows(const Conv& p, const ConvSource& s, Position at, int64_t count, Rows* rows) {
+  if (at.x + count <= p.out_w && reads_evenly(p, s, at.x, count)) {
+    return find_even_rows(p, s, s.codes + at.n * s.stride_n, at.y, at.x, rows);
+  }
+  for (int64_t r = 0; r < count; ++r, at.advance(p, 1)) {
+    const uint8_t* image = s.codes + at.n * s.stride_n;
     Rows* tap = rows;
     for (int64_t i = 0; i < p.kernel_h; ++i) {
-      const int64_t row = s.row_map[y * p.stride_h + i * p.dilation_h];
+      const int64_t row = s.row_map[at.y * p.stride_h + i * p.dilation_h];
       const uint8_t* line = image + row * s.stride_h;
       for (int64_t j = 0; j < p.kernel_w; ++j, ++tap) {
-        const int64_t col = s.col_map[x * p.stride_w + j * p.dilation_w];
+        const int64_t col = s.col_map[at.x * p.stride_w + j * p.dilation_w];
         (*tap)[r] = (row | col) < 0 ? s.outside : line + col * s.stride_w;
       }
-    }
-    if (++x == p.out_w) {
-      x = 0;
-      if (++y == p.out_h) y = 0, ++n;
     }
   }
 }
@@ -206,16 +215,14 @@ struct Places {
   Rows* of(const Conv& p, int64_t source) { return rows + (kept ? source * p.kernel_h * p.kernel_w : 0); }
 };
 
-void find_places(const Conv& p, const Place& at, Places& places) {
-  for (int64_t i = 0; places.kept && i < p.source_count; ++i) {
-    find_rows(p, p.sources[i], at.first, at.rows, places.of(p, i));
-  }
+void find_places(const Conv& p, const Position& at, int64_t rows, Places& places) {
+  for (int64_t i = 0; places.kept && i < p.source_count; ++i) find_rows(p, p.sources[i], at, rows, places.of(p, i));
 }
 
 void dot_source(const Conv& p, int64_t source, const Weights& weights, const Place& at, Places& places, Tile& tile) {
   const ConvSource& s = p.sources[source];
   Rows* rows = places.of(p, source);
-  if (!places.kept) find_rows(p, s, at.first, at.rows, rows);
+  if (!places.kept) find_rows(p, s, Position(p, at.first), at.rows, rows);
   weights.dot(source, at.block, rows, at.rows, s.start + at.channel, tile.acc);
 }
 
@@ -231,32 +238,44 @@ QDIFF_INLINE void add_to(float* sum, bool first_source, const Tile& t, const Con
   }
 }
 
-// The last source is still in `acc`, sources before it in `sum`. `v`: the first of `count` channels of the block.
-template <Activation A, typename Element, typename Count>
-QDIFF_INLINE void finish_stretch(const Conv& p, const ConvSource& last, bool more, const Tile& t, const Place& at,
-                                 const Pixels& pixels, const float* const* shift, int64_t v, Count count,
-                                 const Output<Element>& out) {
+// What one stretch of channels adds to its sums.
+struct Stretch {
+  const Conv& p;
+  const Tile& tile;
+  const Pixels& pixels;
+  const float* const* shift;  // of each pixel
+  Floats scale, bias, gate_bias;
+  int64_t lane, channel;
+  bool more;  // sources before the last are in `sum`, the last is in `acc`
+};
+
+// N pixels from the r-th: as many side by side, since what is done to each is a chain of operations that wait for one another.
+template <Activation A, int N, typename Element, typename Count>
+QDIFF_INLINE void finish_pixels(const Stretch& s, int64_t r, Count count, const Output<Element>& out) {
+  const Conv& p = s.p;
   const Input residual{p.residual, p.residual_type};
-  const int64_t out_stride = p.out_stride, residual_stride = p.residual_stride, c = at.channel + v;
-  const bool shifted = p.shift, added = p.residual;
-  const Floats scale = load(last.weight_scale + c) * last.scale;
-  const Floats bias = p.bias ? load_some(p.bias + c, count) : Floats{};
-  Floats gate_bias{};
-  if constexpr (A == Activation::geglu) gate_bias = p.bias ? load_some(p.bias + p.out_channels + c, count) : Floats{};
-  for (int64_t r = 0; r < at.rows; ++r) {
-    const int64_t index = r * kBlockChannels + v, pixel = pixels.at[r];
-    Floats x = multiply_add(to_floats(load_raw<Ints>(t.acc + index)), scale, bias);
-    if (more) x += load(t.sum + index);
-    if (shifted) x += load_some(shift[r] + c, count);
-    if (added) x += residual.read(pixel * residual_stride + c, count);
-    if constexpr (A == Activation::geglu) {
-      const Group<1> gate = gelu(Group<1>{{load(t.gate + index) + gate_bias}});
-      x = x * gate.at[0];
-    } else {
-      x = activate<A>(Group<1>{{x}}).at[0];
-    }
-    out.write(pixel * out_stride + c, x, count);
+  const int64_t index = r * kBlockChannels + s.lane, c = s.channel;
+  const int64_t* pixel = s.pixels.at + r;
+  const auto acc = [&](int i) { return to_floats(load_raw<Ints>(s.tile.acc + index + i * kBlockChannels)); };
+  Group<N> x = each<N>([&](int i) { return multiply_add(acc(i), s.scale, s.bias); });
+  if (s.more) x = each<N>([&](int i) { return x.at[i] + load(s.tile.sum + index + i * kBlockChannels); });
+  if (p.shift) x = each<N>([&](int i) { return x.at[i] + load_some(s.shift[r + i] + c, count); });
+  if (p.residual) x = each<N>([&](int i) { return x.at[i] + residual.read(pixel[i] * p.residual_stride + c, count); });
+  if constexpr (A == Activation::geglu) {
+    x = x * gelu(each<N>([&](int i) { return load(s.tile.gate + index + i * kBlockChannels) + s.gate_bias; }));
+  } else {
+    x = activate<A>(x);
   }
+  for (int i = 0; i < N; ++i) out.write(pixel[i] * p.out_stride + c, x.at[i], count);
+}
+
+template <Activation A, typename Element, typename Count>
+QDIFF_INLINE void finish_stretch(const Stretch& s, int64_t rows, Count count, const Output<Element>& out) {
+  int64_t r = 0;
+  if constexpr (kGroup > 1 && !std::is_same_v<Count, int64_t>) {
+    for (; r + kGroup <= rows; r += kGroup) finish_pixels<A, kGroup>(s, r, count, out);
+  }
+  for (; r < rows; ++r) finish_pixels<A, 1>(s, r, count, out);
 }
 
 template <Activation A, typename Element>
@@ -266,7 +285,14 @@ void finish(const Conv& p, const ConvSource& last, bool more, const Tile& t, con
   if (p.shift) {
     for (int64_t r = 0; r < at.rows; ++r) shift[r] = p.shift + pixels.at[r] / (p.out_h * p.out_w) * p.shift_stride;
   }
-  each_stretch(at.channels, [&](int64_t v, auto count) { finish_stretch<A>(p, last, more, t, at, pixels, shift, v, count, out); });
+  each_stretch(at.channels, [&](int64_t v, auto count) {
+    const int64_t c = at.channel + v;
+    const Floats bias = p.bias ? load_some(p.bias + c, count) : Floats{};
+    Floats gate_bias{};
+    if constexpr (A == Activation::geglu) gate_bias = p.bias ? load_some(p.bias + p.out_channels + c, count) : Floats{};
+    const Stretch stretch{p, t, pixels, shift, load(last.weight_scale + c) * last.scale, bias, gate_bias, v, c, more};
+    finish_stretch<A>(stretch, at.rows, count, out);
+  });
 }
 
 template <Activation A>
@@ -339,8 +365,9 @@ void conv_task(const Conv& p, int64_t task, bool all_blocks, Weights& weights, P
   const int64_t first_block = all_blocks ? 0 : task / chunks;
   const int64_t last_block = all_blocks ? blocks_of(p) : first_block + 1;
   weights.choose(first_block);
-  for (int64_t first = from; first < to; first += kTileRows) {
-    find_places(p, place_of(p, first, to, first_block), places);
+  Position at(p, from);
+  for (int64_t first = from; first < to; first += kTileRows, at.advance(p, kTileRows)) {
+    find_places(p, at, std::min(kTileRows, to - first), places);
     for (int64_t block = first_block; block < last_block; ++block) {
       conv_tile(p, weights, place_of(p, first, to, block), places, tile);
     }

@@ -85,12 +85,13 @@ void depthwise(const Conv& p, Tasks& tasks) {
   constexpr int64_t kOfTask = kTileRows * kTilesPerTask;
   do {
     const int64_t last = std::min(pixels, end * kOfTask);
-    for (int64_t first = begin * kOfTask; first < last; first += kTileRows) {
-      Place at = place_of(p, first, last, 0);
+    Position at(p, begin * kOfTask);
+    for (int64_t first = begin * kOfTask; first < last; first += kTileRows, at.advance(p, kTileRows)) {
+      const int64_t count = std::min(kTileRows, last - first);
       Rows* rows = places.of(p, 0);
-      find_rows(p, p.sources[0], at.first, at.rows, rows);
+      find_rows(p, p.sources[0], at, count, rows);
       for (int64_t t = 0; t < taps; ++t) {
-        for (int64_t r = at.rows; r < kTileRows; ++r) rows[t][r] = rows[t][0];  // computed with the others, never written
+        for (int64_t r = count; r < kTileRows; ++r) rows[t][r] = rows[t][0];  // computed with the others, never written
       }
       for (int64_t block = 0; block < blocks_of(p); ++block) depthwise_tile(p, rows, place_of(p, first, last, block), tile);
     }
