@@ -547,7 +547,7 @@ def test_prompts_are_those_of_the_command_line_then_those_of_the_file(
 ) -> None:
     given: list[list[str]] = []
 
-    def resolve(identifier: str, prompts: list[str]) -> Any:
+    def resolve(identifier: str, prompts: list[str], pictures: dict[str, Any]) -> Any:
         given.append(prompts)
         raise ConfigError("stop here")
 

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
+from PIL import Image
 
 from qdiff_fx.backends import backend_names
 from qdiff_fx.cli.choices import choice
 from qdiff_fx.sources import Source, SourceError, resolve
+from qdiff_fx.sources.subjects import PICTURES
 
 SavedFolder = Annotated[Path, typer.Argument(metavar="DIR", help="A folder written by `qdiff quantize`.")]
 SourceName = Annotated[
@@ -35,6 +37,16 @@ Prompts = Annotated[
 Prompt = Annotated[
     list[str] | None,
     typer.Option("--prompt", metavar="TEXT", help="A prompt, before those of --prompts; repeatable."),
+]
+Images = Annotated[
+    list[Path] | None,
+    typer.Option(
+        "--image",
+        metavar="FILE",
+        help="A picture, for pipelines that draw by pictures, as with a ControlNet; repeatable.",
+        exists=True,
+        dir_okay=False,
+    ),
 ]
 ConfigFile = Annotated[
     Path | None,
@@ -65,19 +77,40 @@ IgnoredBatchSize = Annotated[
 ]
 
 
-def load_source(identifier: str, prompt: list[str] | None, prompts: Path | None) -> Source:
-    """The source, with the prompts that were given: they are given to the images in turn.
+def load_source(
+    identifier: str, prompt: list[str] | None, prompts: Path | None, images: list[Path] | None = None
+) -> Source:
+    """The source, with the prompts and pictures that were given: they are given to the images in turn.
 
     Raises:
-        SourceError: it cannot be loaded, or takes no prompts.
+        SourceError: it cannot be loaded, or takes no prompts or pictures.
+        ConfigError: a pipeline takes no pictures, or they are as few as prompts are not.
     """
     given = [*(prompt or ()), *read_prompts(prompts)]
-    source = resolve(identifier, given)
+    source = resolve(identifier, given, read_images(images))
+    if images and not source.given:
+        raise SourceError("it takes no pictures", where=identifier, fix="Leave out --image")
     if given and not source.takes_prompts:
         raise SourceError(
             f"{type(source.pipe).__name__} takes no prompts", where=identifier, fix="Leave out --prompt and --prompts"
         )
     return source
+
+
+def read_images(paths: list[Path] | None) -> dict[str, Any]:
+    """As the argument that pipelines take them by; nothing without any.
+
+    Raises:
+        SourceError: one is no picture.
+    """
+    found = []
+    for path in paths or ():
+        try:
+            with Image.open(path) as picture:
+                found.append(picture.convert("RGB"))
+        except OSError as error:
+            raise SourceError("it is no picture that can be read", where=str(path), fix="Give a PNG or JPEG") from error
+    return {PICTURES[0]: found} if found else {}
 
 
 def read_prompts(path: Path | None) -> list[str]:

@@ -17,6 +17,7 @@ from qdiff_fx.cli.estimates import estimate_figures, estimate_table, scope_line,
 from qdiff_fx.cli.options import (
     ConfigFile,
     IgnoredBatchSize,
+    Images,
     Json,
     OwnSteps,
     Prompt,
@@ -109,6 +110,7 @@ def quantize(
     seed: Seed = 0,
     prompts: Prompts = None,
     prompt: Prompt = None,
+    image: Images = None,
     calibration: Annotated[
         Path | None, typer.Option("--calibration", metavar="DIR", help="Keep the trajectories here, and resume.")
     ] = None,
@@ -137,7 +139,7 @@ def quantize(
         typer.Option(
             "--parts",
             metavar="LIST|all",
-            help="unet,vae,text,encoder: save the whole pipeline, with these parts of it quantized; vae=w4a8 says how.",
+            help="unet,controlnet,vae,text,encoder: save the pipeline, these parts of it quantized; vae=w4a8 says how.",
         ),
     ] = None,
     json: Json = None,
@@ -175,11 +177,13 @@ def quantize(
         # A dry run leaves nothing behind.
         folders = {} if dry_run else {"resume_dir": resume, "samples_dir": calibration}
         whole = parts is not None
-        _run((source, prompt, prompts), settled, out, output, workers, dry_run, whole, memory_bytes=cap, **folders)
+        _run(
+            (source, prompt, prompts, image), settled, out, output, workers, dry_run, whole, memory_bytes=cap, **folders
+        )
 
 
 def _run(
-    named: tuple[str, list[str] | None, Path | None],
+    named: tuple[str, list[str] | None, Path | None, list[Path] | None],
     settled: Callable[[Source], Job],
     out: Path,
     output: Output,
@@ -201,7 +205,7 @@ def _run(
             origin = load_source(*named)
             job = settled(origin)
             origin.scheduler_for(job.request)  # another scheduler's schedule is refused before the hours of work
-        if origin.takes_prompts and not any(named[1:]):
+        if origin.takes_prompts and not any(named[1:3]):
             output.note("no --prompts: calibrating on captions that come with the package")
         run: Callable[..., Done | DonePipeline | None] = quantize_pipeline if whole else run_job
         done = run(origin, job, out, announce=announce, workers=workers, progress=progress, **more)

@@ -12,6 +12,7 @@ import typer
 from qdiff_fx.api import load_qdiff
 from qdiff_fx.cli.options import (
     BackendName,
+    Images,
     OwnSteps,
     Prompt,
     Prompts,
@@ -19,6 +20,7 @@ from qdiff_fx.cli.options import (
     Seed,
     SourceOverride,
     load_source,
+    read_images,
     read_prompts,
 )
 from qdiff_fx.cli.output import Output, check_writable_file
@@ -41,7 +43,7 @@ def sample(
         typer.Option(
             "--count",
             min=1,
-            help="How many images, in one batch [default: 10; of a pipeline one for each prompt].",
+            help="How many images, in one batch [default: 10; of a pipeline one for each prompt or picture].",
             show_default=False,
         ),
     ] = None,
@@ -52,6 +54,7 @@ def sample(
     seed: Seed = 0,
     prompts: Prompts = None,
     prompt: Prompt = None,
+    image: Images = None,
     guidance_until: Annotated[
         float, typer.Option("--guidance-until", metavar="SHARE", help="Guide so much of the steps, then no more.")
     ] = 1.0,
@@ -59,7 +62,7 @@ def sample(
     """Draw images with a saved network, or with a saved pipeline, into one PNG sheet."""
     output = Output()
     check_writable_file(out)
-    asked = _Asked(folder, count, compare, source, backend, steps, seed, prompts, prompt, guidance_until)
+    asked = _Asked(folder, count, compare, source, backend, steps, seed, prompts, prompt, image, guidance_until)
     rows = _of_pipeline(asked, output) if (folder / INDEX).is_file() else _of_network(asked, output)
     output.show(f"wrote {save_sheet(rows, out)}")
 
@@ -77,25 +80,33 @@ class _Asked:
     seed: int
     prompts: Path | None
     prompt: list[str] | None
+    images: list[Path] | None
     guidance_until: float
 
 
 def _of_pipeline(asked: _Asked, output: Output) -> dict[str, torch.Tensor]:
-    """One image for each prompt, where nobody says how many."""
+    """One image for each prompt or picture, where nobody says how many."""
     if asked.compare and not asked.source:
         raise ConfigError("a folder of quantized networks has no float one", where="--compare", fix="Give --source")
     output.note(f"loading {asked.folder}")
     given = [*(asked.prompt or ()), *read_prompts(asked.prompts)]
-    origin = load_saved_pipeline(asked.folder, given, asked.backend)
+    origin = load_saved_pipeline(asked.folder, given, asked.backend, read_images(asked.images))
     origin.progress = output.interactive
     if given and not origin.takes_prompts:
         raise ConfigError(f"{type(origin.pipe).__name__} takes no prompts", where="--prompt", fix="Leave it out")
     network = origin.unet if isinstance(origin.unet, QuantizedUNet) else None
-    request = request_of(origin, network, asked.count or len(given) or 1, asked.steps, asked.seed, asked.guidance_until)
+    request = request_of(
+        origin,
+        network,
+        asked.count or max(len(given), len(asked.images or ()), 1),
+        asked.steps,
+        asked.seed,
+        asked.guidance_until,
+    )
     rows = {}
     if asked.compare:
         output.note(f"drawing with {asked.source}")
-        floats = load_source(asked.source, asked.prompt, asked.prompts)
+        floats = load_source(asked.source, asked.prompt, asked.prompts, asked.images)
         rows["FP"] = floats.sample(floats.unet, request)
     quantized = ", ".join(all_quantized(origin.pipe)) or "nothing"
     output.note(f"drawing with the {asked.backend} backend; {quantized} quantized")
@@ -105,7 +116,7 @@ def _of_pipeline(asked: _Asked, output: Output) -> dict[str, torch.Tensor]:
 
 def _of_network(asked: _Asked, output: Output) -> dict[str, torch.Tensor]:
     quantized = load_qdiff(asked.folder, backend=asked.backend)
-    origin = source_of(quantized, asked.folder, asked.source, output, asked.prompt, asked.prompts)
+    origin = source_of(quantized, asked.folder, asked.source, output, asked.prompt, asked.prompts, asked.images)
     request = request_of(origin, quantized, asked.count or COUNT, asked.steps, asked.seed, asked.guidance_until)
     if request.schedule is not None:
         output.note(f"taking {request.steps} placed steps in place of {request.schedule.out_of}")

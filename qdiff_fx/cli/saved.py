@@ -33,6 +33,7 @@ def source_of(
     output: Output,
     prompt: list[str] | None = None,
     prompts: Path | None = None,
+    images: list[Path] | None = None,
 ) -> Source:
     """The source given, or the bundled one where the folder names it.
 
@@ -50,6 +51,6 @@ def source_of(
             fix="Pass --source SOURCE, one that you trust",
         )
     output.note(f"loading {identifier}")
-    source = load_source(identifier, prompt, prompts)
+    source = load_source(identifier, prompt, prompts, images)
     source.progress = output.interactive
     return source

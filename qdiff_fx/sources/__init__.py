@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from qdiff_fx.sources.base import Source, SourceError
 from qdiff_fx.sources.digits import DIGITS, DigitsSource
@@ -15,15 +16,17 @@ from qdiff_fx.sources.request import SampleRequest
 from qdiff_fx.storage.hub import HUB_ID
 
 
-def resolve(identifier: str, prompts: Sequence[str] = ()) -> Source:
+def resolve(identifier: str, prompts: Sequence[str] = (), given: Mapping[str, Any] | None = None) -> Source:
     """The source an identifier stands for.
 
     Args:
         identifier: ``digits``, a pipeline folder, a hub repository ``owner/name``, or the path of a ``.py`` file.
         prompts: for pipelines that take prompts.
+        given: other arguments of a pipeline that say what to draw, see `Source`.
 
     Raises:
         SourceError: it is none of these, or cannot be loaded.
+        ConfigError: the pipeline does not take what is given.
     """
     path = Path(identifier)
     if identifier == DIGITS:
@@ -31,11 +34,11 @@ def resolve(identifier: str, prompts: Sequence[str] = ()) -> Source:
     if path.suffix == ".py":
         return PythonFileSource(path)
     if path.is_dir() and (path / "model_index.json").is_file():
-        return load_pipeline(identifier, prompts)
+        return load_pipeline(identifier, prompts, given)
     if identifier and path.is_dir():
         raise SourceError("the folder has no model_index.json", where=identifier, fix="Give a diffusers pipeline")
     if not path.exists() and HUB_ID.fullmatch(identifier):
-        return load_pipeline(identifier, prompts)
+        return load_pipeline(identifier, prompts, given)
     raise SourceError(
         "there is no such source",
         where=identifier or "SOURCE",

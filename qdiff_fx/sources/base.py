@@ -210,7 +210,7 @@ class Source:
             raise SourceError(
                 f"{type(self.pipe).__name__} draws by {' and '.join(pictures)}, which nobody gave",
                 where=self.identifier,
-                fix=f"Give them in Python, to pipe(...) or to qdiff_fx.quantize(pipe, data={{{example}}})",
+                fix=f"Give them: --image FILE, or in Python qdiff_fx.quantize(pipe, data={{{example}}})",
             )
         found = in_turn(self.given, request.numbers)
         if self.takes_prompts and EMBEDDED not in found:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from importlib.util import find_spec
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -19,8 +19,8 @@ HALF = "fp16"
 OF_WEIGHTS = (".safetensors", ".bin")
 
 
-def load_pipeline(identifier: str, prompts: Sequence[str] = ()) -> Source:
-    """The source of a pipeline folder or hub repository; prompts are given to the images in turn.
+def load_pipeline(identifier: str, prompts: Sequence[str] = (), given: Mapping[str, Any] | None = None) -> Source:
+    """The source of a pipeline folder or hub repository; prompts and what else is given are for the images in turn.
 
     Weights are read into float32; from files of float16 where there are no others.
 
@@ -41,10 +41,12 @@ def load_pipeline(identifier: str, prompts: Sequence[str] = ()) -> Source:
         detail = f"{type(error).__name__}: {error}".splitlines()[0]
         fix = "" if find_spec("transformers") else "Most pipelines need transformers: pip install 'qdiff_fx[pipelines]'"
         raise SourceError(f"the pipeline cannot be loaded ({detail})", where=identifier, fix=fix) from error
-    return Source(str(path.resolve()) if path.exists() else identifier, pipe, prompts)
+    return Source(str(path.resolve()) if path.exists() else identifier, pipe, prompts, given)
 
 
-def load_saved_pipeline(folder: Path, prompts: Sequence[str] = (), backend: str = "native") -> DrawingSource:
+def load_saved_pipeline(
+    folder: Path, prompts: Sequence[str] = (), backend: str = "native", given: Mapping[str, Any] | None = None
+) -> DrawingSource:
     """The source of a pipeline whose networks are quantized, for drawing.
 
     The folder may be anybody's: it is data. Nothing in it is executed or unpickled, and of the libraries that it names
@@ -54,6 +56,7 @@ def load_saved_pipeline(folder: Path, prompts: Sequence[str] = (), backend: str 
         folder: as `pipe.save_pretrained` or `qdiff quantize --parts` wrote it.
         prompts: given to the images in turn.
         backend: what its quantized networks run on.
+        given: other arguments that say what to draw, see `Source`.
     Raises:
         ArtifactError: it brings code of its own, or a quantized network in it is damaged.
         SourceError: it cannot be loaded, or has no UNet.
@@ -75,7 +78,7 @@ def load_saved_pipeline(folder: Path, prompts: Sequence[str] = (), backend: str 
     except Exception as error:
         detail = f"{type(error).__name__}: {error}".splitlines()[0]
         raise SourceError(f"the pipeline cannot be loaded ({detail})", where=str(folder)) from error
-    source = DrawingSource(str(folder.resolve()), pipe, prompts)
+    source = DrawingSource(str(folder.resolve()), pipe, prompts, given)
     source.run_on(backend)
     return source
 

@@ -18,6 +18,7 @@ import torch
 from controlled import DRAWN, PICTURE, controlled, small_unet, step
 from diffusers import ControlNetModel, DiffusionPipeline, StableDiffusionXLControlNetPipeline
 from diffusers.models.controlnets.controlnet import ControlNetOutput
+from PIL import Image
 from quickly import quickly
 from typer.testing import CliRunner
 from whole import QUIET, STEPS, image, psnr, sqnr, tiny_pipeline
@@ -186,6 +187,38 @@ def test_a_fresh_process_draws_the_same_to_the_bit(quantized: Any, saved_control
         capture_output=True,
     )
     assert np.array_equal(np.load(drawn), image(quantized, image=PICTURE, guess_mode=True))
+
+
+def test_it_is_drawn_with_from_the_command_line(saved_controlled: Path, tmp_path: Path) -> None:
+    picture, drawn, broken = tmp_path / "picture.png", tmp_path / "drawn.png", tmp_path / "broken.png"
+    PICTURE.save(picture)
+    broken.write_bytes(b"no picture")
+    command = ["sample", str(saved_controlled), "--prompt", "a fish", "--steps", "2", "--out", str(drawn)]
+    refused = CliRunner().invoke(app, command)
+    assert refused.exit_code != 0
+    assert "StableDiffusionControlNetPipeline draws by image, which nobody gave. Give them: --image FILE" in " ".join(
+        refused.stderr.split()
+    )
+    assert "broken.png: it is no picture" in CliRunner().invoke(app, [*command, "--image", str(broken)]).stderr
+    done = CliRunner().invoke(app, [*command, "--image", str(picture), "--image", str(picture)])
+    assert done.exit_code == 0, done.output
+    assert "controlnet quantized" in done.stderr
+    with Image.open(drawn) as sheet:
+        assert sheet.width > 2 * PICTURE.width  # one for each picture
+
+
+@pytest.mark.slow
+def test_it_is_quantized_from_the_command_line(tmp_path: Path) -> None:
+    picture, folder, out = tmp_path / "picture.png", tmp_path / "float", tmp_path / "quantized"
+    PICTURE.save(picture)
+    controlled().save_pretrained(folder)
+    command = ["quantize", str(folder), "--parts", "controlnet", "--steps", "2", "--samples", "2", "--out", str(out)]
+    done = CliRunner().invoke(app, [*command, "--image", str(picture), "--json", "-"])
+    assert done.exit_code == 0, done.output
+    assert list(json.loads(done.stdout)["parts"]) == ["controlnet"]
+    assert "controlnet: 8.00 bits a weight" in done.stderr
+    taken = CliRunner().invoke(app, ["quantize", "digits", "--image", str(picture), "--out", str(tmp_path / "x")])
+    assert "digits: it takes no pictures. Leave out --image" in " ".join(taken.stderr.split())
 
 
 def test_what_is_no_controlnet_is_not_loaded_as_one(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
