@@ -49,6 +49,7 @@ WORK_OF_BENCHMARKS = {
     "enough_data": "resolve",
     "fidelity": "SUBJECTS in benchmarks.subjects",
     "guidance": "Judge",
+    "kernels.cycles": "clock",
     "lora": "compare",
     "offline_pipeline": "AutoencoderKL",
     "paper.__main__": "EXPERIMENTS",
