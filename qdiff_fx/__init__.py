@@ -77,7 +77,7 @@ _HOMES = {
     "workflow.one_call": ("quantize",),
 }
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
-# What diffusers looks for here when it loads a pipeline that was saved; not for others.
+# What diffusers looks for here when it loads a pipeline that was saved, or somebody who puts one into another.
 _COMPONENTS = {
     "DigitEmbedding": "bundled.modules",
     "QuantizedAutoencoderKL": "networks.autoencoder",

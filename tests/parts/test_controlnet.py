@@ -16,7 +16,12 @@ import numpy as np
 import pytest
 import torch
 from controlled import DRAWN, PICTURE, controlled, small_unet, step
-from diffusers import ControlNetModel, DiffusionPipeline, StableDiffusionXLControlNetPipeline
+from diffusers import (
+    ControlNetModel,
+    DiffusionPipeline,
+    StableDiffusionControlNetPipeline,
+    StableDiffusionXLControlNetPipeline,
+)
 from diffusers.models.controlnets.controlnet import ControlNetOutput
 from PIL import Image
 from quickly import quickly
@@ -187,6 +192,19 @@ def test_a_fresh_process_draws_the_same_to_the_bit(quantized: Any, saved_control
         capture_output=True,
     )
     assert np.array_equal(np.load(drawn), image(quantized, image=PICTURE, guess_mode=True))
+
+
+def test_one_that_is_loaded_by_itself_is_put_into_another_pipeline(
+    quantized: Any, saved_controlled: Path, few: Few, tmp_path: Path
+) -> None:
+    controlled().save_pretrained(tmp_path / "float")
+    net = qdiff_fx.QuantizedControlNetModel.from_pretrained(saved_controlled, subfolder="controlnet")
+    pipe = ready(StableDiffusionControlNetPipeline.from_pretrained(tmp_path / "float", controlnet=net))
+    assert pipe.controlnet is net
+    assert np.array_equal(image(pipe, image=PICTURE), image(quantized, image=PICTURE))
+    few(pipe, data=DRAWN, parts="vae")  # calibrated on what it draws
+    assert pipe.controlnet is net
+    assert list(all_quantized(pipe)) == ["vae.decoder", "controlnet"]
 
 
 def test_it_is_drawn_with_from_the_command_line(saved_controlled: Path, tmp_path: Path) -> None:

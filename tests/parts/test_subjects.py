@@ -8,11 +8,14 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from whole import tiny_pipeline
+from diffusers import AutoPipelineForImage2Image, AutoPipelineForInpainting
+from whole import image, psnr, tiny_pipeline
 
+from qdiff_fx import QuantizedUNet
 from qdiff_fx.errors import ConfigError
 from qdiff_fx.sources import SampleRequest, Source
 from qdiff_fx.sources.subjects import in_turn
+from tests.pipelines.parts import picture, ready
 
 
 def test_items_are_taken_in_turn() -> None:
@@ -56,6 +59,21 @@ def test_of_a_source() -> None:
 def test_what_is_drawn_is_what_networks_are_calibrated_on(few: Callable[..., Any]) -> None:
     pipe, seen = tiny_pipeline(), []
     pipe.unet.register_forward_pre_hook(lambda _, args: seen.append(len(args[0])))
-    few(pipe, data={"prompt": "a fish", "guidance_scale": 1.0}, parts="text")
-    few(pipe, data={"prompt": ["a fish"], "guidance_scale": 1.0}, parts="vae")
+    few(pipe, data={"prompt": "a fish", "guidance_scale": 1.0}, parts="vae")
     assert set(seen) == {1, 2}  # without another half
+
+
+@pytest.mark.parametrize(
+    ("kind", "more"),
+    [
+        (AutoPipelineForImage2Image, {"strength": 0.6}),
+        (AutoPipelineForInpainting, {"mask_image": [picture(), picture()], "height": 32, "width": 32}),
+    ],
+)
+def test_pipelines_that_begin_with_a_picture(few: Callable[..., Any], kind: Any, more: dict[str, Any]) -> None:
+    drawn = {"prompt": ["a fish", "two birds"], "image": [picture(), picture().rotate(90)]} | more
+    floats, pipe = (ready(kind.from_pipe(tiny_pipeline())) for _ in range(2))
+    few(pipe, data=drawn, steps=4, parts="unet")
+    assert isinstance(pipe.unet, QuantizedUNet)
+    one = {name: value[0] if isinstance(value, list) else value for name, value in drawn.items()}
+    assert psnr(image(floats, **one, num_inference_steps=4), image(pipe, **one, num_inference_steps=4)) > 25
