@@ -84,12 +84,11 @@ class TrajectoryRecorder:
     def _kept(self, record: Record) -> Record:
         """Copies of its tensors, or the previous step's where nothing changed: conditioning is stored once."""
         previous = self.records[-1].tensors if self.records else {}
-        tensors = {name: same_or_copy(previous.get(name), tensor) for name, tensor in record.tensors.items()}
+        tensors = {name: _same_or_copy(previous.get(name), tensor) for name, tensor in record.tensors.items()}
         return Record(tensors, record.layout)
 
 
-def same_or_copy(previous: Tensor | None, tensor: Tensor) -> Tensor:
-    """What the step before had, where nothing changed, so that memory and files hold it once; else a copy."""
+def _same_or_copy(previous: Tensor | None, tensor: Tensor) -> Tensor:
     if previous is not None and previous.dtype == tensor.dtype and torch.equal(previous, tensor):
         return previous
     return tensor.clone()

@@ -15,7 +15,6 @@ from torch import Tensor
 from qdiff_fx.calibration import CalibrationData
 from qdiff_fx.calibration.data import FILE_NAME
 from qdiff_fx.calibration.record import Record, as_record
-from qdiff_fx.calibration.recorder import same_or_copy
 from qdiff_fx.distributed import Workers
 from qdiff_fx.errors import CalibrationError
 from qdiff_fx.quant.digest import digest
@@ -46,12 +45,12 @@ class Heard:
         self._listener = None if self._decoder is None else Listener(self._decoder, self._hear_latents)
         self._folder: Path | None = None
         self._calls: dict[str, dict[str, Record]] = {}
-        self._latest: dict[str, Record] = {}
+        self._tensors: dict[str, Tensor] = {}
         self.forget()
 
     def forget(self) -> None:
         """All that was heard so far."""
-        self._latest = {}
+        self._tensors = {}
         self._calls = {part.name: {} for part in self._called}
         if self._listener is not None:
             self._calls[LATENTS] = {}
@@ -69,7 +68,7 @@ class Heard:
         if folder is not None:
             for name, calls in self._calls.items():
                 for file in sorted((folder / name).glob(f"*/{FILE_NAME}")):
-                    calls[file.parent.name] = CalibrationData.load(file.parent)._records[0]
+                    calls[file.parent.name] = self._kept(CalibrationData.load(file.parent)._records[0])
         with ExitStack() as stack:
             if self._listener is not None:
                 stack.enter_context(self._listener.listening())
@@ -150,13 +149,20 @@ class Heard:
         self._hear(part.name, inputs)
 
     def _hear(self, name: str, inputs: dict[str, Any]) -> None:
-        record = as_record(inputs)
-        before = self._latest[name].tensors if name in self._latest else {}
-        tensors = {key: same_or_copy(before.get(key), tensor) for key, tensor in record.tensors.items()}
-        self._latest[name] = copied = Record(tensors, record.layout)
+        copied = self._kept(as_record(inputs))
         key = digest([*(each for item in sorted(copied.tensors.items()) for each in item), repr(copied.layout)])
         if key in self._calls[name]:
             return
         self._calls[name][key] = copied
         if self._folder is not None:
             CalibrationData([copied]).save(self._folder / name / key)
+
+    def _kept(self, record: Record) -> Record:
+        """Copies of its tensors, each once: pictures and prompts are the same in every step."""
+        tensors = {}
+        for name, tensor in record.tensors.items():
+            key = digest([tensor])
+            if key not in self._tensors:
+                self._tensors[key] = tensor.clone()
+            tensors[name] = self._tensors[key]
+        return Record(tensors, record.layout)
