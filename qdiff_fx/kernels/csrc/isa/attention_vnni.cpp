@@ -46,7 +46,8 @@ inline int64_t round_up(int64_t a, int64_t b) { return ceil_div(a, b) * b; }
 //   bias    [key_len/16][16]    int32: -q_zero_point * sum_d k
 //   values  [<=4 of head_dim/16 vectors][key_len/4][<=4 vectors][16][4 keys]    s8
 struct Layout {
-  int64_t key_vectors, score_keys, depth_quads, value_vectors, value_parts, value_quads, rows, row_blocks;
+  int64_t key_vectors, score_keys, depth_quads, value_vectors, value_quads, rows, row_blocks;
+  int64_t value_parts, least_vectors, more_parts;  // parts of values, vectors of each, and how many have one more
   int64_t bias_offset, values_offset, head_bytes;
   int64_t max_offset, sum_offset, query_offset, prob_offset, acc_offset, scratch_bytes;
 
@@ -56,6 +57,8 @@ struct Layout {
     depth_quads = ceil_div(p.head_dim, 4);
     value_vectors = ceil_div(p.head_dim, kLanes);
     value_parts = ceil_div(value_vectors, kTileVectors);
+    least_vectors = value_vectors / std::max<int64_t>(value_parts, 1);  // heads may have no dims
+    more_parts = value_vectors - value_parts * least_vectors;
     value_quads = ceil_div(p.key_len, 4);
     choose_rows(p);
 
@@ -74,7 +77,7 @@ struct Layout {
   // First of the vectors of dims that a tile takes at once. Equal parts: 80 dims are 3 + 2 vectors, not 4 + 1, which would
   // leave the multipliers waiting.
   int64_t part_begin(int64_t part) const {
-    return part * (value_vectors / value_parts) + std::min(part, value_vectors % value_parts);
+    return part * least_vectors + std::min(part, more_parts);
   }
   int64_t part_vectors(int64_t part) const { return part_begin(part + 1) - part_begin(part); }
 
@@ -115,6 +118,8 @@ struct Scratch {
 inline __mmask16 lanes_below(int64_t count) {
   return count >= kLanes ? __mmask16(0xffff) : __mmask16((1u << count) - 1);
 }
+
+inline __mmask64 bytes_below(int64_t count) { return count >= 64 ? ~__mmask64{0} : (__mmask64{1} << count) - 1; }
 
 // ---------------------------------------------------------------------------------------------- packing
 
@@ -287,15 +292,15 @@ QDIFF_NOINLINE void score_tiles(const uint8_t* queries, int64_t tiles, const uin
   }
 }
 
-// acc[6][N*16] += probabilities of 6 rows times the values of 4 * quads keys.
+// acc[6][N*16] = start + probabilities of 6 rows times the values of 4 * quads keys.
 template <int N>
-QDIFF_NOINLINE void value_tile(const uint8_t* probs, const uint8_t* values, int64_t quads, int32_t* acc,
-                               int64_t acc_stride) {
+QDIFF_NOINLINE void value_tile(const uint8_t* probs, const uint8_t* values, int64_t quads, const int32_t* start,
+                               int64_t start_stride, int32_t* acc, int64_t acc_stride) {
   Tile<N> tile;
 #pragma GCC unroll 6
   for (int r = 0; r < kTileRows; ++r) {
 #pragma GCC unroll 4
-    for (int n = 0; n < N; ++n) tile[r][n] = _mm512_loadu_si512(acc + r * acc_stride + n * kLanes);
+    for (int n = 0; n < N; ++n) tile[r][n] = _mm512_loadu_si512(start + r * start_stride + n * kLanes);
   }
   multiply<N>(tile, probs, kProbStride, values, quads, [&](int64_t i) {
 #pragma GCC unroll 4
@@ -333,12 +338,10 @@ void value_tile_of(int64_t vectors, Args... args) {
 // Copies the block's queries, padding dims and rows with zeros (padded rows are computed and thrown away).
 void load_queries(const Attention& p, const Layout& l, const uint8_t* q, int64_t rows, uint8_t* to) {
   for (int64_t r = 0; r < l.rows; ++r, to += kQueryStride) {
-    if (r >= rows) {
-      std::memset(to, 0, l.depth_quads * 4);
-      continue;
+    for (int64_t d = 0; d < p.head_dim; d += kVectorBytes) {
+      const int64_t dims = r < rows ? std::min(kVectorBytes, p.head_dim - d) : 0;
+      _mm512_storeu_si512(to + d, _mm512_maskz_loadu_epi8(bytes_below(dims), q + r * p.q_stride[2] + d));
     }
-    std::memcpy(to, q + r * p.q_stride[2], p.head_dim);
-    std::memset(to + p.head_dim, 0, l.depth_quads * 4 - p.head_dim);
   }
 }
 
@@ -378,27 +381,34 @@ void compute_probabilities(const Softmax& softmax, const Layout& l, int64_t rows
 }
 
 void accumulate_values(const Layout& l, const uint8_t* head, int64_t tiles, int64_t first, int64_t keys, Scratch& s) {
+  alignas(64) static constexpr int32_t kZeros[kTileVectors * kLanes] = {};
+  const int64_t stride = l.value_vectors * kLanes;
   for (int64_t part = 0; part < l.value_parts; ++part) {
     const uint8_t* values = head + l.values_at(part, first / 4);
     int32_t* acc = s.acc + l.part_begin(part) * kLanes;
-    for (int64_t r = 0; r < tiles * kTileRows; r += kTileRows) {
-      value_tile_of(l.part_vectors(part), s.probs + r * kProbStride, values, ceil_div(keys, 4),
-                    acc + r * l.value_vectors * kLanes, l.value_vectors * kLanes);
+    for (int64_t r = 0; r < tiles * kTileRows; r += kTileRows, acc += kTileRows * stride) {
+      value_tile_of(l.part_vectors(part), s.probs + r * kProbStride, values, ceil_div(keys, 4), first ? acc : kZeros,
+                    first ? stride : 0, acc, stride);
     }
   }
 }
 
-void store_row(const Attention& p, const Layout& l, const int32_t* acc, int32_t sum, int64_t out_index) {
-  const float factor = sum == 0 ? 0.0f : p.v_scale / static_cast<float>(sum);
+void store_rows(const Attention& p, const Layout& l, int64_t rows, const Scratch& s, int64_t out_index) {
   with_output(p.out, p.out_type, p.quantizer, [&](const auto& out) {
-    for (int64_t d = 0; d < p.head_dim; d += kLanes) {
-      const Floats x = __builtin_convertvector(load_raw<Ints>(acc + d), Floats) * factor;
-      out.write(out_index + d, x, std::min(kLanes, p.head_dim - d));
+    for (int64_t r = 0; r < rows; ++r) {
+      const int32_t sum = _mm512_reduce_add_epi32(_mm512_loadu_si512(s.row_sum + r * kLanes));
+      const float factor = sum == 0 ? 0.0f : p.v_scale / static_cast<float>(sum);
+      const int32_t* acc = s.acc + r * l.value_vectors * kLanes;
+      for (int64_t d = 0; d < p.head_dim; d += kLanes) {
+        const Floats x = __builtin_convertvector(load_raw<Ints>(acc + d), Floats) * factor;
+        out.write(out_index + r * p.out_stride[2] + d, x, std::min(kLanes, p.head_dim - d));
+      }
     }
   });
 }
 
-// Leaves each row's maximum in the first lane of row_max (as float bits when there is a mask), as the softmax takes it.
+// Leaves each row's maximum in the first lane of row_max (as float bits when there is a mask), as the softmax takes it, and
+// sums of 0.
 template <typename Softmax>
 void finish_scores(const Softmax& softmax, const Attention& p, const Layout& l, int64_t rows, const float* mask, Scratch& s) {
   for (int64_t r = 0; r < rows; ++r) {
@@ -411,6 +421,7 @@ void finish_scores(const Softmax& softmax, const Attention& p, const Layout& l, 
       row_max[0] = _mm512_reduce_max_epi32(_mm512_loadu_si512(row_max));
     }
     softmax.take_peak(row_max);
+    _mm512_storeu_si512(s.row_sum + r * kLanes, _mm512_setzero_si512());
   }
 }
 
@@ -424,18 +435,12 @@ void attend_block(const Attention& p, const Layout& l, const Softmax& softmax, c
   const int64_t mask_index = b * p.mask_stride[0] + h * p.mask_stride[1] + row * p.mask_stride[2];
   finish_scores(softmax, p, l, rows, p.mask ? p.mask + mask_index : nullptr, s);
 
-  std::memset(s.row_sum, 0, l.rows * kVectorBytes);
-  std::memset(s.acc, 0, l.rows * l.value_vectors * kVectorBytes);
   for (int64_t first = 0; first < p.key_len; first += kChunk) {
     const int64_t keys = std::min(kChunk, p.key_len - first);
     compute_probabilities(softmax, l, rows, first, keys, s);
     accumulate_values(l, head, tiles, first, keys, s);
   }
-  const int64_t out = b * p.out_stride[0] + h * p.out_stride[1] + row * p.out_stride[2];
-  for (int64_t r = 0; r < rows; ++r) {
-    const int32_t sum = _mm512_reduce_add_epi32(_mm512_loadu_si512(s.row_sum + r * kLanes));
-    store_row(p, l, s.acc + r * l.value_vectors * kLanes, sum, out + r * p.out_stride[2]);
-  }
+  store_rows(p, l, rows, s, b * p.out_stride[0] + h * p.out_stride[1] + row * p.out_stride[2]);
 }
 
 template <typename Softmax>
