@@ -46,7 +46,7 @@ class ReconstructionConfig:
         seed: of the batches.
     """
 
-    weight_steps: int = 400
+    weight_steps: int = 480
     act_steps: int = 80
     batch_size: int = 8
     weight_rate: float = 1.6e-2

@@ -70,6 +70,12 @@ def learn_weights(stage: Stage, config: ReconstructionConfig, steps: int, loss: 
         bias.requires_grad_(False)
 
 
+def moved_by_activations(stage: Stage, config: ReconstructionConfig) -> list[object]:
+    """The modules that `learn_activations` changes."""
+    learned: list[object] = list(stage.activations.values())
+    return [*learned, *stage.roundings.values(), *stage.biases.values()] if config.scale_rate else learned
+
+
 def learn_activations(
     stage: Stage, config: ReconstructionConfig, steps: int, loss: Objective, batches: Batches
 ) -> None:

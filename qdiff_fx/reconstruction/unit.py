@@ -14,7 +14,7 @@ from qdiff_fx.reconstruction.cache import ActivationCache
 from qdiff_fx.reconstruction.config import ReconstructionConfig
 from qdiff_fx.reconstruction.data import Samples
 from qdiff_fx.reconstruction.folding import folded
-from qdiff_fx.reconstruction.learning import Batches, learn_activations, learn_weights
+from qdiff_fx.reconstruction.learning import Batches, learn_activations, learn_weights, moved_by_activations
 from qdiff_fx.reconstruction.report import UnitReport
 from qdiff_fx.reconstruction.sensitivity import channel_rows, expected_error
 from qdiff_fx.reconstruction.stage import Stage
@@ -64,10 +64,7 @@ def reconstruct_unit(stage: Stage, lesson: Lesson, seed: int) -> UnitReport:
         steps = _share(config.act_steps, before, config)
 
         def activations() -> None:
-            moving: list[object] = list(stage.activations.values())
-            if config.scale_rate:
-                moving += [*stage.roundings.values(), *stage.biases.values()]
-            with _folded(stage, lesson, moving) as rest:
+            with _folded(stage, lesson, moved_by_activations(stage, config)) as rest:
                 learn_activations(stage, config, steps, _objective(rest, lesson, before, power=power), batches)
 
         after, reason = _attempt(stage, lesson, activations if steps else None, after, "the step sizes", power=2.0)
