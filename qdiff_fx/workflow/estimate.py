@@ -41,8 +41,8 @@ UNSEARCHED = 0.3
 LEARNING_STEP = 0.7e-3
 """Seconds of a step of learning that are spent on a layer, however small it is."""
 LEARNING_SHARE = 0.45
-"""Of the steps of a preset, what units take on the average where their loss decides: many take none, few three times as many.
-So much on the 63 M network and on digits."""
+"""Of the steps of a preset, what units take on the average where their loss decides: many take none, few three times as
+many. So much on the 63 M network and on digits."""
 SHARES = (8, 4, 2)
 """Of the rows of one group of trajectories: the least that a budget chooses, and what lies between that and all."""
 

@@ -33,13 +33,36 @@ QDIFF_INLINE void each_vector(const Norm& p, const Range& range, const Visit& vi
   }
 }
 
+// Pixels of the chunk after this one, of as many channels as one line of memory holds, into the second cache: read channels by
+// channels, an image that no cache holds comes in no order that the processor would foresee.
+struct NextChunk {
+  static constexpr int64_t kLine = 64, kStaysInL2 = int64_t{1} << 20;
+  const char* from;  // null where these channels begin within a line that others have asked for, and where images are small
+  int64_t stride;    // bytes
+
+  NextChunk(const void* data, int64_t pixels, int64_t first, int64_t pixel_stride, int64_t channel, int64_t size)
+      : from(nullptr), stride(pixel_stride * size) {
+    if (channel * size % kLine || pixels * stride <= kStaysInL2) return;
+    from = static_cast<const char*>(data) + (first + kChunkPixels) * stride + channel * size;
+  }
+
+  // Of some pixels, counted from the first of the chunk.
+  QDIFF_INLINE void fetch(int64_t first, int64_t count) const {
+    if (!from) return;
+    for (int64_t i = 0; i < count; ++i) __builtin_prefetch(from + (first + i) * stride, 0, 2);
+  }
+};
+
+inline int64_t bytes_of_element(Type type) { return type == Type::f32 ? 4 : type == Type::f16 || type == Type::bf16 ? 2 : 1; }
+
 // Of the first `count` pixels from `first`: their sum and that of their squares.
 template <typename Source, typename Count>
-QDIFF_INLINE void sum_pixels(const Source& in, int64_t at, int64_t stride, int64_t pixels, Count lanes, Floats& all,
-                             Floats& all_squares) {
+QDIFF_INLINE void sum_pixels(const Source& in, const NextChunk& next, int64_t at, int64_t stride, int64_t pixels, Count lanes,
+                             Floats& all, Floats& all_squares) {
   Floats sum[4] = {}, squares[4] = {};
   int64_t i = 0;
   for (; i + 4 <= pixels; i += 4) {
+    next.fetch(i, 4);
     for (int64_t j = 0; j < 4; ++j) {
       const Floats x = in.read(at + (i + j) * stride, lanes);
       sum[j] += x;
@@ -63,8 +86,9 @@ void norm_sums(const Norm& p, const Range& range, double* sums) {
     const int64_t first = range.image * p.pixels + chunk, count = std::min(kChunkPixels, p.pixels - chunk);
     each_vector(p, range, [&](int64_t part, int64_t c, int64_t channel, auto lanes) {
       const Source in{p.parts[part], p.type};
+      const NextChunk next(p.parts[part], p.pixels, first, p.part_stride[part], c, bytes_of_element(p.type));
       Floats all, squares;
-      sum_pixels(in, first * p.part_stride[part] + c, p.part_stride[part], count, lanes, all, squares);
+      sum_pixels(in, next, first * p.part_stride[part] + c, p.part_stride[part], count, lanes, all, squares);
       alignas(64) float each[2][kLanes];
       store(each[0], all), store(each[1], squares);
       for (int64_t lane = 0; lane < lanes; ++lane) {
@@ -101,8 +125,12 @@ void norm_apply(const Norm& p, const Range& range, const float* factors, const O
       const Floats a = load_some(factors + channel, lanes), b = load_some(factors + range.channels() + channel, lanes);
       const int64_t stride = p.part_stride[part], to = range.begin + channel;
       const auto value = [&](int64_t pixel) { return multiply_add(in.read(pixel * stride + c, lanes), a, b); };
+      const NextChunk next(p.parts[part], p.pixels, first, stride, c, bytes_of_element(p.type));
+      const NextChunk results(p.out, p.pixels, first, p.out_stride, to, sizeof(Element));
       int64_t i = first;
       for (; i + kGroup <= last; i += kGroup) {
+        next.fetch(i - first, kGroup);
+        results.fetch(i - first, kGroup);
         const Group<kGroup> y = activate<A>(each<kGroup>([&](int j) { return value(i + j); }));
         for (int j = 0; j < kGroup; ++j) out.write((i + j) * p.out_stride + to, y.at[j], lanes);
       }
