@@ -116,9 +116,11 @@ inline bool takes_winograd(const qdiff::Conv& p) {
 inline void run_winograd(const qdiff::Conv& p, int64_t threads) {
   const qdiff::Winograd& winograd = *qdiff::kKernels.winograd;
   const int64_t each = winograd.thread_bytes(p, threads);
-  const Aligned memory(each * threads);
+  const Aligned shared(winograd.shared_bytes(p, threads)), memory(each * threads);
+  share(winograd.weight_tasks(p, threads), threads,
+        [&](qdiff::Tasks& tasks) { winograd.make_weights(p, shared.data(), tasks); });
   share(winograd.tasks(p, threads), threads,
-        [&](qdiff::Tasks& tasks) { winograd.multiply(p, memory.data() + tasks.thread * each, threads, tasks); });
+        [&](qdiff::Tasks& tasks) { winograd.multiply(p, shared.data(), memory.data() + tasks.thread * each, threads, tasks); });
 }
 
 using Shape = std::array<int64_t, 4>;

@@ -96,6 +96,24 @@ def test_many_chunks_and_blocks():
     assert torch.equal(direct, winograd)
 
 
+@pytest.mark.parametrize("threads", [1, 2, 3])
+def test_weights_made_before_the_tasks(threads):
+    """So many chunks of tiles that all share them: two sources, of bytes and of nibbles, one of several blocks, and a
+    last panel of one vector."""
+    one = [torch.randint(0, 256, (1, channels, 131, 135), dtype=torch.uint8) for channels in (70, 21)]
+    weights = [torch.randint(-8, 8, (130, codes.shape[1], 3, 3), dtype=torch.int8) for codes in one]
+    call = plain_convolution(one[0].contiguous(memory_format=torch.channels_last), weights[0], zero_point=117)
+    call.arguments.update(codes=one, weights=weights, bits=[8, 4], scales=[1.0, 0.5], zero_points=[117, 3])
+    call.arguments.update(weight_scales=[torch.rand(130), torch.rand(130)])
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        direct, winograd = both(call)
+    finally:
+        torch.set_num_threads(before)
+    assert torch.equal(direct, winograd)
+
+
 @pytest.mark.parametrize("size", [8, 13])
 def test_a_task_of_several_panels(size):
     """Few tiles, so a task has several panels of output channels, of which the last group has fewer."""

@@ -32,9 +32,10 @@ bool by_winograd(const Kernels& kernels, const Conv& p) {
 
 void run_winograd(const Winograd& winograd, const Conv& p, int64_t work) {
   const int64_t count = std::min<int64_t>(threads.count(), TaskPool::kMaxThreads), each = winograd.thread_bytes(p, count);
-  const Bytes scratch(size_t(count * each));
+  const Bytes shared(size_t(winograd.shared_bytes(p, count))), scratch(size_t(count * each));
+  parallel(winograd.weight_tasks(p, count), work, true, [&](Tasks& tasks) { winograd.make_weights(p, shared.data(), tasks); });
   parallel(winograd.tasks(p, count), work, true,
-           [&](Tasks& tasks) { winograd.multiply(p, scratch.data() + tasks.thread * each, count, tasks); });
+           [&](Tasks& tasks) { winograd.multiply(p, shared.data(), scratch.data() + tasks.thread * each, count, tasks); });
 }
 
 // In nanoseconds: dots are of four products each, some 64 a nanosecond; lone products are as slow as four.

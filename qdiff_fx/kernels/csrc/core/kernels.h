@@ -208,9 +208,12 @@ struct Tasks {
 struct Winograd {
   // Whether it is likely to be faster.
   bool (*pays)(const Conv&, int64_t threads);
+  int64_t (*shared_bytes)(const Conv&, int64_t threads);  // of all threads, for weights that are made before they are multiplied
   int64_t (*thread_bytes)(const Conv&, int64_t threads);  // of each thread
+  int64_t (*weight_tasks)(const Conv&, int64_t threads);  // none, or `make_weights` comes first
   int64_t (*tasks)(const Conv&, int64_t threads);
-  void (*multiply)(const Conv&, void* of_thread, int64_t threads, Tasks&);
+  void (*make_weights)(const Conv&, void* shared, Tasks&);
+  void (*multiply)(const Conv&, void* shared, void* of_thread, int64_t threads, Tasks&);
 };
 
 // A Gram run by run: some of its rows are brought into the order of the tile, then multiplied. Memory is 64-byte aligned.

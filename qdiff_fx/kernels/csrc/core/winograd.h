@@ -30,12 +30,30 @@ int64_t winograd_tasks(const Conv& p, int64_t threads) { return WinogradPlan(p, 
 
 int64_t winograd_thread_bytes(const Conv& p, int64_t threads) { return WinogradMemory(p, WinogradPlan(p, threads), nullptr).bytes; }
 
-void winograd(const Conv& p, void* of_thread, int64_t threads, Tasks& tasks) {
+int64_t winograd_shared_bytes(const Conv& p, int64_t threads) {
+  return WinogradPlan(p, threads).shares_weights ? weight_elements(p) * int64_t(sizeof(int16_t)) : 0;
+}
+
+int64_t winograd_weight_tasks(const Conv& p, int64_t threads) {
+  const WinogradPlan plan(p, threads);
+  return plan.shares_weights ? plan.panels * block_count(p) : 0;
+}
+
+void winograd_weights(const Conv& p, void* shared, Tasks& tasks) {
+  const SharedWeights weights(p, shared);
+  int64_t begin, end;
+  while (tasks.take(begin, end)) {
+    for (int64_t task = begin; task < end; ++task) weights.make(task);
+  }
+}
+
+void winograd(const Conv& p, void* shared, void* of_thread, int64_t threads, Tasks& tasks) {
+  const SharedWeights weights(p, shared);
   const WinogradPlan plan(p, threads);
   const WinogradMemory memory(p, plan, of_thread);
   int64_t begin, end;
   while (tasks.take(begin, end)) {
-    for (int64_t task = begin; task < end; ++task) WinogradTask(p, plan, memory, task).run();
+    for (int64_t task = begin; task < end; ++task) WinogradTask(p, plan, weights, memory, task).run();
   }
 }
 
@@ -54,7 +72,8 @@ bool winograd_pays(const Conv& p, int64_t threads) {
     const double channels = double(p.sources[i].quads * 4);
     direct += results * channels * 9 / (p.sources[i].nibbles ? kRates.direct_nibbles : kRates.direct);
     products += kPositions * tiles * channels * outputs / (kRates.product * full);
-    weights += kRates.weight * channels * outputs * double(plan.chunks);
+    // Reading shared ones takes up to half as long as making them, writing them another time.
+    weights += kRates.weight * channels * outputs * (plan.shares_weights ? 2 + double(plan.chunks) / 2 : double(plan.chunks));
     inputs += kRates.input * tiles * channels * double(plan.keeps_inputs ? plan.shares : ceil_div(plan.panels, plan.group));
   }
   const double sums = kRates.output * kOutputs * kOutputs * tiles * outputs * double(p.source_count);
@@ -62,7 +81,8 @@ bool winograd_pays(const Conv& p, int64_t threads) {
   return (inputs + products + weights + sums) * rounds / tasks < 0.95 * direct / double(threads);
 }
 
-const Winograd kWinograd = {winograd_pays, winograd_thread_bytes, winograd_tasks, winograd};
+const Winograd kWinograd = {winograd_pays,  winograd_shared_bytes, winograd_thread_bytes, winograd_weight_tasks,
+                            winograd_tasks, winograd_weights,      winograd};
 
 }  // namespace
 }  // namespace qdiff

@@ -11,8 +11,8 @@ namespace {
 // A chunk of tiles with some panels.
 class WinogradTask {
  public:
-  WinogradTask(const Conv& p, const WinogradPlan& plan, const WinogradMemory& memory, int64_t task)
-      : p_(p), plan_(plan), memory_(memory), chunk_(task % plan.chunks), begin_(task / plan.chunks * plan.share) {}
+  WinogradTask(const Conv& p, const WinogradPlan& plan, const SharedWeights& shared, const WinogradMemory& memory, int64_t task)
+      : p_(p), plan_(plan), shared_(shared), memory_(memory), chunk_(task % plan.chunks), begin_(task / plan.chunks * plan.share) {}
 
   void run() {
     const int64_t end = std::min(plan_.panels, begin_ + plan_.share);
@@ -70,14 +70,17 @@ class WinogradTask {
       if (makes_inputs()) transform_inputs<Last>(memory_.patches, tiles, first, quads, inputs, input_position(quads, plan_.chunk));
       for (int64_t i = 0; i < panels_; ++i) {
         const int64_t vectors = vectors_of_block(p_, first_ + i);
-        transform_weights<Last>({p_, source, first_ + i}, vectors, first, quads, memory_.weights);
-        multiply_block(inputs, plan_.chunk, tiles, memory_.weights, quads, vectors, memory_.products + i * memory_.panel, block > begin);
+        const bool shared = plan_.shares_weights;
+        int16_t* weights = shared ? shared_.of(source, first_ + i, block, Last) : memory_.weights;
+        if (!shared) transform_weights<Last>({p_, source, first_ + i}, vectors, first, quads, weights);
+        multiply_block(inputs, plan_.chunk, tiles, weights, shared, quads, vectors, memory_.products + i * memory_.panel, block > begin);
       }
     }
   }
 
   const Conv& p_;
   const WinogradPlan& plan_;
+  const SharedWeights& shared_;
   const WinogradMemory& memory_;
   const int64_t chunk_, begin_;
   int64_t first_ = 0, panels_ = 0;  // of the group

@@ -12,6 +12,9 @@ constexpr int64_t kGroupQuads = kRegister / 4;
 // positions.
 constexpr int64_t kTogether = kRegister >= 32 ? 66 : 48;
 constexpr int64_t kKeptInputs = int64_t{16} << 20;  // bytes of transformed inputs that are kept from one group of panels to the next
+// Weights that so many chunks of tiles meet are transformed once, into so many bytes at most: writing them and reading them back
+// takes about as long as making them ten times.
+constexpr int64_t kSharingChunks = 16, kSharedWeights = int64_t{20} << 20;
 constexpr int64_t kBlockQuads = 16;
 constexpr int64_t kPanel = kBlockChannels;
 constexpr int64_t kWinogradRows = 6;  // tiles multiplied at once
@@ -47,8 +50,22 @@ int64_t block_count(const Conv& p) {
   return count;
 }
 
+// Elements of a panel's transformed weights, [block][position][pair][kPanel][2], at half of the positions.
+int64_t half_weights(const ConvSource& s) {
+  const Blocks blocks(s.quads);
+  return kHalfPositions * ((blocks.count - 1) * weight_position(blocks.size) + weight_position(blocks.quads_of(blocks.count - 1)));
+}
+
+// Of all weights of all sources.
+int64_t weight_elements(const Conv& p) {
+  int64_t count = 0;
+  for (int64_t i = 0; i < p.source_count; ++i) count += 2 * half_weights(p.sources[i]);
+  return count * ceil_div(p.out_channels, kPanel);
+}
+
 // How the work is cut. A task is a chunk of tiles with some panels of output channels, one group after the other: whatever it
-// needs it transforms by itself, block by block of the input channels, into memory that stays in L2.
+// needs it transforms by itself, block by block of the input channels, into memory that stays in L2; all but the weights, where
+// many tasks would make the same.
 struct WinogradPlan {
   int64_t tile_rows, tile_cols, tiles;  // of 4x4 results, over the whole batch
   int64_t panels;
@@ -56,6 +73,7 @@ struct WinogradPlan {
   int64_t group;                        // panels
   int64_t share, shares;                // panels of a task
   bool keeps_inputs;                    // from group to group
+  bool shares_weights;                  // those of all tasks are made before
 
   WinogradPlan(const Conv& p, int64_t threads) {
     tile_rows = ceil_div(p.out_h, kOutputs), tile_cols = ceil_div(p.out_w, kOutputs);
@@ -70,6 +88,7 @@ struct WinogradPlan {
     shares = ceil_div(panels, share);
     group = ceil_div(share, ceil_div(share, kTogether / chunk));
     keeps_inputs = share > group && block_count(p) * input_bytes() <= kKeptInputs;
+    shares_weights = chunks >= kSharingChunks && 2 * weight_elements(p) <= kSharedWeights;
   }
 
   // Of one block of input channels, at all positions.

@@ -7,23 +7,31 @@
 namespace qdiff {
 namespace {
 
-// m[row][kPanel] (+)= sum over pairs of a[row][pair] * b[pair][kPanel], both of two int16; `rows` is at most kWinogradRows, and
-// of the panel `vectors` of 16 channels are computed. A line of memory from `ahead` on is fetched for each pair, and one of the
-// sums of the rows that come next: both lie too scattered for the processor to guess.
-void multiply_pairs(const int16_t* a, int64_t a_stride, int64_t rows, const int16_t* b, int64_t pairs, int64_t vectors, int32_t* m,
-                    bool add, const char* ahead);
+// What is fetched meanwhile, about a line of each for every two pairs: inputs and weights of the next position.
+struct Ahead {
+  const char *inputs, *weights;
+};
 
-// A block of input channels of a chunk's tiles times those of a panel, at half of the positions.
-void multiply_block(const int16_t* input, int64_t chunk, int64_t tiles, const int16_t* weights, int64_t quads, int64_t vectors,
-                    int32_t* products, bool add) {
+// m[row][kPanel] (+)= sum over pairs of a[row][pair] * b[pair][kPanel], both of two int16; `rows` is at most kWinogradRows, and
+// of the panel `vectors` of 16 channels are computed. What is ahead is fetched, and the sums of the rows that
+// come next: they lie too scattered for the processor to guess.
+void multiply_pairs(const int16_t* a, int64_t a_stride, int64_t rows, const int16_t* b, int64_t pairs, int64_t vectors, int32_t* m,
+                    bool add, Ahead ahead);
+
+// A block of input channels of a chunk's tiles times those of a panel, at half of the positions. Weights that are far, beyond the
+// second cache, are fetched a position ahead; others would only take the room of what is in the first.
+void multiply_block(const int16_t* input, int64_t chunk, int64_t tiles, const int16_t* weights, bool far_weights, int64_t quads,
+                    int64_t vectors, int32_t* products, bool add) {
   const int64_t steps = ceil_div(tiles, kWinogradRows), position = input_position(quads, chunk);
   for (int64_t at = 0; at < kHalfPositions; ++at) {
     int64_t row = 0;
     for (int64_t left = steps; left > 0; --left) {
       const int64_t rows = ceil_div(tiles - row, left);
       const int16_t* from = input + row * row_stride(quads);
+      const int16_t* inputs = from + position;
+      const int16_t* next = far_weights ? weights + weight_position(quads) + (steps - left) * quads * 4 * kPanel / steps : inputs;
       multiply_pairs(from, row_stride(quads), rows, weights, 2 * quads, vectors, products + row * kPanel, add,
-                     reinterpret_cast<const char*>(from + position));
+                     {reinterpret_cast<const char*>(inputs), reinterpret_cast<const char*>(next)});
       row += rows;
     }
     input += position;

@@ -134,5 +134,35 @@ void transform_weights(const PackedPanel& packed, int64_t vectors, int64_t first
   }
 }
 
+// Weights that all threads share: [source][panel][half of the positions], and see half_weights.
+class SharedWeights {
+ public:
+  SharedWeights(const Conv& p, void* memory) : p_(p), memory_(static_cast<int16_t*>(memory)) {}
+
+  int16_t* of(int64_t source, int64_t panel, int64_t block, bool last) const {
+    int64_t before = 0;
+    for (int64_t i = 0; i < source; ++i) before += 2 * half_weights(p_.sources[i]);
+    const ConvSource& s = p_.sources[source];
+    return memory_ + before * ceil_div(p_.out_channels, kPanel) + (2 * panel + last) * half_weights(s) +
+           block * kHalfPositions * weight_position(Blocks(s.quads).size);
+  }
+
+  // A task is a block of a panel.
+  void make(int64_t task) const {
+    const int64_t count = block_count(p_), panel = task / count;
+    int64_t block = task % count, source = 0;
+    for (; block >= Blocks(p_.sources[source].quads).count; ++source) block -= Blocks(p_.sources[source].quads).count;
+    const Blocks blocks(p_.sources[source].quads);
+    const PackedPanel packed(p_, source, panel);
+    const int64_t vectors = vectors_of_block(p_, panel), first = block * blocks.size, quads = blocks.quads_of(block);
+    transform_weights<false>(packed, vectors, first, quads, of(source, panel, block, false));
+    transform_weights<true>(packed, vectors, first, quads, of(source, panel, block, true));
+  }
+
+ private:
+  const Conv& p_;
+  int16_t* memory_;
+};
+
 }  // namespace
 }  // namespace qdiff

@@ -117,7 +117,7 @@ void dot_tile_of_nibbles(const Rows* rows, int64_t taps, int64_t quads, const in
 
 template <int R, int V>
 __attribute__((noinline)) void multiply_rows(const int16_t* a, int64_t a_stride, const int16_t* b, int64_t pairs, int32_t* m,
-                                             bool add, const char* ahead) {
+                                             bool add, Ahead ahead) {
   __m512i acc[R][V];
 #pragma GCC unroll 6
   for (int r = 0; r < R; ++r) {
@@ -127,17 +127,21 @@ __attribute__((noinline)) void multiply_rows(const int16_t* a, int64_t a_stride,
     }
   }
   const int32_t* next = m + R * kPanel;
-  for (int64_t k = 0; k < pairs; ++k, a += 2, b += 2 * kPanel, ahead += 64, next += kLanes) {
-    __builtin_prefetch(ahead);
-    __builtin_prefetch(next);
-    __m512i operand[V];
+  for (int64_t k = 0; k < pairs; k += 2, ahead.inputs += 64, ahead.weights += 64) {
+    __builtin_prefetch(ahead.inputs);
+    __builtin_prefetch(ahead.weights);
+#pragma GCC unroll 2
+    for (int half = 0; half < 2; ++half, a += 2, b += 2 * kPanel, next += kLanes) {
+      __builtin_prefetch(next);
+      __m512i operand[V];
 #pragma GCC unroll 4
-    for (int v = 0; v < V; ++v) operand[v] = _mm512_loadu_si512(b + v * 2 * kLanes);
+      for (int v = 0; v < V; ++v) operand[v] = _mm512_loadu_si512(b + v * 2 * kLanes);
 #pragma GCC unroll 6
-    for (int r = 0; r < R; ++r) {
-      const __m512i pair = broadcast_quad(reinterpret_cast<const uint8_t*>(a + r * a_stride));
+      for (int r = 0; r < R; ++r) {
+        const __m512i pair = broadcast_quad(reinterpret_cast<const uint8_t*>(a + r * a_stride));
 #pragma GCC unroll 4
-      for (int v = 0; v < V; ++v) dot_pairs(acc[r][v], pair, operand[v]);
+        for (int v = 0; v < V; ++v) dot_pairs(acc[r][v], pair, operand[v]);
+      }
     }
   }
 #pragma GCC unroll 6
@@ -158,7 +162,7 @@ QDIFF_INLINE void multiply_vectors(int64_t vectors, Arguments... arguments) {
 }
 
 void multiply_pairs(const int16_t* a, int64_t a_stride, int64_t rows, const int16_t* b, int64_t pairs, int64_t vectors, int32_t* m,
-                    bool add, const char* ahead) {
+                    bool add, Ahead ahead) {
   switch (rows) {
     case 1: return multiply_vectors<1>(vectors, a, a_stride, b, pairs, m, add, ahead);
     case 2: return multiply_vectors<2>(vectors, a, a_stride, b, pairs, m, add, ahead);

@@ -44,8 +44,9 @@ __attribute__((noinline)) void multiply_rows(const int16_t* a, int64_t a_stride,
 }
 
 void multiply_pairs(const int16_t* a, int64_t a_stride, int64_t rows, const int16_t* b, int64_t pairs, int64_t vectors, int32_t* m,
-                    bool add, const char* ahead) {
+                    bool add, Ahead both) {
   for (int64_t eight = 0; eight < 2 * vectors; ++eight, b += 16, m += 8) {
+    const char* ahead = eight % 2 ? both.weights : both.inputs;
     switch (rows) {
       case 1: multiply_rows<1>(a, a_stride, b, pairs, m, add, ahead); break;
       case 2: multiply_rows<2>(a, a_stride, b, pairs, m, add, ahead); break;

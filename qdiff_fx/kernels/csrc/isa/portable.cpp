@@ -46,7 +46,7 @@ void dot_tile(const Rows* rows, int64_t taps, int64_t quads, const int8_t* weigh
 }
 
 void multiply_pairs(const int16_t* a, int64_t a_stride, int64_t rows, const int16_t* b, int64_t pairs, int64_t vectors, int32_t* m,
-                    bool add, const char*) {
+                    bool add, Ahead) {
   for (int64_t v = 0; v < vectors * kLanes; v += kLanes) {
     Words acc[kWinogradRows];
     for (int64_t r = 0; r < rows; ++r) acc[r] = add ? load_raw<Words>(m + r * kPanel + v) : Words{};
