@@ -22,17 +22,17 @@ void multiply_pairs(const int16_t* a, int64_t a_stride, int64_t rows, const int1
 // second cache, are fetched a position ahead; others would only take the room of what is in the first.
 void multiply_block(const int16_t* input, int64_t chunk, int64_t tiles, const int16_t* weights, bool far_weights, int64_t quads,
                     int64_t vectors, int32_t* products, bool add) {
-  const int64_t steps = ceil_div(tiles, kWinogradRows), position = input_position(quads, chunk);
+  const int64_t steps = ceil_div(tiles, kWinogradRows), least = tiles / steps, longer = tiles % steps;
+  const int64_t position = input_position(quads, chunk), slice = quads * 4 * kPanel / steps;
   for (int64_t at = 0; at < kHalfPositions; ++at) {
-    int64_t row = 0;
-    for (int64_t left = steps; left > 0; --left) {
-      const int64_t rows = ceil_div(tiles - row, left);
-      const int16_t* from = input + row * row_stride(quads);
+    const int16_t *from = input, *next = weights + weight_position(quads);
+    int32_t* to = products;
+    for (int64_t step = 0; step < steps; ++step, next += slice) {
+      const int64_t rows = least + (step < longer);
       const int16_t* inputs = from + position;
-      const int16_t* next = far_weights ? weights + weight_position(quads) + (steps - left) * quads * 4 * kPanel / steps : inputs;
-      multiply_pairs(from, row_stride(quads), rows, weights, 2 * quads, vectors, products + row * kPanel, add,
-                     {reinterpret_cast<const char*>(inputs), reinterpret_cast<const char*>(next)});
-      row += rows;
+      multiply_pairs(from, row_stride(quads), rows, weights, 2 * quads, vectors, to, add,
+                     {reinterpret_cast<const char*>(inputs), reinterpret_cast<const char*>(far_weights ? next : inputs)});
+      from += rows * row_stride(quads), to += rows * kPanel;
     }
     input += position;
     weights += weight_position(quads);
