@@ -283,7 +283,12 @@ void finish(const Conv& p, const ConvSource& last, bool more, const Tile& t, con
   const Pixels pixels(at);
   const float* shift[kMostRows] = {};
   if (p.shift) {
-    for (int64_t r = 0; r < at.rows; ++r) shift[r] = p.shift + pixels.at[r] / (p.out_h * p.out_w) * p.shift_stride;
+    const int64_t of_image = p.out_h * p.out_w;
+    int64_t image = divide(at.first, of_image).quotient;
+    for (int64_t r = 0; r < at.rows; ++r) {
+      while (pixels.at[r] >= (image + 1) * of_image) ++image;
+      shift[r] = p.shift + image * p.shift_stride;
+    }
   }
   each_stretch(at.channels, [&](int64_t v, auto count) {
     const int64_t c = at.channel + v;

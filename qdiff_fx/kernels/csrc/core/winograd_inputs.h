@@ -11,13 +11,13 @@ struct Patch {
   const uint8_t* pixels[kPatch][kPatch];
 
   Patch(const Conv& p, const ConvSource& s, const WinogradPlan& plan, int64_t tile) {
-    const int64_t x = tile % plan.tile_cols * kOutputs, y = tile / plan.tile_cols % plan.tile_rows * kOutputs;
-    const uint8_t* image = s.codes + tile / (plan.tile_cols * plan.tile_rows) * s.stride_n;
+    const TilePlace at(plan, tile);
+    const uint8_t* image = s.codes + at.image * s.stride_n;
     int64_t cols[kPatch];
     // What lies beyond the last row or column is read for results that nobody keeps.
-    for (int64_t j = 0; j < kPatch; ++j) cols[j] = x + j < p.out_w + 2 ? s.col_map[x + j] : -1;
+    for (int64_t j = 0; j < kPatch; ++j) cols[j] = at.x + j < p.out_w + 2 ? s.col_map[at.x + j] : -1;
     for (int64_t i = 0; i < kPatch; ++i) {
-      const int64_t row = y + i < p.out_h + 2 ? s.row_map[y + i] : -1;
+      const int64_t row = at.y + i < p.out_h + 2 ? s.row_map[at.y + i] : -1;
       const uint8_t* line = image + row * s.stride_h;
       for (int64_t j = 0; j < kPatch; ++j) pixels[i][j] = (row | cols[j]) < 0 ? s.outside : line + cols[j] * s.stride_w;
     }

@@ -129,11 +129,10 @@ void finish_chunk(const Conv& p, const ConvSource& s, const WinogradPlan& plan, 
   const int64_t whole = vectors_of_block(p, panel) * kLanes, position = product_position(plan.chunk);
   const int32_t centre = 128 - s.zero_point;
   for (int64_t i = 0; i < plan.tiles_of(chunk); ++i) {
-    const int64_t at = chunk * plan.chunk + i, of_task = of_group * plan.chunk + i;
-    const int64_t x = at % plan.tile_cols * kOutputs, y = at / plan.tile_cols % plan.tile_rows * kOutputs;
-    const int64_t image = at / (plan.tile_cols * plan.tile_rows);
-    const int64_t across = std::min(kOutputs, p.out_w - x), down = std::min(kOutputs, p.out_h - y);
-    const Place place{(image * p.out_h + y) * p.out_w + x, down * across, across, p.out_w, panel, channel, channels};
+    const int64_t of_task = of_group * plan.chunk + i;
+    const TilePlace at(plan, chunk * plan.chunk + i);
+    const int64_t across = std::min(kOutputs, p.out_w - at.x), down = std::min(kOutputs, p.out_h - at.y);
+    const Place place{(at.image * p.out_h + at.y) * p.out_w + at.x, down * across, across, p.out_w, panel, channel, channels};
     fetch_ahead(p, place);
     for (int64_t c = 0; c < whole; c += kRegister / 4) {
       const Wides from = part.first ? load_raw<Wides>(s.sums + channel + c) * centre : Wides{};

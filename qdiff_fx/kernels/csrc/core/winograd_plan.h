@@ -97,5 +97,15 @@ struct WinogradPlan {
   int64_t tiles_of(int64_t at) const { return std::min(chunk, tiles - at * chunk); }
 };
 
+// Where a tile is: its image and the first of its results.
+struct TilePlace {
+  int64_t image, y, x;
+
+  TilePlace(const WinogradPlan& plan, int64_t tile) {
+    const Divided row = divide(tile, plan.tile_cols), of_image = divide(row.quotient, plan.tile_rows);
+    image = of_image.quotient, y = of_image.rest * kOutputs, x = row.rest * kOutputs;
+  }
+};
+
 }  // namespace
 }  // namespace qdiff
