@@ -13,8 +13,8 @@ constexpr int64_t kGroupQuads = kRegister / 4;
 constexpr int64_t kTogether = kRegister >= 32 ? 66 : 48;
 constexpr int64_t kKeptInputs = int64_t{16} << 20;  // bytes of transformed inputs that are kept from one group of panels to the next
 // Weights that so many chunks of tiles meet are transformed once, into so many bytes at most: writing them and reading them back
-// takes about as long as making them ten times.
-constexpr int64_t kSharingChunks = 16, kSharedWeights = int64_t{20} << 20;
+// takes about as long as making them ten times, and of more bytes little is won.
+constexpr int64_t kSharingChunks = 16, kSharedWeights = int64_t{5} << 20;
 constexpr int64_t kBlockQuads = 16;
 constexpr int64_t kPanel = kBlockChannels;
 constexpr int64_t kWinogradRows = 6;  // tiles multiplied at once
