@@ -20,6 +20,7 @@ from qdiff_fx.config import QDiffConfig
 from qdiff_fx.errors import ConfigError, InputError
 from qdiff_fx.lora import Adapters
 from qdiff_fx.networks.lora import WithLora
+from qdiff_fx.networks.settled import check_settled
 from qdiff_fx.networks.state import GRAPH_DIGEST, WithState, in_words
 from qdiff_fx.networks.uncompiled import uncompiled
 from qdiff_fx.passes.low_rank import with_branches
@@ -201,12 +202,7 @@ class QuantizedUNet(WithLora, WithState):
             ArtifactError: it is missing, damaged, or of a newer version.
             ConfigError: it would be quantized twice, or an option is unknown.
         """
-        if quantization_config is not None:
-            raise ConfigError(
-                "it is quantized already",
-                where=str(name),
-                fix="Leave its quantization_config out",
-            )
+        check_settled(name, quantization_config)
         options = choose_options(get_backend(backend), chosen)
         folder = located(
             name,

@@ -9,7 +9,7 @@ from typing import Any
 from qdiff_fx.errors import ConfigError
 
 
-def check_settled(name: str | os.PathLike[str], quantization_config: object, device_map: Any) -> None:
+def check_settled(name: str | os.PathLike[str], quantization_config: object, device_map: Any = None) -> None:
     """Raises ConfigError where it would be quantized twice, or is to be somewhere else.
 
     Args:

@@ -32,6 +32,16 @@ def both(call: Call) -> tuple[Tensor, Tensor]:
     return made[0], made[1]
 
 
+def both_on(threads: int, call: Call) -> tuple[Tensor, Tensor]:
+    """The same on so many threads."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        return both(call)
+    finally:
+        torch.set_num_threads(before)
+
+
 @given(small_convolutions())
 @examples(60)
 def test_it_equals_the_direct_convolution(call):
@@ -64,12 +74,7 @@ def test_sums_of_many_parts():
 def test_any_number_of_threads(threads):
     codes = torch.randint(0, 256, (2, 40, 13, 20), dtype=torch.uint8)
     call = plain_convolution(codes, torch.randint(-128, 128, (150, 40, 3, 3), dtype=torch.int8))
-    before = torch.get_num_threads()
-    torch.set_num_threads(threads)
-    try:
-        direct, winograd = both(call)
-    finally:
-        torch.set_num_threads(before)
+    direct, winograd = both_on(threads, call)
     assert torch.equal(direct, winograd)
 
 
@@ -81,12 +86,7 @@ def test_few_channels_of_large_images(height, width, threads):
         memory_format=torch.channels_last
     )
     call = plain_convolution(codes, torch.randint(-128, 128, (33, 70, 3, 3), dtype=torch.int8))
-    before = torch.get_num_threads()
-    torch.set_num_threads(threads)
-    try:
-        direct, winograd = both(call)
-    finally:
-        torch.set_num_threads(before)
+    direct, winograd = both_on(threads, call)
     assert torch.equal(direct, winograd)
 
 
@@ -105,12 +105,7 @@ def test_weights_made_before_the_tasks(threads):
     call = plain_convolution(one[0].contiguous(memory_format=torch.channels_last), weights[0], zero_point=117)
     call.arguments.update(codes=one, weights=weights, bits=[8, 4], scales=[1.0, 0.5], zero_points=[117, 3])
     call.arguments.update(weight_scales=[torch.rand(130), torch.rand(130)])
-    before = torch.get_num_threads()
-    torch.set_num_threads(threads)
-    try:
-        direct, winograd = both(call)
-    finally:
-        torch.set_num_threads(before)
+    direct, winograd = both_on(threads, call)
     assert torch.equal(direct, winograd)
 
 

@@ -81,26 +81,12 @@ QDIFF_INLINE void find_even_rows(const Conv& p, const ConvSource& s, const uint8
   }
 }
 
-// The place of a pixel among those of all images. Divisions take as long as a row of products: one for the first pixel, none
-// for those that follow.
-struct Position {
-  int64_t x, y, n;
-
-  Position(const Conv& p, int64_t pixel) : x(pixel % p.out_w), y(pixel / p.out_w % p.out_h), n(pixel / (p.out_w * p.out_h)) {}
-
-  QDIFF_INLINE void advance(const Conv& p, int64_t pixels) {
-    for (x += pixels; x >= p.out_w; x -= p.out_w) {
-      if (++y == p.out_h) y = 0, ++n;
-    }
-  }
-};
-
 // Where each tap of each of the `count` output pixels from `at` reads.
 QDIFF_INLINE void find_rows(const Conv& p, const ConvSource& s, Position at, int64_t count, Rows* rows) {
   if (at.x + count <= p.out_w && reads_evenly(p, s, at.x, count)) {
     return find_even_rows(p, s, s.codes + at.n * s.stride_n, at.y, at.x, rows);
   }
-  for (int64_t r = 0; r < count; ++r, at.advance(p, 1)) {
+  for (int64_t r = 0; r < count; ++r, at.advance(1, p.out_w, p.out_h)) {
     const uint8_t* image = s.codes + at.n * s.stride_n;
     Rows* tap = rows;
     for (int64_t i = 0; i < p.kernel_h; ++i) {
@@ -222,7 +208,7 @@ void find_places(const Conv& p, const Position& at, int64_t rows, Places& places
 void dot_source(const Conv& p, int64_t source, const Weights& weights, const Place& at, Places& places, Tile& tile) {
   const ConvSource& s = p.sources[source];
   Rows* rows = places.of(p, source);
-  if (!places.kept) find_rows(p, s, Position(p, at.first), at.rows, rows);
+  if (!places.kept) find_rows(p, s, Position(at.first, p.out_w, p.out_h), at.rows, rows);
   weights.dot(source, at.block, rows, at.rows, s.start + at.channel, tile.acc);
 }
 
@@ -316,8 +302,6 @@ void finish_tile(const Conv& p, const ConvSource& last, bool more, const Tile& t
   }
 }
 
-constexpr int64_t bytes_of(Type type) { return type == Type::f32 ? 4 : type == Type::f16 || type == Type::bf16 ? 2 : 1; }
-
 // Lines of memory that the end of a tile reads and writes arrive while its products are summed: the stretches are too
 // short for the processor to see them coming.
 QDIFF_INLINE void fetch_ahead(const Conv& p, const Place& at) {
@@ -370,8 +354,8 @@ void conv_task(const Conv& p, int64_t task, bool all_blocks, Weights& weights, P
   const int64_t first_block = all_blocks ? 0 : task / chunks;
   const int64_t last_block = all_blocks ? blocks_of(p) : first_block + 1;
   weights.choose(first_block);
-  Position at(p, from);
-  for (int64_t first = from; first < to; first += kTileRows, at.advance(p, kTileRows)) {
+  Position at(from, p.out_w, p.out_h);
+  for (int64_t first = from; first < to; first += kTileRows, at.advance(kTileRows, p.out_w, p.out_h)) {
     find_places(p, at, std::min(kTileRows, to - first), places);
     for (int64_t block = first_block; block < last_block; ++block) {
       conv_tile(p, weights, place_of(p, first, to, block), places, tile);

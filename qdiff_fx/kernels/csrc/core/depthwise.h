@@ -85,8 +85,8 @@ void depthwise(const Conv& p, Tasks& tasks) {
   constexpr int64_t kOfTask = kTileRows * kTilesPerTask;
   do {
     const int64_t last = std::min(pixels, end * kOfTask);
-    Position at(p, begin * kOfTask);
-    for (int64_t first = begin * kOfTask; first < last; first += kTileRows, at.advance(p, kTileRows)) {
+    Position at(begin * kOfTask, p.out_w, p.out_h);
+    for (int64_t first = begin * kOfTask; first < last; first += kTileRows, at.advance(kTileRows, p.out_w, p.out_h)) {
       const int64_t count = std::min(kTileRows, last - first);
       Rows* rows = places.of(p, 0);
       find_rows(p, p.sources[0], at, count, rows);

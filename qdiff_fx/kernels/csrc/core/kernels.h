@@ -276,6 +276,23 @@ inline Divided divide(int64_t a, int64_t b) {
   return {a / b, a % b};
 }
 
+// Where the `at`-th is, of the pixels, or tiles, of images of that width and height.
+struct Position {
+  int64_t x, y, n;
+
+  Position(int64_t at, int64_t width, int64_t height) {
+    const Divided line = divide(at, width), image = divide(line.quotient, height);
+    x = line.rest, y = image.rest, n = image.quotient;
+  }
+
+  // So many further, without a division.
+  void advance(int64_t count, int64_t width, int64_t height) {
+    for (x += count; x >= width; x -= width) {
+      if (++y == height) y = 0, ++n;
+    }
+  }
+};
+
 inline int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 inline int64_t packed_channels(int64_t out_channels) { return ceil_div(out_channels, kLanes) * kLanes; }
 inline int64_t nibble_bytes(int64_t vectors) { return ceil_div(vectors, 2) * kVectorBytes; }

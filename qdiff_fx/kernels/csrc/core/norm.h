@@ -53,8 +53,6 @@ struct NextChunk {
   }
 };
 
-inline int64_t bytes_of_element(Type type) { return type == Type::f32 ? 4 : type == Type::f16 || type == Type::bf16 ? 2 : 1; }
-
 // Of the first `count` pixels from `first`: their sum and that of their squares.
 template <typename Source, typename Count>
 QDIFF_INLINE void sum_pixels(const Source& in, const NextChunk& next, int64_t at, int64_t stride, int64_t pixels, Count lanes,
@@ -86,7 +84,7 @@ void norm_sums(const Norm& p, const Range& range, double* sums) {
     const int64_t first = range.image * p.pixels + chunk, count = std::min(kChunkPixels, p.pixels - chunk);
     each_vector(p, range, [&](int64_t part, int64_t c, int64_t channel, auto lanes) {
       const Source in{p.parts[part], p.type};
-      const NextChunk next(p.parts[part], p.pixels, first, p.part_stride[part], c, bytes_of_element(p.type));
+      const NextChunk next(p.parts[part], p.pixels, first, p.part_stride[part], c, bytes_of(p.type));
       Floats all, squares;
       sum_pixels(in, next, first * p.part_stride[part] + c, p.part_stride[part], count, lanes, all, squares);
       alignas(64) float each[2][kLanes];
@@ -125,7 +123,7 @@ void norm_apply(const Norm& p, const Range& range, const float* factors, const O
       const Floats a = load_some(factors + channel, lanes), b = load_some(factors + range.channels() + channel, lanes);
       const int64_t stride = p.part_stride[part], to = range.begin + channel;
       const auto value = [&](int64_t pixel) { return multiply_add(in.read(pixel * stride + c, lanes), a, b); };
-      const NextChunk next(p.parts[part], p.pixels, first, stride, c, bytes_of_element(p.type));
+      const NextChunk next(p.parts[part], p.pixels, first, stride, c, bytes_of(p.type));
       const NextChunk results(p.out, p.pixels, first, p.out_stride, to, sizeof(Element));
       int64_t i = first;
       for (; i + kGroup <= last; i += kGroup) {

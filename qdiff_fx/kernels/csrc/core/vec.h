@@ -32,6 +32,8 @@ namespace {
 struct Half { uint16_t bits; };
 struct Brain { uint16_t bits; };
 
+constexpr int64_t bytes_of(Type type) { return type == Type::f32 ? 4 : type == Type::f16 || type == Type::bf16 ? 2 : 1; }
+
 QDIFF_INLINE Floats select(const Ints& mask, const Floats& yes, const Floats& no) {
   return Floats((Ints(yes) & mask) | (Ints(no) & ~mask));
 }

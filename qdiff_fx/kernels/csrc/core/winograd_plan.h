@@ -102,8 +102,8 @@ struct TilePlace {
   int64_t image, y, x;
 
   TilePlace(const WinogradPlan& plan, int64_t tile) {
-    const Divided row = divide(tile, plan.tile_cols), of_image = divide(row.quotient, plan.tile_rows);
-    image = of_image.quotient, y = of_image.rest * kOutputs, x = row.rest * kOutputs;
+    const Position at(tile, plan.tile_cols, plan.tile_rows);
+    image = at.n, y = at.y * kOutputs, x = at.x * kOutputs;
   }
 };
 
